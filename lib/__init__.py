@@ -1,0 +1,1 @@
+"""Shared machinery of the scripts: train small networks, restore them, look inside them."""

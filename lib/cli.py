@@ -1,0 +1,246 @@
+"""What the scripts' command lines share: parsing, value checks, flag groups, and the one-line ending.
+
+Nothing here imports torch, so that `--help` answers at once.
+"""
+
+import argparse
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+
+from lib.errors import Interrupted, RunFailed, UserError
+
+_UNSET = object()
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose mistakes are one line, and whose `--help` shows every default."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see --help)")
+
+    def parse_typed(self, argv: Sequence[str] | None) -> tuple[dict, dict]:
+        """Return `(typed, defaults)`: the flags the user typed, and the default of every flag.
+
+        Keeping the two apart lets a checkpoint or a model's recipe stand between them.
+        """
+        defaults = vars(self.parse_args([]))
+        namespace = argparse.Namespace(**dict.fromkeys(defaults, _UNSET))
+        self.parse_args(argv, namespace)
+        typed = {name: value for name, value in vars(namespace).items() if value is not _UNSET}
+        return typed, defaults
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind each flag (not where there is none to show), descriptions as they are written."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, ()):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def run(main: Callable[[Sequence[str] | None], None]) -> None:
+    """Call `main(argv)` and leave with the exit status its ending deserves.
+
+    0 done, 1 the run failed, 2 the user's input was wrong, 130 Ctrl-C, 143 SIGTERM, 141 reader gone.
+    """
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        _leave(2, f"error: {error}")
+    except RunFailed as error:
+        _leave(1, f"error: {error}")
+    except Interrupted as error:
+        _leave(128 + error.signal_number, str(error))
+    except KeyboardInterrupt:
+        _leave(130, "interrupted")
+    except BrokenPipeError:
+        # The reader of our standard output is gone (`| head`): nothing is left to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(141)
+
+
+def _leave(status: int, line: str = "") -> None:
+    # Under torchrun every rank meets the same mistake: one of them says so.
+    if line and int(os.environ.get("RANK", 0)) == 0:
+        print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """A flag type: an integer in [minimum, maximum]."""
+    return _number(int, "an integer", minimum, maximum)
+
+
+def number(minimum: float, maximum: float | None = None, *, above: bool = False) -> Callable[[str], float]:
+    """A flag type: a finite number in [minimum, maximum], or in (minimum, maximum] with `above`."""
+    return _number(float, "a number", minimum, maximum, above)
+
+
+def _number(kind, noun, minimum, maximum, above=False):
+    bounds = f"{'above' if above else 'of at least'} {minimum}"
+    if maximum is not None:
+        bounds += f" and at most {maximum}"
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+            float(value)
+        except (ValueError, OverflowError):  # no number, or an integer that no float is as large as
+            value = math.nan
+        too_small = value <= minimum if above else value < minimum
+        if not math.isfinite(value) or too_small or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {bounds}")
+        return value
+
+    return parse
+
+
+def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
+    """A flag type: a comma-separated list of some of `choices`; empty or `none` for none of them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name for name in text.split(",") if name and name != "none")
+        unknown = [name for name in names if name not in choices]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(choices)}")
+        return names
+
+    return parse
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Flags of every script that trains: what to do, with which checkpoint, on which device.
+
+    Returns the group of what to do, for what a script can do besides.
+    """
+    group = parser.add_argument_group("what to do (default: train)")
+    what = group.add_mutually_exclusive_group()
+    what.add_argument("--eval-only", action="store_true", help="evaluate --restore-file and look inside it")
+    what.add_argument("--predict-only", action="store_true", help="write the predictions of --restore-file")
+    what.add_argument("--resume", action="store_true", help="go on with the run in --checkpoint-dir")
+    group.add_argument(
+        "--restore-file",
+        metavar="FILE",
+        help="checkpoint, or bare state_dict of --model, to evaluate, predict with, or start training from",
+    )
+    group.add_argument("--out-dir", default="imgs", metavar="DIR", help="folder for pictures")
+    group.add_argument("--out-file", metavar="FILE", help="file for predictions; standard output by default")
+    group.add_argument("--show", action="store_true", help="open pictures in windows, too")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument(
+        "--seed",
+        type=integer(0, 2**32 - 1),
+        default=42,
+        metavar="N",
+        help="of weights, order and augmentation",
+    )
+    return what
+
+
+def add_view_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Flags of what `--eval-only` draws of a classifier's features; returns their group."""
+    group = parser.add_argument_group("looking inside, with --eval-only")
+    add = group.add_argument
+    add("--layers", nargs="+", metavar="LAYER", help="whose features to embed; default: the model's stages")
+    add(
+        "--samples",
+        type=integer(2),
+        default=1000,
+        metavar="N",
+        help="examples to embed, stratified, 16 a class or more",
+    )
+    add("--dims", type=int, choices=(2, 3), default=2, help="of the embeddings")
+    add("--perplexity", type=number(0, above=True), default=30.0, metavar="X", help="of t-SNE")
+    add("--projector", metavar="DIR", help="write the files of TensorBoard's embedding projector, too")
+    return group
+
+
+def add_input_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of what `--predict-only` reads instead of the validation split."""
+    group = parser.add_argument_group("images of one's own, with --predict-only")
+    group.add_argument("--input", nargs="+", metavar="FILE", help="image files")
+    group.add_argument("--invert", action="store_true", help="they are dark on light; MNIST is not")
+
+
+def describe_recipes(recipes: Mapping[str, Mapping]) -> str:
+    """Return, for the end of a script's `--help`, what each recipe sets, as one would type it."""
+
+    def typed(name: str, value) -> str:
+        return f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, tuple) else value}"
+
+    lines = [
+        f"  {name}: " + " ".join(typed(*item) for item in recipe.items() if item[1] not in (None, ()))
+        for name, recipe in recipes.items()
+    ]
+    return "\n".join(
+        [
+            "recipes:",
+            *(textwrap.fill(line, 108, subsequent_indent="    ", break_on_hyphens=False) for line in lines),
+        ]
+    )
+
+
+def add_training_flags(parser: argparse.ArgumentParser, recipe: str) -> None:
+    """Flags of `lib.optimisation.Settings`, and of where checkpoints go.
+
+    Args:
+        parser: gets the flags.
+        recipe: says where the default of a flag that has none of its own comes from.
+    """
+    group = parser.add_argument_group(f"training ({recipe} where no default is shown)")
+    add = group.add_argument
+    add("-bs", "--batch-size", type=integer(1), metavar="N", help="examples an update, over all ranks")
+    add("-lr", "--learning-rate", type=number(0, above=True), metavar="X", help="the highest of the schedule")
+    add("--max-epoch", type=integer(1), metavar="N", help="passes over the training split")
+    add("--max-update", type=integer(1), metavar="N", help="stop after so many updates")
+    add("--optimizer", choices=("adamw", "adam", "sgd"))
+    add("--schedule", choices=("one-cycle", "constant"), help="of the learning rate")
+    add("--warmup", type=number(0, 1), metavar="X", help="share of a one-cycle in which the rate rises")
+    add("--weight-decay", type=number(0), metavar="X", help="not on biases and norms")
+    add("--momentum", type=number(0, 1), default=0.9, metavar="X", help="of sgd")
+    add("--beta2", type=number(0, 0.999999), default=0.999, metavar="X", help="of adam and adamw")
+    add("--clip-norm", type=number(0, above=True), metavar="X", help="clip the gradient to this norm")
+    add("--label-smoothing", type=number(0, 1), metavar="X", help="share of a target spread over all classes")
+    add(
+        "--ema",
+        type=number(0, 1),
+        metavar="X",
+        help="evaluate averaged weights; the decay an update, e.g. 0.999",
+    )
+    add(
+        "--patience", type=integer(1), metavar="N", help="stop after so many validations without a better one"
+    )
+    add("--log-interval", type=integer(1), default=100, metavar="N", help="updates between [TRAIN] lines")
+    add(
+        "--validate-interval-updates",
+        type=integer(1),
+        metavar="N",
+        help="validate and save every N updates instead of every epoch",
+    )
+    add("--save-epochs", type=_integers, default=(), metavar="N,N", help="keep the checkpoints of these")
+    add("--amp", action="store_true", help="bf16 autocast")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--checkpoint-dir", metavar="DIR", help="default: ckpts/MODEL")
+    add("--tensorboard", metavar="DIR", help="write the numbers of the log for TensorBoard, too")
+
+
+def add_augmentation_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Flags of `lib.data.augment`; `names` are those of it that suit the script's images."""
+    add = parser.add_argument_group("augmentation").add_argument
+    add("--augment", type=names_of(*names), metavar="NAME,…", help=f"some of {', '.join(names)}, or none")
+    add("--shift-pixels", type=integer(1), metavar="N", help="how far shift goes")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(integer(1)(part) for part in text.split(","))

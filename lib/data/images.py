@@ -1,0 +1,254 @@
+"""Small images that live in memory: MNIST and its kin, and the digits that ship with scikit-learn."""
+
+import gzip
+import io
+import math
+import struct
+import zlib
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib import distributed
+from lib.errors import UserError
+
+# The subset, the hold-out and the split of `digits` stay the same whatever --seed says: seeds are
+# compared on the same examples.
+SPLIT_SEED = 0
+
+DIGIT_NAMES = tuple("0123456789")
+FASHION_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+KUZUSHIJI_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+
+class _Family(NamedTuple):
+    folder: str  # torchvision's class of this name downloads it, into a folder of this name
+    classes: tuple[str, ...]
+
+
+FAMILIES = {
+    "mnist": _Family("MNIST", DIGIT_NAMES),
+    "fashion-mnist": _Family("FashionMNIST", FASHION_NAMES),
+    "kmnist": _Family("KMNIST", KUZUSHIJI_NAMES),
+}
+_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+class Split(NamedTuple):
+    """Images (N, C, H, W), float32, and their labels (N,), int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def rows(self, index) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """What a run trains on, validates on, and (only where examples were held out) tests on once.
+
+    As loaded, the images are pixels in [0, 1]; as `prepared`, what the network takes: (pixel − mean) / std.
+    """
+
+    train: Split
+    valid: Split
+    test: Split | None
+    classes: tuple[str, ...]
+    mean: float = 0.0
+    std: float = 1.0
+
+    def prepared(self, mean: float, std: float, device: torch.device) -> "ImageData":
+        """Return the data on `device`, its pixels shifted and scaled for the network."""
+
+        def prepare(split: Split | None) -> Split | None:
+            if split is None:
+                return None
+            # In float32 (p - 0) / 1 is p: the copy of a whole data set is saved where it would be one.
+            images = split.images if (mean, std) == (0, 1) else (split.images - mean) / std
+            return Split(images, split.labels).to(device)
+
+        splits = (prepare(split) for split in (self.train, self.valid, self.test))
+        return ImageData(*splits, self.classes, mean, std)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return prepared images as pixels in [0, 1] again, on the CPU."""
+        return (images * self.std + self.mean).cpu()
+
+    @property
+    def black(self) -> float:
+        """What a black pixel is in a prepared image."""
+        return -self.mean / self.std
+
+    @property
+    def preprocessing(self) -> dict:
+        """What a checkpoint says of how its inputs were prepared."""
+        channels, size = self.train.images.shape[1:3]
+        return {"size": size, "channels": channels, "mean": [self.mean], "std": [self.std]}
+
+
+def load(
+    dataset: str, data_dir: str | Path, *, size: int = 28, limit: int | None = None, holdout: int = 0
+) -> ImageData:
+    """Load `mnist`, `fashion-mnist`, `kmnist` or `digits`.
+
+    Args:
+        dataset: which.
+        data_dir: torchvision's root folder, e.g. `./data` for `./data/MNIST/raw/train-images-idx3-ubyte`;
+            plain or `.gz` files. Downloaded through torchvision where they are missing.
+        size: side length of the images in pixels; resized bilinearly where it is not theirs.
+        limit: keep a fixed stratified subset of this many training examples.
+        holdout: validate on this many training examples instead of the official test split.
+
+    Raises:
+        UserError: files missing and no network, damaged files, or a subset that cannot be taken.
+    """
+    if dataset == "digits":
+        (train, test), classes = _sklearn_digits(), DIGIT_NAMES
+    else:
+        train, test = (_idx_split(dataset, Path(data_dir), split) for split in ("train", "test"))
+        classes = FAMILIES[dataset].classes
+    rest, held_out = _holdout(train, holdout)
+    train = rest if limit is None else rest.rows(_stratified_rows(rest.labels, limit, "--limit"))
+    splits = [train, held_out or test, test if held_out else None]
+    resized = [split and Split(resize(split.images, size), split.labels) for split in splits]
+    return ImageData(*resized, classes)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize images (N, C, H, W) bilinearly to (N, C, size, size)."""
+    if images.shape[-2:] == (size, size):
+        return images
+    # Antialiasing matters only when pixels are dropped.
+    shrinks = size < min(images.shape[-2:])
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def _holdout(train: Split, count: int) -> tuple[Split, Split | None]:
+    if not count:
+        return train, None
+    rows = _stratified_rows(train.labels, count, "--holdout")
+    kept = torch.ones(len(train.labels), dtype=torch.bool)
+    kept[rows] = False
+    return train.rows(kept), train.rows(rows)
+
+
+def _stratified_rows(labels: Tensor, count: int, flag: str) -> Tensor:
+    from sklearn.model_selection import train_test_split
+
+    sizes = labels.unique(return_counts=True)[1]
+    classes = len(sizes)
+    if sizes.min() < 2:
+        raise UserError(f"{flag} {count} cannot be stratified: a class has only one training example")
+    if not classes <= count <= len(labels) - classes:
+        if count == len(labels) and flag == "--limit":
+            return torch.arange(count)
+        raise UserError(
+            f"{flag} {count} cannot be taken from {len(labels)} training examples of {classes} classes: "
+            f"it may be {classes} to {len(labels) - classes}"
+        )
+    rows, _ = train_test_split(
+        np.arange(len(labels)), train_size=count, stratify=labels.numpy(), random_state=SPLIT_SEED
+    )
+    return torch.from_numpy(np.sort(rows))
+
+
+def _sklearn_digits() -> tuple[Split, Split]:
+    """1,797 real 8×8 digits (UCI, Alpaydin & Kaynak 1998), 1,437 to train and 360 to validate."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().div_(digits.images.max()).unsqueeze(1)
+    whole = Split(resize(images, 28), torch.from_numpy(digits.target).long())
+    rest, held_out = _holdout(whole, 360)
+    return rest, held_out
+
+
+def _idx_split(dataset: str, data_dir: Path, split: str) -> Split:
+    folder = data_dir / FAMILIES[dataset].folder / "raw"
+    names = [f"{_PREFIXES[split]}-images-idx3-ubyte", f"{_PREFIXES[split]}-labels-idx1-ubyte"]
+    with distributed.main_first():
+        if any(_find(folder, name) is None for name in names):
+            _download(dataset, data_dir)
+    image_file, label_file = (_find(folder, name) for name in names)
+    images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+    if len(images) != len(labels):
+        raise UserError(f"{image_file} holds {len(images)} images but {label_file} {len(labels)} labels")
+    if not len(labels) or labels.max() >= len(FAMILIES[dataset].classes):
+        raise UserError(f"{label_file} does not hold labels 0 to {len(FAMILIES[dataset].classes) - 1}")
+    return Split(images.float().div_(255).unsqueeze(1), labels.long())
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _download(dataset: str, data_dir: Path) -> None:
+    from torchvision import datasets
+
+    family = FAMILIES[dataset]
+    raw = data_dir / family.folder / "raw"
+    made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
+    try:
+        # torchvision prints what it fetches; standard output is the log's. Its progress bar stays.
+        with redirect_stdout(io.StringIO()):
+            getattr(datasets, family.folder)(root=str(data_dir), download=True)
+    except (OSError, RuntimeError, HTTPException) as error:
+        with suppress(OSError):  # a folder with something in it
+            for folder in made:
+                folder.rmdir()
+        names = [f"{p}-{part}-ubyte" for p in _PREFIXES.values() for part in ("images-idx3", "labels-idx1")]
+        raise UserError(
+            f"{dataset} is not in {data_dir} and could not be downloaded "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): put {', '.join(names)} "
+            f"(plain or .gz) into {raw}, name another --data-dir, "
+            f"or take --dataset digits, which needs no download"
+        ) from None
+
+
+def read_idx(path: Path, dimensions: int) -> Tensor:
+    """Read a file of unsigned bytes in the idx format (http://yann.lecun.com/exdb/mnist), plain or .gz.
+
+    Returns:
+        uint8 tensor of `dimensions` dimensions.
+
+    Raises:
+        UserError: wrong magic number, cut short, or not gzip though it is called so.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    header = 4 + 4 * dimensions
+    magic = 0x0800 + dimensions  # 0x08: unsigned bytes
+    if len(content) < header:
+        raise UserError(f"{path} is cut short: {len(content)} bytes are less than its header of {header}")
+    found, *shape = struct.unpack(f">{1 + dimensions}I", content[:header])
+    if found != magic:
+        raise UserError(f"{path} is no idx file of {dimensions} dimensions: magic {found:#x}, not {magic:#x}")
+    expected = header + math.prod(shape)
+    if len(content) != expected:
+        wrong = "cut short" if len(content) < expected else "too long"
+        raise UserError(f"{path} is {wrong}: {len(content)} bytes, its header promises {expected}")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

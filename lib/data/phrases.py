@@ -1,0 +1,196 @@
+"""Batches of phrases of equal length: no padding, so nothing to mask and no answer that depends on it."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib import distributed
+from lib.data.tokens import Encoded, Phrases
+
+
+class PhraseBatches:
+    """The batches of labelled phrases to train on, each of phrases of one length.
+
+    Which phrases share a batch, and the order of the batches, are a pure function of (seed, epoch); the
+    number of batches is the same in every epoch. Each rank takes its share of every batch, which may be
+    empty where phrases of a length are few.
+
+    Args:
+        encoded: N phrases.
+        labels: (N,).
+        batch_size: phrases a batch at most, over all ranks.
+        max_tokens: words a batch at most, over all ranks (but one phrase at least).
+        seed: of the shuffle.
+        swap: exchanges parts of phrases, for augmentation.
+    """
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        max_tokens: int,
+        seed: int,
+        swap: "PhraseSwap | None" = None,
+    ):
+        self.encoded, self.labels, self.seed, self.swap = encoded, labels, seed, swap
+        self.bounds = _bounds(encoded.lengths, batch_size, max_tokens)
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Phrases, Tensor]]:
+        """Yield the batches of `epoch` from number `start` on."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        rows = torch.randperm(len(self.encoded), generator=generator).to(self.labels.device)
+        rows = rows[self.encoded.lengths[rows].argsort(stable=True)]
+        rank, ranks = distributed.rank(), distributed.world_size()
+        for number in torch.randperm(len(self), generator=generator).tolist()[start:]:
+            first, end = self.bounds[number]
+            tokens = self.encoded.rows(rows[first:end])
+            if self.swap:
+                tokens = self.swap(tokens, rows[first:end])
+            yield self.encoded.phrases(tokens[rank::ranks]), self.labels[rows[first:end]][rank::ranks]
+
+
+class PhrasesInOrder:
+    """All phrases once, shortest first, without shuffling: for validation and prediction.
+
+    Args:
+        encoded: N phrases.
+        labels: (N,).
+        max_tokens: words a batch at most (but one phrase at least).
+        distributed_over_ranks: each rank takes its share; otherwise all phrases come on this one.
+
+    Attributes:
+        order: the row of each phrase in the order in which they come.
+    """
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        labels: Tensor,
+        *,
+        max_tokens: int = 16384,
+        distributed_over_ranks: bool = True,
+    ):
+        rows = torch.arange(len(encoded), device=labels.device)
+        if distributed_over_ranks:
+            rows = rows[distributed.rank() :: distributed.world_size()]
+        lengths = encoded.lengths[rows]
+        self.encoded, self.labels = encoded, labels
+        self.order = rows[lengths.argsort(stable=True)]
+        self.bounds = _bounds(lengths, len(rows), max_tokens)
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[tuple[Phrases, Tensor]]:
+        for first, end in self.bounds:
+            rows = self.order[first:end]
+            yield self.encoded.phrases(self.encoded.rows(rows)), self.labels[rows]
+
+    def restored(self, answers: Tensor) -> Tensor:
+        """Return `answers` (N, …), in the order in which the phrases came, in the order of the rows."""
+        return torch.empty_like(answers).index_copy_(0, self.order.to(answers.device), answers)
+
+
+def _bounds(lengths: Tensor, batch_size: int, max_tokens: int) -> list[tuple[int, int]]:
+    """Where batches of one length begin and end among phrases sorted by length, each about as large."""
+    bounds, first = [], 0
+    for length, count in zip(*(t.tolist() for t in torch.unique(lengths, return_counts=True)), strict=True):
+        batches = -(-count // max(1, min(batch_size, max_tokens // length)))
+        edges = [first + count * i // batches for i in range(batches + 1)]
+        bounds += pairwise(edges)
+        first += count
+    return bounds
+
+
+class PhraseSwap:
+    """Exchanges a part of a phrase for another phrase of the part's label and length.
+
+    The parts are those that are labelled phrases of the corpus themselves, as the parse trees of SST-2
+    give them: `a gorgeous , witty , seductive movie` may become `a tender , funny , seductive movie`.
+    Draws from torch's global random numbers, which `lib.train.fit` seeds for every update.
+
+    Args:
+        encoded: N phrases, of the tokens (B, T) that are to be changed and of what is put into them.
+        labels: (N,).
+        rate: the probability that a phrase with such a part is changed.
+    """
+
+    def __init__(self, encoded: Encoded, labels: Tensor, rate: float):
+        self.encoded, self.rate = encoded, rate
+        device = labels.device
+        tokens, starts, lengths = (t.cpu().numpy() for t in (encoded.tokens, encoded.starts, encoded.lengths))
+        kinds = lengths * (int(labels.max()) + 1) + labels.cpu().numpy()
+        rows, offsets, parts = _labelled_parts(tokens, starts, lengths)
+        self.part_offsets = torch.from_numpy(offsets).to(device)
+        self.part_lengths = torch.from_numpy(lengths[parts]).to(device)
+        self.part_kinds = torch.from_numpy(kinds[parts]).to(device)
+        self.parts_from, self.parts = _ranges(rows, len(lengths), device)
+        # Phrases by kind, that is by length and label: what a part may be exchanged for.
+        self.by_kind = torch.from_numpy(kinds.argsort(kind="stable")).to(device)
+        self.kind_from, self.kind_sizes = _ranges(np.sort(kinds), int(kinds.max()) + 1, device)
+
+    def __call__(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Return tokens (B, T) of the phrases `rows` (B,), some of them changed in place."""
+        wanted = torch.rand(len(rows), device=rows.device) < self.rate
+        chosen = (wanted & (self.parts[rows] > 0)).nonzero()[:, 0]
+        part = _draw(self.parts_from[rows[chosen]], self.parts[rows[chosen]])
+        kind = self.part_kinds[part]
+        donor = self.by_kind[_draw(self.kind_from[kind], self.kind_sizes[kind])]
+        # One entry for each word that is exchanged: its number within its part, and where it goes.
+        counts = self.part_lengths[part]
+        each = torch.repeat_interleave(counts)
+        within = torch.arange(len(each), device=rows.device) - (counts.cumsum(0) - counts)[each]
+        tokens[chosen[each], self.part_offsets[part][each] + within] = self.encoded.tokens[
+            self.encoded.starts[donor][each] + within
+        ]
+        return tokens
+
+
+def _draw(first: Tensor, count: Tensor) -> Tensor:
+    """A random integer from each of the ranges [first, first + count)."""
+    # A float32 just below 1, times the count, may round up to it.
+    drawn = (torch.rand(len(first), device=first.device) * count).long()
+    return first + drawn.minimum(count - 1)
+
+
+def _ranges(sorted_numbers: np.ndarray, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each of the numbers 0 … count − 1 begins in the sorted array, and how often it stands there."""
+    counts = np.bincount(sorted_numbers, minlength=count)
+    return torch.from_numpy(counts.cumsum() - counts).to(device), torch.from_numpy(counts).to(device)
+
+
+def _labelled_parts(
+    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the proper parts of phrases that are phrases: `(rows, offsets, rows of the parts)`, by row.
+
+    All windows of one length are compared at once, as 64-bit polynomial hashes of their words.
+    """
+    random = np.random.default_rng(0).integers(1, 2**63, int(tokens.max()) + 2, dtype=np.uint64)
+    factor, values = random[-1] | np.uint64(1), random[tokens]
+    row_of = np.repeat(np.arange(len(lengths)), lengths)
+    offset = np.arange(len(tokens)) - starts[row_of]
+    hashes = np.zeros_like(values)
+    found = []
+    for length in range(1, int(lengths.max())):
+        windows = len(values) - length + 1
+        hashes = hashes[:windows] * factor + values[length - 1 :]
+        phrases = (lengths == length).nonzero()[0]
+        inside = ((lengths[row_of] > length) & (offset + length <= lengths[row_of]))[:windows].nonzero()[0]
+        if len(phrases) and len(inside):
+            known, first = np.unique(hashes[starts[phrases]], return_index=True)
+            place = np.searchsorted(known, hashes[inside]).clip(max=len(known) - 1)
+            match = known[place] == hashes[inside]
+            window = inside[match]
+            found.append(np.stack([row_of[window], offset[window], phrases[first[place[match]]]]))
+    rows, offsets, parts = np.concatenate([*found, np.empty((3, 0), np.int64)], axis=1)
+    order = rows.argsort(kind="stable")
+    return rows[order], offsets[order], parts[order]

@@ -1,0 +1,274 @@
+"""Features to points: PCA, t-SNE, how well neighbours agree, and files for the embedding projector.
+
+Nothing here imports torch: the worker processes that run t-SNE import this module, and start quickly.
+"""
+
+import json
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed, parallel_config
+from PIL import Image
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from lib.errors import RunFailed, UserError, warn
+
+# t-SNE is fed at most so many principal components (van der Maaten & Hinton, 2008, use 30, the
+# authors' later code 50): distances hardly change, and the noise of the rest is gone.
+TSNE_COMPONENTS = 50
+# Fewer layers × examples take about two seconds; worker processes need as much to start.
+WORTH_WORKERS = 1000
+# Browsers take no texture with a longer side: the projector then shows no thumbnails at all.
+LONGEST_SPRITE_SIDE = 8192
+
+
+def project(
+    features: Mapping[str, np.ndarray],
+    *,
+    dims: int = 2,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Embed each layer's features in a plane (or in space) by PCA and by t-SNE.
+
+    The layers are shared out over processes, and the points do not depend on how many there are.
+    Features that are not finite count as zero; a layer that puts out the same for every example has all
+    its points at the origin. Both are reported as warnings.
+
+    Args:
+        features: layer name to features (N, D); N the same for all layers, D at will.
+        dims: 2 or 3.
+        perplexity: t-SNE's effective number of neighbours, below N.
+        seed: of PCA's iteration and of t-SNE.
+        workers: processes; all cores by default.
+        progress: show a bar on stderr, if that is a terminal.
+
+    Returns:
+        Layer name to {"pca": (N, dims), "tsne": (N, dims)}, both float64.
+
+    Raises:
+        UserError: the perplexity is not below N.
+
+    PCA and t-SNE are scikit-learn's; t-SNE: van der Maaten & Hinton, "Visualizing data using t-SNE",
+    JMLR 9, 2008, initialised by PCA (Kobak & Berens, Nature Communications 10, 2019).
+    """
+    examples = max((len(array) for array in features.values()), default=0)
+    if features and perplexity >= examples:
+        raise UserError(f"a perplexity of {perplexity:g} needs more than the {examples} examples there are")
+    clean = {name: _finite(name, array) for name, array in features.items()}
+    settings = {"dims": dims, "perplexity": perplexity, "seed": seed}
+    points = _map(_embed, list(clean.values()), settings, _processes(workers, len(clean), examples))
+    bar = tqdm(
+        points, "PCA and t-SNE", len(clean), unit="layer", leave=False, disable=None if progress else True
+    )
+    return dict(zip(clean, bar, strict=True))
+
+
+def _finite(layer: str, features: np.ndarray) -> np.ndarray:
+    """Return `features` (N, D) with zeros for NaN and infinity; warn of these, and of constant features."""
+    finite = np.isfinite(features)
+    broken = len(features) - int(finite.all(axis=1).sum())
+    if broken:
+        warn(f"layer {layer}: {broken} of {len(features)} examples are not finite: zeros are taken instead")
+        features = np.where(finite, features, 0)
+    if (features == features[:1]).all():
+        warn(f"layer {layer} puts out the same for every example: there is nothing to project")
+    return features
+
+
+def _processes(workers: int | None, layers: int, examples: int) -> int:
+    if workers is None and layers * examples < WORTH_WORKERS:
+        return 1
+    return max(1, min(workers or cpu_count(), layers))
+
+
+def _map(function: Callable, arrays: Sequence[np.ndarray], settings: dict, processes: int) -> Iterator:
+    """Yield `function(array, **settings)` for each of `arrays`, in their order, from so many processes.
+
+    loky's processes are made by exec, not by a fork, so torch's threads in this process do no harm, and
+    they do not run the main script again; when an exception (Ctrl-C) passes here, they are killed.
+    """
+    watched = {"initializer": _watch_parent, "initargs": (os.getpid(),)}
+    # One thread each: sums over several depend on their number, and t-SNE magnifies the difference.
+    with threadpool_limits(1), parallel_config("loky", inner_max_num_threads=1, **watched):
+        parallel = Parallel(n_jobs=processes, return_as="generator")
+        yield from parallel(delayed(function)(array, **settings) for array in arrays)
+
+
+def _watch_parent(parent: int) -> None:
+    """End this worker process soon after the process `parent` is gone.
+
+    loky leaves that to the parent, which has no time for it when a signal kills it: its workers would
+    stay for ever.
+    """
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _embed(features: np.ndarray, dims: int, perplexity: float, seed: int) -> dict[str, np.ndarray]:
+    """Return features (N, D) as {"pca": (N, dims), "tsne": (N, dims)}."""
+    components = _principal_components(features, TSNE_COMPONENTS, seed)
+    missing = max(0, dims - components.shape[1])
+    components = np.pad(components, ((0, 0), (0, missing)))
+    return {"pca": components[:, :dims], "tsne": _tsne(components, dims, perplexity, seed)}
+
+
+def _principal_components(features: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Return the scores (N, min(most, N, D)) of features (N, D) on their first principal components."""
+    from sklearn.decomposition import PCA
+
+    features = np.asarray(features, dtype=np.float64)
+    rank = min(features.shape)
+    if (features == features[:1]).all():
+        return np.zeros((len(features), min(most, rank)))
+    # Both solvers are exact; the default is a randomised one, which is off by as much as the signal
+    # where the spectrum is flat. ARPACK is the faster one, but cannot return all components.
+    solver = "arpack" if most < rank else "full"
+    scores = PCA(min(most, rank), svd_solver=solver, random_state=seed).fit_transform(features)
+    spread = scores.std(axis=0)
+    # Beyond the rank of the features there is rounding, which a picture would blow up to a cloud.
+    return np.where(spread > 1e-9 * spread[0], scores, 0)
+
+
+def _tsne(components: np.ndarray, dims: int, perplexity: float, seed: int) -> np.ndarray:
+    """Return principal components (N, D ≥ dims) as t-SNE points (N, dims)."""
+    from sklearn.manifold import TSNE
+
+    spread = components.std(axis=0).max()
+    if spread == 0:
+        return np.zeros((len(components), dims))
+    # t-SNE does not depend on the scale, but scikit-learn's squares distances in single precision.
+    components = components / spread
+    # PCA's start is the first axes, and a start that is flat along one of them would stay so.
+    start = "pca" if min(components.std(axis=0)[:dims]) > 0 and len(components) >= dims else "random"
+    tsne = TSNE(dims, perplexity=perplexity, init=start, learning_rate="auto", random_state=seed)
+    return tsne.fit_transform(components).astype(np.float64)
+
+
+def neighbour_accuracy(points: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
+    """Return the share of `points` (N, D) whose `k` nearest others have, by majority, their label (N,).
+
+    This is the leave-one-out accuracy of the k-nearest-neighbour classifier; a tie among labels goes to
+    the smallest, a k that is too large is cut to N − 1, and one point alone has NaN.
+    """
+    from scipy.stats import mode
+    from sklearn.neighbors import NearestNeighbors
+
+    points, labels = np.asarray(points), np.asarray(labels)
+    k = min(k, len(points) - 1)
+    if k < 1:
+        return math.nan
+    # Asked about no points in particular, it leaves every point out of its own neighbours.
+    neighbours = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+    return float(np.mean(mode(labels[neighbours], axis=1).mode == labels))
+
+
+def pool(feature: np.ndarray, how: str = "gap") -> np.ndarray:
+    """Return the output of a layer as features (N, D).
+
+    `how` is "gap" (global average pooling: maps (N, C, H, W) become their means (N, C), anything else is
+    flattened) or "flatten".
+    """
+    if how == "gap" and feature.ndim == 4:
+        return feature.mean(axis=(2, 3))
+    return feature.reshape(len(feature), -1)
+
+
+def write_projector(
+    folder: str | Path,
+    features: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    thumbnails: np.ndarray | None = None,
+) -> Path:
+    """Write what TensorBoard's embedding projector shows under `tensorboard --logdir FOLDER`.
+
+    One embedding per layer in `NN-LAYER/tensors.tsv`; `metadata.tsv` and `sprite.png` are theirs together;
+    `projector_config.pbtxt` lists them and is written last.
+
+    Args:
+        features: layer name to features (N, D).
+        labels: N names, one per example.
+        thumbnails: (N, H, W, 3) uint8, scaled down where the sprite would become too large to be shown.
+
+    Returns:
+        The path of the configuration.
+
+    Raises:
+        RunFailed: the files cannot be written (full disk, no permission).
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shared = _write_examples(folder, labels, thumbnails)
+        entries = [
+            {
+                "tensor_name": json.dumps(name),
+                "tensor_path": _write_tensors(folder, index, name, array),
+                **shared,
+            }
+            for index, (name, array) in enumerate(features.items())
+        ]
+        config = folder / "projector_config.pbtxt"
+        config.write_text("".join(map(_embedding, entries)), encoding="utf-8")
+    except OSError as error:
+        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from None
+    return config
+
+
+def _embedding(fields: dict[str, str]) -> str:
+    lines = "".join(f"  {key}: {value}\n" for key, value in fields.items())
+    return f"embeddings {{\n{lines}}}\n"
+
+
+def _write_tensors(folder: Path, index: int, layer: str, features: np.ndarray) -> str:
+    """Write the features (N, D) of one layer and return the quoted path, relative to `folder`."""
+    path = Path(f"{index:02d}-{re.sub(r'[^A-Za-z0-9._-]', '_', layer)}", "tensors.tsv")
+    (folder / path).parent.mkdir(exist_ok=True)
+    np.savetxt(folder / path, np.nan_to_num(features), fmt="%.6g", delimiter="\t")
+    return json.dumps(path.as_posix())
+
+
+def _write_examples(folder: Path, labels: Sequence[str], thumbnails: np.ndarray | None) -> dict[str, str]:
+    """Write the labels and the sprite, and return the fields of an embedding that point to them."""
+    (folder / "metadata.tsv").write_text("".join(f"{_cell(label)}\n" for label in labels), encoding="utf-8")
+    fields = {"metadata_path": json.dumps("metadata.tsv")}
+    if thumbnails is not None:
+        sprite, (height, width) = _sprite(thumbnails)
+        sprite.save(folder / "sprite.png")
+        size = f"single_image_dim: {width} single_image_dim: {height}"
+        fields["sprite"] = f'{{ image_path: "sprite.png" {size} }}'
+    return fields
+
+
+def _cell(label: str) -> str:
+    # The projector drops empty lines, which would move all labels behind them; a tab starts a column.
+    return " ".join(str(label).split()) or "-"
+
+
+def _sprite(thumbnails: np.ndarray) -> tuple[Image.Image, tuple[int, int]]:
+    """Return `thumbnails` (N, H, W, 3), row by row on a square grid, and the (height, width) of one."""
+    side = math.ceil(math.sqrt(len(thumbnails)))
+    height, width = thumbnails.shape[1:3]
+    scale = min(1.0, LONGEST_SPRITE_SIDE / (side * max(height, width)))
+    height, width = max(1, int(height * scale)), max(1, int(width * scale))
+    sprite = Image.new("RGB", (side * width, side * height), "white")
+    for index, thumbnail in enumerate(thumbnails):
+        image = Image.fromarray(thumbnail)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        sprite.paste(image, (index % side * width, index // side * height))
+    return sprite, (height, width)

@@ -1,0 +1,1 @@
+"""Every matplotlib picture: values in, one picture file out."""

@@ -1,0 +1,93 @@
+"""Pictures of a classifier's answers: the confusion matrix and the most confident mistakes."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from lib.figures import style
+
+# Above it a count would be too small to read, and the colours alone stand for it.
+MOST_CLASSES_WITH_COUNTS = 32
+NAME_CHARACTERS = 24
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Return a heat map of a confusion matrix (C, C): rows are true classes, columns predicted ones.
+
+    Colours are shares of the row; a class without examples has a row of zeros.
+    """
+    classes = len(counts)
+    cell = float(np.interp(classes, [2, 10, 32, 120], [0.8, 0.48, 0.28, 0.095]))  # inches
+    figure = Figure(figsize=(cell * classes + 2.2, cell * classes + 1.2))
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # By the square root: a good classifier's few mistakes would else be as white as none.
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    if classes <= MOST_CLASSES_WITH_COUNTS:
+        _write_counts(axes, counts, shares, fontsize=min(10.0, cell * 20))
+    _name_classes(axes, class_names, fontsize=min(9.0, cell * 50), cell=cell)
+    accuracy = np.trace(counts) / max(counts.sum(), 1)
+    axes.set_title(f"accuracy {accuracy:.4f}, {counts.sum():,} examples", fontsize=10)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _name_classes(axes: Axes, class_names: Sequence[str], fontsize: float, cell: float) -> None:
+    names = [_short(name, NAME_CHARACTERS) for name in class_names]
+    # A letter is about 0.6 of the font size wide; there are 72 points to the inch.
+    upright = max(map(len, names)) * 0.6 * fontsize > 72 * cell
+    axes.set_xticks(range(len(names)), names, fontsize=fontsize, rotation=90 if upright else 0)
+    axes.set_yticks(range(len(names)), names, fontsize=fontsize)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.set(xlabel="predicted class", ylabel="true class")
+
+
+def _short(name: str, most: int) -> str:
+    return style.literal(name if len(name) <= most else f"{name[: most - 1]}…")
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray, fontsize: float) -> None:
+    for row, column in np.argwhere(counts):
+        colour = "white" if shares[row, column] > 0.3 else style.INK
+        text = str(counts[row, column])
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
+
+
+def mistakes(
+    images: np.ndarray,
+    true_names: Sequence[str],
+    predicted_names: Sequence[str],
+    probabilities: Sequence[float],
+    columns: int = 6,
+) -> Figure:
+    """Return a grid of wrongly classified images, each under "true → predicted, probability".
+
+    Args:
+        images: (K, H, W) or (K, H, W, 3), floats in [0, 1] or uint8; K may be 0.
+        probabilities: what the classifier gave the predicted class, for each image.
+    """
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, math.ceil(len(images) / columns))
+    figure = Figure(figsize=(1.5 * columns, 1.85 * rows))
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    if len(images) == 0:
+        panels[0, 0].text(0.5, 0.5, "no mistakes", ha="center", va="center")
+    facts = zip(images, true_names, predicted_names, probabilities, strict=True)
+    for axes, (image, true, predicted, probability) in zip(panels.flat, facts, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
+        axes.set_title(_caption(true, predicted, probability), fontsize=8, pad=4)
+    return figure
+
+
+def _caption(true: str, predicted: str, probability: float) -> str:
+    between = " → " if len(true) + len(predicted) <= 13 else "\n→ "
+    return f"{_short(true, 18)}{between}{_short(predicted, 16)}\n{probability:.3f}"

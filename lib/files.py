@@ -1,0 +1,100 @@
+"""Files and folders: found readable, made writable, written whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lib.errors import RunFailed, UserError
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Make the folder `path` where it is missing and return it.
+
+    Raises:
+        UserError: it is a file, or may not be written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def writable_file(path: str | Path) -> Path:
+    """Return `path` as a `Path`, in a folder that is made where it is missing.
+
+    Raises:
+        UserError: it is a folder, or its folder may not be written to.
+    """
+    file = Path(path)
+    if os.path.isdir(file):
+        raise UserError(f"{file} is a folder, not a file")
+    writable_folder(file.parent)
+    return file
+
+
+def existing_file(path: str | Path) -> Path:
+    """Return `path` as a `Path` if it is a readable file.
+
+    Raises:
+        UserError: it is missing, a folder, or not readable.
+    """
+    file = Path(path)
+    if os.path.isdir(file):
+        raise UserError(f"{file} is a folder, not a file")
+    if not os.path.exists(file):  # unlike Path.exists(), it survives a name that no file could have
+        raise UserError(f"there is no file {file}")
+    if not os.access(file, os.R_OK):
+        raise UserError(f"no permission to read {file}")
+    return file
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Replace the file at `path` by `content` in one step, or leave it as it was.
+
+    Raises:
+        RunFailed: the disk is full or not writable.
+    """
+    with replaced(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of the one at `path` when the block ends; not when it fails.
+
+    Raises:
+        RunFailed: the disk is full or not writable.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = f"; the older {path.name} there is whole" if path.exists() else ""
+        raise RunFailed(f"could not save {path}: {error.strerror}{kept}") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename survives a power cut only once its folder is on disk too. Windows cannot open folders.
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

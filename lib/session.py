@@ -1,0 +1,281 @@
+"""What a training script does around its task: settle the flags, start the log, train, restore.
+
+A flag's value is the one typed, or else the one of the checkpoint that is restored or resumed, or else
+the one of the model's recipe, or else the parser's default.
+"""
+
+import contextlib
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib import checkpoint, distributed, models, train
+from lib.errors import UserError
+from lib.files import writable_folder
+from lib.models import layers
+from lib.optimisation import Settings
+from lib.runlog import RunLog
+
+Recipe = Callable[[SimpleNamespace], dict[str, Any]]
+
+# What else a run can do than train; each needs --restore-file.
+_INSPECTIONS = ("eval_only", "predict_only", "explain")
+
+# What a run does now, and not what the network is: never taken from a checkpoint.
+_OF_THIS_RUN = {
+    "eval_only",
+    "predict_only",
+    "explain",
+    "resume",
+    "restore_file",
+    "checkpoint_dir",
+    "out_dir",
+    "out_file",
+    "show",
+    "device",
+    "input",
+    "invert",
+    "layers",
+    "samples",
+    "dims",
+    "perplexity",
+    "pool",
+    "glue",
+    "format",
+    "cell",
+    "projector",
+    "tensorboard",
+    "compile",
+}
+
+
+@contextlib.contextmanager
+def start(task: str, typed: dict, defaults: dict, recipe: Recipe, structural: Sequence[str]) -> Iterator:
+    """Settle the flags, join the other ranks, open the log: a `Session` for the length of the block.
+
+    Args:
+        task: what checkpoints say they are for, e.g. 'image-classification'.
+        typed, defaults: from `lib.cli.Parser.parse_typed`.
+        recipe: the flags so far to the defaults that go with their model and data.
+        structural: the flags that say what the network is; a checkpoint's are binding.
+
+    Raises:
+        UserError: flags that do not go together, or a checkpoint that cannot be used.
+    """
+    started = time.perf_counter()
+    flags, saved = settle(task, typed, defaults, recipe, structural)
+    device = distributed.pick_device(flags.device)
+    # Answers that go to standard output have it to themselves.
+    answers = flags.predict_only or getattr(flags, "explain", None)
+    stream = sys.stderr if answers and not flags.out_file else None
+    with (
+        distributed.process_group(device),
+        RunLog(task, stream=stream, tensorboard=flags.tensorboard, enabled=distributed.is_main()) as log,
+    ):
+        session = Session(task, flags, device, log, saved, _run_id(flags, saved))
+        session.log_start()
+        yield session
+        log.event("DONE", Seconds=round(time.perf_counter() - started, 1))
+
+
+def settle(
+    task: str, typed: dict, defaults: dict, recipe: Recipe, structural: Sequence[str]
+) -> tuple[SimpleNamespace, dict[str, Any]]:
+    """Return the settled flags, and the checkpoint they name (empty if none). Arguments as for `start`."""
+    flags = defaults | typed
+    inspection = next((name for name in _INSPECTIONS if flags.get(name)), None)
+    if inspection and not flags["restore_file"]:
+        what = f"--{inspection.replace('_', '-')}"
+        raise UserError(f"{what} needs --restore-file, e.g. ckpts/{flags['model']}/{checkpoint.BEST}")
+    if flags["resume"] and flags["restore_file"]:
+        raise UserError("--resume goes on from --checkpoint-dir; leave out --restore-file")
+    saved = _saved(task, flags)
+    own = {name: value for name, value in saved.get("flags", {}).items() if name not in _OF_THIS_RUN}
+    _check_structure(own, typed, structural)
+    if flags["restore_file"] and not inspection:
+        own = {name: own[name] for name in structural if name in own}  # a new run from old weights
+    if "data_dir" in own and not Path(str(own["data_dir"])).exists():
+        own.pop("data_dir")  # trained on another machine
+    flags = defaults | recipe(SimpleNamespace(**(defaults | own | typed))) | own | typed
+    flags["checkpoint_dir"] = flags["checkpoint_dir"] or f"ckpts/{flags['model']}"
+    return SimpleNamespace(**flags), saved
+
+
+def _saved(task: str, flags: dict) -> dict[str, Any]:
+    if flags["restore_file"]:
+        return checkpoint.load(flags["restore_file"], task=task)
+    if not flags["resume"]:
+        return {}
+    folder = Path(flags["checkpoint_dir"] or f"ckpts/{flags['model']}")
+    return _load_last(folder, task) or _load_last(_member_folder(folder, 0), task)
+
+
+def _load_last(folder: Path, task: str) -> dict[str, Any]:
+    last = folder / checkpoint.LAST
+    if not last.exists():
+        return {}
+    saved = checkpoint.load(last, task=task)
+    missing = [key for key in ("run", "epoch", "update", "metrics", "training") if key not in saved]
+    if missing:
+        raise UserError(
+            f"{last} cannot be resumed, for it lacks {', '.join(missing)}; "
+            f"to start a new run from its weights: --restore-file {last}"
+        )
+    return saved
+
+
+def _member_folder(folder: str | Path, number: int) -> Path:
+    return Path(folder) / f"member-{number}"
+
+
+def _check_structure(saved: dict, typed: dict, structural: Sequence[str]) -> None:
+    for name in structural:
+        if name in saved and name in typed and saved[name] != typed[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} {typed[name]} does not fit the checkpoint, "
+                f"which was trained with {saved[name]}"
+            )
+
+
+def _run_id(flags: SimpleNamespace, saved: dict) -> str:
+    if flags.resume and saved:
+        return saved["run"]
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@dataclass
+class Session:
+    """One run of a training script.
+
+    Attributes:
+        task: what checkpoints say they are for.
+        flags: the settled flags, as attributes.
+        device: where to compute.
+        log: standard output.
+        saved: the checkpoint restored or resumed; empty if there is none.
+        run: the run's id; a resumed run keeps the one it began with.
+    """
+
+    task: str
+    flags: SimpleNamespace
+    device: torch.device
+    log: RunLog
+    saved: dict[str, Any]
+    run: str
+
+    def log_start(self) -> None:
+        """Write the `[RUN]` line: the run's id and every flag that was given a value."""
+        values = {
+            name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+            for name, value in vars(self.flags).items()
+            if value not in (None, False, ())
+        }
+        if self.flags.resume and self.saved:
+            values["Resume_step"] = self.saved["update"]
+        elif self.flags.resume:
+            self.log.text("RUN", f"nothing to resume in {self.flags.checkpoint_dir}: starting anew")
+        self.log.event("RUN", id=self.run, **values)
+
+    def build(self, example: torch.Tensor, **config) -> nn.Module:
+        """Make the network, log its layers, and restore what `--restore-file` holds.
+
+        Args:
+            example: (1, …) an input, from which the sizes of the feature maps are found.
+            config: for `lib.models.build`; a checkpoint's own configuration goes before it.
+        """
+        self.network = self.saved.get("model") or {"name": self.flags.model, "config": config}
+        torch.manual_seed(self.flags.seed)
+        model = models.build(self.network["name"], **self.network["config"])
+        if self.saved and not self.flags.resume:
+            checkpoint.restore_weights(model, self.saved["state_dict"], self.flags.restore_file)
+        model.to(self.device)
+        for line in layers.format_table(layers.table(model, example.to(self.device))):
+            self.log.text("MODEL", line)
+        return model
+
+    def fit(
+        self,
+        model: nn.Module,
+        objective: train.Objective,
+        training: train.Batches,
+        validation: Iterable[Any],
+        *,
+        description: dict[str, Any],
+        **options,
+    ) -> None:
+        """Train `model` with the settled flags and leave it with its best weights.
+
+        Args:
+            description: what checkpoints say of the data: `classes`, `preprocessing`, …
+            model, objective, training, validation, options: for `lib.train.fit`.
+        """
+        checkpoints = self._checkpoints(description)
+        resume = self.saved if self.flags.resume and self.saved else None
+        progress = train.fit(
+            model,
+            objective,
+            training,
+            validation,
+            Settings.of(vars(self.flags)),
+            log=self.log,
+            checkpoints=checkpoints,
+            resume=resume,
+            **options,
+        )
+        if distributed.is_main():
+            best = checkpoint.load(checkpoints.best, task=self.task)
+            checkpoint.restore_weights(model, best["state_dict"], checkpoints.best)
+        distributed.share_weights(model)
+        length = len(training)
+        self.log.event(
+            "BEST",
+            Epoch=max(0, progress.best_update - 1) // length,
+            Step=progress.best_update,
+            file=checkpoints.best,
+        )
+
+    def _checkpoints(self, description: dict[str, Any]) -> train.Checkpoints:
+        return train.Checkpoints(
+            writable_folder(self.flags.checkpoint_dir),
+            {
+                "task": self.task,
+                "model": self.network,
+                "run": self.run,
+                "flags": {k: v for k, v in vars(self.flags).items() if k not in _OF_THIS_RUN},
+                **description,
+            },
+        )
+
+    def members(self, count: int) -> list["Session"]:
+        """Return a run like this one for each network of an ensemble.
+
+        Each has the next seed and a folder of its own, in which `--resume` finds how far it had come.
+        """
+        return [self._member(number) for number in range(count)]
+
+    def _member(self, number: int) -> "Session":
+        folder = _member_folder(self.flags.checkpoint_dir, number)
+        if not self.flags.resume and distributed.is_main():
+            (folder / checkpoint.LAST).unlink(missing_ok=True)  # of an older run: not to be gone on with
+        flags = SimpleNamespace(
+            **vars(self.flags) | {"seed": self.flags.seed + number, "checkpoint_dir": str(folder)}
+        )
+        saved = _load_last(folder, self.task) if flags.resume else {}
+        return Session(self.task, flags, self.device, self.log, saved, _run_id(flags, saved))
+
+    def save_ensemble(self, model: nn.Module, members: Sequence["Session"], description: dict) -> None:
+        """Write the networks of `members`, together in `model`, as one checkpoint that restores them all."""
+        self.network = {"name": "ensemble", "config": {"members": len(members), **members[0].network}}
+        checkpoints = self._checkpoints(description)
+        if distributed.is_main():
+            checkpoint.save(checkpoints.best, checkpoints.description | {"state_dict": model.state_dict()})
+        self.log.event("ENSEMBLE", members=len(members), file=checkpoints.best)

@@ -1,0 +1,452 @@
+"""What the script that classifies phrases does with a run, a network and words."""
+
+import contextlib
+import json
+import math
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lib import distributed, embed, views
+from lib.data import text
+from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap
+from lib.data.text import Row, Split, TextData, words_of
+from lib.data.tokens import UNKNOWN, Encoded, Vocabulary
+from lib.errors import UserError
+from lib.explain.integrated_gradients import Attributions, integrated_gradients
+from lib.figures import classification as pictures
+from lib.figures import style
+from lib.figures import text as text_pictures
+from lib.files import replaced, writable_folder, write_atomically
+from lib.models import layers
+from lib.models.recurrent import Dropout, Ensemble
+from lib.objectives import classification
+from lib.session import Session
+from lib.train import by_accuracy, by_recency, evaluate
+
+# What is read, answered and written at a time, whatever the length of the input.
+CHUNK_ROWS = 16384
+CHUNK_CHARACTERS = 4_000_000
+
+# The number of words up to which accuracies are told apart.
+LENGTHS = (5, 10, 15, 20, 25, 30)
+MISTAKES = 12
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a network reads and what it answers: a checkpoint keeps both."""
+
+    vocabulary: Vocabulary
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: Session, data: TextData | None = None) -> "Reader":
+        """Return the reader of the run's checkpoint, or else one for the training split of `data`.
+
+        Raises:
+            UserError: there is neither, or the two have other classes.
+        """
+        if "vocabulary" in run.saved:
+            reader = cls(Vocabulary(**run.saved["vocabulary"]), tuple(run.saved["classes"]))
+        elif data:
+            sizes = tuple(map(int, run.flags.ngrams))
+            reader = cls(Vocabulary.of(data.train.phrases, sizes), data.classes)
+        else:
+            raise UserError(
+                f"{run.flags.restore_file} holds weights alone: which words they read is not known"
+            )
+        if data and data.classes != reader.classes:
+            raise UserError(f"the checkpoint tells {reader.classes} apart, the data {data.classes}")
+        return reader
+
+    def plain(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary.plain(), "classes": list(self.classes)}
+
+    def encode(self, split: Split, device: torch.device) -> tuple[Encoded, Tensor]:
+        labels = torch.tensor(split.labels if split.labels is not None else [0] * len(split))
+        return self.vocabulary.encode(split.phrases).to(device), labels.to(device)
+
+
+def build(run: Session, reader: Reader) -> nn.Module:
+    """Make the network of the run's flags, or of its checkpoint, for the reader's words and classes."""
+    flags = run.flags
+    config = {
+        "words": len(reader.vocabulary.words),
+        "ngrams": len(reader.vocabulary.ngrams),
+        "classes": len(reader.classes),
+        "embedding": flags.embedding_size,
+        "hidden": flags.hidden_size,
+    }
+    if flags.model == "lstm":
+        config |= {"depth": flags.depth, "bidirectional": flags.bidirectional, "pool": flags.pooling}
+    encoded = reader.vocabulary.encode([reader.vocabulary.words[1:4]])
+    model = run.build(encoded.phrases(encoded.rows(torch.zeros(1, dtype=torch.long))), **config)
+    shares = Dropout(flags.word_dropout, flags.embedding_dropout, flags.recurrent_dropout, flags.head_dropout)
+    model.configure(shares, flags.cell)
+    return model
+
+
+def fit(run: Session, data: TextData, reader: Reader) -> nn.Module:
+    """Train the network, or each of an ensemble, and return it with the weights that were kept."""
+    if run.flags.ensemble == 1:
+        model = build(run, reader)
+        _fit_one(run, model, data, reader)
+        return model
+    members = run.members(run.flags.ensemble)
+    networks = []
+    for member in members:
+        member.log_start()
+        networks.append(build(member, reader))
+        _fit_one(member, networks[-1], data, reader)
+    ensemble = Ensemble(networks)
+    run.save_ensemble(ensemble, members, reader.plain())
+    return ensemble
+
+
+def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
+    if isinstance(model, Ensemble):
+        raise UserError("an ensemble is not trained further: --restore-file a checkpoint of one network")
+    flags = run.flags
+    encoded, labels = reader.encode(data.train, run.device)
+    training = PhraseBatches(
+        encoded,
+        labels,
+        batch_size=flags.batch_size,
+        max_tokens=flags.max_tokens,
+        seed=flags.seed,
+        swap=PhraseSwap(encoded, labels, flags.phrase_swap) if flags.phrase_swap else None,
+    )
+    run.fit(
+        model,
+        classification(flags.label_smoothing),
+        training,
+        PhrasesInOrder(*reader.encode(data.valid, run.device)),
+        description=reader.plain(),
+        score=by_accuracy if flags.keep == "best" else by_recency,
+    )
+
+
+def describe(run: Session, data: TextData) -> None:
+    """Log the size of each split, and how many of its phrases are duplicates or contradict each other."""
+    for name in ("train", "valid", "test"):
+        split = getattr(data, name)
+        if split:
+            run.log.event("DATA", split=name, **text.statistics(split))
+
+
+def report(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
+    """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` where there is one.
+
+    The accuracies of splits that were not learnt from come with their 95 % interval.
+    """
+
+    def metrics(name: str, split: Split) -> dict[str, float]:
+        batches = PhrasesInOrder(*reader.encode(split, run.device))
+        found = evaluate(model, classification(), batches, amp=run.flags.amp)
+        return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
+
+    def unseen(name: str, split: Split) -> dict[str, float]:
+        found = metrics(name, split)
+        low, high = interval(found[f"{name}_accuracy"], len(split))
+        return found | {f"{name}_accuracy_low": low, f"{name}_accuracy_high": high}
+
+    run.log.event("EVAL", **metrics("Train", data.train), **unseen("Valid", data.valid))
+    if data.test:
+        run.log.event("TEST", **unseen("Test", data.test))
+
+
+def interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `count` (Wilson 1927)."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return centre - reach, centre + reach
+
+
+def answer(
+    model: nn.Module, reader: Reader, phrases: Sequence[Sequence[str]], device: torch.device
+) -> views.Predictions:
+    """Return what `model` says of phrases, in their order."""
+    return _answer_split(model, reader, Split(phrases, None), device)
+
+
+def _answer_split(model, reader: Reader, split: Split, device: torch.device) -> views.Predictions:
+    batches = PhrasesInOrder(
+        *reader.encode(split, device), max_tokens=8192, distributed_over_ranks=False
+    )  # of the sizes tried, that with the most phrases a second
+    found = views.predict(model, batches)
+    return views.Predictions(
+        batches.restored(found.probabilities), batches.restored(found.labels), found.loss
+    )
+
+
+def predict(run: Session, model: nn.Module, reader: Reader) -> None:
+    """Write a line for each phrase of `--input`, or of the validation split, in the order they came in.
+
+    With `--glue`, in the format of a submission to it, of the test split where there is no `--input`. Phrases
+    are read, answered and written a chunk at a time, so memory does not grow with their number.
+    """
+    if not distributed.is_main():
+        return
+    write = {"tsv": _as_tsv, "jsonl": _as_json, "glue": _as_glue}[
+        "glue" if run.flags.glue else run.flags.format
+    ]
+
+    def answered(chunk: tuple[int, list[Row]]) -> tuple[int, bytes]:
+        first, rows = chunk
+        phrases = [words_of(row.text) for row in rows]
+        probabilities = answer(model, reader, phrases, run.device).probabilities
+        lines = write(rows, probabilities, reader.classes, first)
+        return len(rows), "".join(f"{line}\n" for line in lines).encode()
+
+    # Somebody who types at a terminal is answered line by line.
+    typing = run.flags.input == "-" and sys.stdin.isatty()
+    chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS)
+    done = 0
+    with layers.evaluating(model), _destination(run.flags.out_file) as out:
+        for count, lines in map(answered, chunks) if typing else _in_threads(answered, chunks):
+            out.write(lines)
+            out.flush()
+            done += count
+    run.log.event("PREDICT", Examples=done, file=run.flags.out_file or "standard output")
+
+
+def _in_threads(function: Callable, items: Iterable) -> Iterator:
+    """Yield `function(item)` of each item, in order; of few items at a time, one on each core.
+
+    Sharing out every step of an LSTM over the cores instead is slower, and ten times so where another
+    process wants one of them.
+    """
+    workers = torch.get_num_threads()
+    waiting: deque = deque()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _rows(run: Session) -> Iterable[Row]:
+    flags = run.flags
+    if flags.input == "-":
+        return text.read_lines(sys.stdin.buffer, "standard input")
+    if flags.input:
+        return (
+            text.read_file(flags.input) if _names_a_file(flags.input) else [Row("--input", flags.input, None)]
+        )
+    if flags.glue:
+        return text.unlabelled_rows(flags.dataset, flags.data_dir, flags.test_file)
+    data = load(flags)
+    facts = zip(data.valid.phrases, data.valid.labels, strict=True)
+    return (Row("", " ".join(words), data.classes[label]) for words, label in facts)
+
+
+def _names_a_file(given: str) -> bool:
+    """Whether `--input` is a path: what is one, or what looks like one and like no phrase."""
+    return Path(given[:255]).exists() or (" " not in given and Path(given).suffix in text.SUFFIXES)
+
+
+def load(flags) -> TextData:
+    """Load what the flags name; see `lib.data.text.load`."""
+    files = {"train": flags.train_file, "valid": flags.valid_file, "test": flags.test_file}
+    return text.load(flags.dataset, flags.data_dir, files, holdout=flags.holdout, limit=flags.limit)
+
+
+def _chunks(rows: Iterable[Row], most: int) -> Iterator[tuple[int, list[Row]]]:
+    """Yield rows by the chunk, with the number of the first."""
+    first, chunk, characters = 0, [], 0
+    for row in rows:
+        chunk.append(row)
+        characters += len(row.text)
+        if len(chunk) >= most or characters >= CHUNK_CHARACTERS:
+            yield first, chunk
+            first, chunk, characters = first + len(chunk), [], 0
+    if chunk:
+        yield first, chunk
+
+
+@contextlib.contextmanager
+def _destination(path: str | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    writable_folder(Path(path).parent)
+    with replaced(Path(path)) as file:
+        yield file
+
+
+def _as_tsv(rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str], first: int) -> Iterator[str]:
+    labelled = rows[0].label is not None and rows[0].label in classes
+    if not first:
+        yield "\t".join(["sentence", *(["label"] if labelled else []), "prediction", "probability", *classes])
+    for row, chosen, each in _answers(rows, probabilities):
+        truth = [row.label] if labelled else []
+        shares = [f"{share:.6f}" for share in each]
+        yield "\t".join([" ".join(row.text.split()), *truth, classes[chosen], shares[chosen], *shares])
+
+
+def _as_json(
+    rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str], _first: int
+) -> Iterator[str]:
+    for row, chosen, each in _answers(rows, probabilities):
+        shares = {name: round(share, 6) for name, share in zip(classes, each, strict=True)}
+        record = {"sentence": row.text, "prediction": classes[chosen], "probabilities": shares}
+        if row.label is not None:
+            record["label"] = row.label
+        yield json.dumps(record, ensure_ascii=False)
+
+
+def _as_glue(
+    rows: Sequence[Row], probabilities: Tensor, _classes: Sequence[str], first: int
+) -> Iterator[str]:
+    if not first:
+        yield "index\tprediction"
+    for number, (_, chosen, _) in enumerate(_answers(rows, probabilities), first):
+        yield f"{number}\t{chosen}"
+
+
+def _answers(rows: Sequence[Row], probabilities: Tensor) -> Iterator[tuple[Row, int, list[float]]]:
+    return zip(rows, probabilities.argmax(1).tolist(), probabilities.tolist(), strict=True)
+
+
+def look_inside(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
+    """Log tables of classes, lengths and the worst mistakes; draw the confusion matrix and the features."""
+    if not distributed.is_main():
+        return
+    folder = writable_folder(run.flags.out_dir)
+    predictions = _answer_split(model, reader, data.valid, run.device)
+    # Labels went along with their phrases and came back: they are those of the split, in its order.
+    for line in views.per_class(predictions, reader.classes):
+        run.log.text("CLASSES", line)
+    _log_lengths(run, data.valid, predictions)
+    _log_mistakes(run, data.valid, predictions, reader.classes)
+    _draw(run, folder, "confusion", pictures.confusion_matrix(views.confusion(predictions), reader.classes))
+    _embed(run, model, data.valid, reader, folder)
+
+
+def _log_lengths(run: Session, split: Split, predictions: views.Predictions) -> None:
+    lengths = torch.tensor([len(phrase) for phrase in split.phrases])
+    right = predictions.classes == predictions.labels
+    for low, high in zip((0, *LENGTHS), (*LENGTHS, math.inf), strict=True):
+        here = right[(lengths > low) & (lengths <= high)]
+        if len(here):
+            words = f"{low + 1}-{high}" if high < math.inf else f"{low + 1}+"
+            accuracy = float(here.double().mean())
+            ends = dict(zip(("accuracy_low", "accuracy_high"), interval(accuracy, len(here)), strict=True))
+            run.log.event("LENGTH", words=words, examples=len(here), accuracy=accuracy, **ends)
+
+
+def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, classes: Sequence[str]) -> None:
+    for row in views.most_confident_mistakes(predictions, MISTAKES).tolist():
+        chosen = int(predictions.classes[row])
+        run.log.event(
+            "MISTAKE",
+            label=classes[predictions.labels[row]],
+            prediction=classes[chosen],
+            probability=float(predictions.probabilities[row, chosen]),
+            sentence=" ".join(split.phrases[row]),
+        )
+
+
+def _embed(run: Session, model: nn.Module, split: Split, reader: Reader, folder: Path) -> None:
+    flags = run.flags
+    sample = split.rows(views.stratified_sample(torch.tensor(split.labels), flags.samples).tolist())
+    if flags.perplexity >= len(sample):
+        raise UserError(f"--perplexity {flags.perplexity:g} must be less than the {len(sample)} samples")
+    batches = PhrasesInOrder(*reader.encode(sample, run.device), distributed_over_ranks=False)
+    phrases = (phrases for phrases, _ in batches)
+    features = views.layer_features(model, flags.layers or model.stages, phrases, "flatten")
+    sample = sample.rows(batches.order.tolist())
+    embedding = views.embed_layers(
+        features,
+        torch.tensor(sample.labels),
+        reader.classes,
+        dims=flags.dims,
+        perplexity=flags.perplexity,
+        seed=flags.seed,
+    )
+    for layer, scores in embedding.accuracies.items():
+        named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
+        run.log.event("FEATURE", layer=layer, **named)
+    _draw(run, folder, "feature", embedding.figure)
+    if flags.projector:
+        facts = zip(sample.labels, sample.phrases, strict=True)
+        names = [f"{reader.classes[label]}: {' '.join(phrase)}" for label, phrase in facts]
+        embed.write_projector(flags.projector, features, names)
+        run.log.event("PROJECTOR", folder=flags.projector)
+
+
+def _draw(run: Session, folder: Path, what: str, figure: Figure) -> None:
+    path = style.save(figure, folder / f"{what}-{run.flags.dataset}.png", show=run.flags.show, colours=64)
+    run.log.event("FIGURE", file=path)
+
+
+def explain(run: Session, model: nn.Module, reader: Reader) -> None:
+    """Write what each word of `--explain` adds to the answer; draw it as a picture and as a page.
+
+    Standard output gets the words in colours, on a terminal, then a line a word and one of totals.
+    """
+    if not distributed.is_main():
+        return
+    words = words_of(run.flags.explain)
+    if not words:
+        raise UserError("there is no word to explain in --explain ''")
+    chosen, probability, found = attribute(model, reader, words, run.device)
+    values = found.values.sum(1).tolist()
+    name = reader.classes[chosen]
+    lines = [text_pictures.coloured_terminal(words, values)] if sys.stdout.isatty() else []
+    lines += [
+        "word\tattribution",
+        *(f"{word}\t{value:+.6f}" for word, value in zip(words, values, strict=True)),
+    ]
+    lines.append(
+        f"prediction={name} probability={probability:.6f} log_odds={found.score:.6f} "
+        f"unknown_words={found.baseline_score:.6f} sum={sum(values):.6f} "
+        f"completeness_gap={found.gap:.2e} steps={found.steps}"
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+    folder = writable_folder(run.flags.out_dir)
+    stem = f"explain-{re.sub(r'[^a-z0-9]+', '-', ' '.join(words))[:40].strip('-') or 'phrase'}"
+    heading = f"{name}, probability {probability:.3f}; completeness gap {found.gap:.1e}"
+    page = folder / f"{stem}.html"
+    write_atomically(page, text_pictures.coloured_html(words, values, heading).encode())
+    figure = text_pictures.attribution_lines(words, values, heading, f"log-odds\nof {name}")
+    picture = style.save(figure, folder / f"{stem}.png", show=run.flags.show)
+    run.log.event("FIGURE", file=picture, page=page)
+
+
+def attribute(
+    model: nn.Module, reader: Reader, words: Sequence[str], device: torch.device
+) -> tuple[int, float, Attributions]:
+    """Return the class that `model` answers, its probability, and what each number of (T, D) adds to it.
+
+    Integrated gradients of the class's log-odds over the summed word vectors, against as many unknown words:
+    word dropout has shown these to the network, but never vectors of zero.
+    """
+    encoded = reader.vocabulary.encode([words, [UNKNOWN] * len(words)]).to(device)
+    phrases = encoded.phrases(encoded.rows(torch.arange(2, device=device)))
+    # cuDNN's LSTM has no gradient outside training.
+    with layers.evaluating(model), torch.backends.cudnn.flags(enabled=False):
+        with torch.no_grad():
+            vectors, baseline = model.embed(phrases)
+            probabilities = model.classify(vectors[None]).softmax(1)[0]
+        chosen = int(probabilities.argmax())
+
+        def log_odds(points: Tensor) -> Tensor:
+            logits = model.classify(points)
+            others = [c for c in range(logits.shape[1]) if c != chosen]
+            return logits[:, chosen] - logits[:, others].logsumexp(1)
+
+        found = integrated_gradients(log_odds, vectors, baseline)
+    return chosen, float(probabilities[chosen]), found

@@ -1,0 +1,199 @@
+"""What `--eval-only` shows of a classifier: its numbers, its mistakes, and the features of its layers.
+
+Pure functions of a model, of batches that it takes (images, text, anything), and of their labels.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lib import embed
+from lib.errors import UserError
+from lib.figures import features as feature_figures
+from lib.models import layers
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says of N examples of C classes.
+
+    `probabilities` (N, C) float32 and the true `labels` (N,) are on the CPU; `loss` is the mean
+    cross-entropy in nats.
+    """
+
+    probabilities: Tensor
+    labels: Tensor
+    loss: float
+
+    @property
+    def classes(self) -> Tensor:
+        """The most probable class of each example, (N,)."""
+        return self.probabilities.argmax(dim=1)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of examples whose most probable class is the true one."""
+        return (self.classes == self.labels).double().mean().item()
+
+
+def predict(model: nn.Module, batches: Iterable[tuple]) -> Predictions:
+    """Run `model` in eval mode over `batches` of (inputs, labels (B,)), which lie on its device.
+
+    The model returns logits (B, C). Its modes are afterwards as they were.
+
+    Raises:
+        UserError: there are no examples.
+    """
+    logits, labels = [], []
+    with layers.evaluating(model), torch.no_grad():
+        for inputs, batch_labels in batches:
+            logits.append(model(inputs).float())
+            labels.append(batch_labels)
+    if not labels:
+        raise UserError("there are no examples to evaluate")
+    # Brought to the CPU once, at the end: a copy per batch would wait for the device each time.
+    all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    loss = F.cross_entropy(all_logits.double(), all_labels).item()
+    return Predictions(all_logits.softmax(dim=1), all_labels, loss)
+
+
+def confusion(predictions: Predictions) -> np.ndarray:
+    """Return the confusion matrix (C, C) of counts: rows are true classes, columns predicted ones."""
+    from sklearn.metrics import confusion_matrix
+
+    every_class = range(predictions.probabilities.shape[1])
+    return confusion_matrix(predictions.labels, predictions.classes, labels=every_class)
+
+
+def per_class(predictions: Predictions, class_names: Sequence[str]) -> list[str]:
+    """Return precision, recall, F1 and number of examples of each class, as aligned lines of text.
+
+    The last line averages over the classes that have examples (macro); the others show dashes. A class
+    that is never predicted has precision 0.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    *scores, support = precision_recall_fscore_support(
+        predictions.labels, predictions.classes, labels=range(len(class_names)), zero_division=0
+    )
+    scores = np.stack(scores, axis=1)
+    present = support > 0
+    rows = [
+        (name, *(_score(score) if known else "-" for score in row), str(count))
+        for name, row, count, known in zip(class_names, scores, support, present, strict=True)
+    ]
+    macro = ("macro average", *map(_score, scores[present].mean(axis=0)), str(support.sum()))
+    return _aligned([("class", "precision", "recall", "F1", "examples"), *rows, macro])
+
+
+def _score(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return `rows` of cells as lines, the first column flush left, the others flush right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join(
+            [f"{name:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, others, strict=True))]
+        )
+        for name, *cells in rows
+    ]
+
+
+def most_confident_mistakes(predictions: Predictions, count: int) -> Tensor:
+    """Return the indices of at most `count` wrongly classified examples, the most probable mistake first."""
+    confidence = predictions.probabilities.amax(dim=1)
+    wrong = (predictions.classes != predictions.labels).nonzero().squeeze(1)
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
+
+
+def stratified_sample(labels: Tensor, samples: int, at_least: int = 16, seed: int = 0) -> Tensor:
+    """Return the sorted indices of about `samples` examples, the classes in proportion.
+
+    Every class has `at_least` so many, or all it has, also where that makes more than `samples`.
+    """
+    labels = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    # Taking every example whose rank within its class is below a fraction of the class keeps the
+    # proportions, whatever the fraction; a class's first few go before all others.
+    rank = np.empty(len(labels))
+    needed = 0
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+        rank[members[:at_least]] = 0
+        needed += min(at_least, len(members))
+    chosen = order[np.argsort(rank[order], kind="stable")][: max(samples, needed)]
+    return torch.from_numpy(np.sort(chosen))
+
+
+def layer_features(
+    model: nn.Module, layer_names: Iterable[str], batches: Iterable, pool: str = "gap"
+) -> dict[str, np.ndarray]:
+    """Return what the named layers put out for all examples: name to features (N, D) float32.
+
+    Args:
+        batches: inputs that the model takes, on its device; N examples in all.
+        pool: see `embed.pool`.
+
+    Raises:
+        UserError: a layer does not exist, or the forward pass does not call it.
+    """
+    modules = layers.resolve(model, layer_names)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in modules}
+    with layers.evaluating(model), layers.record(modules) as outputs, torch.no_grad():
+        for inputs in batches:
+            outputs.clear()
+            model(inputs)
+            for name, output in outputs.items():
+                parts[name].append(embed.pool(output.float().cpu().numpy(), pool))
+    silent = [name for name, arrays in parts.items() if not arrays]
+    if silent:
+        raise UserError(f"the layer {silent[0]!r} exists, but the model does not call it")
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+class Embedding(NamedTuple):
+    """Layers as points: `figure` shows `points[layer][method]` (N, dims), method "pca" or "tsne".
+
+    `accuracies[layer][method]` is the leave-one-out accuracy of the 5 nearest neighbours among them.
+    """
+
+    figure: Figure
+    points: dict[str, dict[str, np.ndarray]]
+    accuracies: dict[str, dict[str, float]]
+
+
+def embed_layers(
+    features: Mapping[str, np.ndarray],
+    labels: Tensor,
+    class_names: Sequence[str],
+    *,
+    dims: int = 2,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Embedding:
+    """Project the features (N, D) of each layer, score the points by their labels (N,), and draw them.
+
+    The options are those of `embed.project`, which also says what it raises.
+    """
+    labels = np.asarray(labels)
+    points = embed.project(
+        features, dims=dims, perplexity=perplexity, seed=seed, workers=workers, progress=progress
+    )
+    accuracies = {
+        layer: {method: embed.neighbour_accuracy(array, labels) for method, array in methods.items()}
+        for layer, methods in points.items()
+    }
+    sizes = {layer: array.shape[1] for layer, array in features.items()}
+    figure = feature_figures.layer_panels(points, accuracies, sizes, labels, class_names)
+    return Embedding(figure, points, accuracies)

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Classify handwritten digits (or clothes, or Kuzushiji) with a small network, and look inside it.
+
+run-mnist-classification.py --dataset digits                     train on digits that need no download
+run-mnist-classification.py | tee -a logs/mnist.log              train on MNIST, keep the log
+run-mnist-classification.py --resume                             go on after any kind of stop
+run-mnist-classification.py --eval-only --restore-file CKPT      evaluate, and draw what it learnt
+run-mnist-classification.py --predict-only --restore-file CKPT   write its predictions
+torchrun --nproc-per-node 2 run-mnist-classification.py …        train on several devices
+"""
+
+from lib import cli
+
+TASK = "image-classification"
+DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
+
+# What each model trains best with, chosen on held-out training examples. Any flag may say otherwise.
+PLAIN = {
+    "batch_size": 128,
+    "max_epoch": 10,
+    "optimizer": "adamw",
+    "schedule": "one-cycle",
+    "warmup": 0.2,
+    "weight_decay": 0.01,
+    "label_smoothing": 0.0,
+    "augment": (),
+    "shift_pixels": 2,
+}
+RECIPES = {
+    "mnist-classifier": PLAIN | {"learning_rate": 0.03, "shift_pixels": 1},
+    "lenet5": PLAIN | {"learning_rate": 0.004},
+    "deep-cnn": PLAIN
+    | {
+        "learning_rate": 0.007,
+        "weight_decay": 0.05,
+        "label_smoothing": 0.05,
+        "ema": 0.99,
+        "augment": ("shift", "rotate", "scale"),
+    },
+}
+ON_DIGITS = {
+    "batch_size": 32,
+    "learning_rate": 0.01,
+    "max_epoch": 100,
+    "augment": ("shift",),
+    "shift_pixels": 2,
+}
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog="run-mnist-classification.py",
+        description=__doc__,
+        epilog=cli.describe_recipes(RECIPES | {"with --dataset digits": ON_DIGITS}),
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=DATASETS, default="mnist")
+    add("--data-dir", default="data", metavar="DIR", help="holds MNIST/raw/…; downloaded where missing")
+    add("--limit", type=cli.integer(1), metavar="N", help="train on a fixed stratified subset of so many")
+    add(
+        "--holdout",
+        type=cli.integer(0),
+        default=0,
+        metavar="N",
+        help="validate on so many training examples, and report the official test split once at the end",
+    )
+    add("--size", type=cli.integer(8), default=28, metavar="N", help="side of the images in pixels")
+    add("--mean", type=cli.number(-1000), default=0.0, metavar="X", help="subtracted from pixels in [0, 1]")
+    above_zero = cli.number(0, above=True)
+    add("--std", type=above_zero, default=1.0, metavar="X", help="divides pixels after that")
+    parser.add_argument_group("network").add_argument(
+        "--model", choices=tuple(RECIPES), default="mnist-classifier"
+    )
+    cli.add_run_flags(parser)
+    cli.add_training_flags(parser, "the recipe of the model")
+    cli.add_augmentation_flags(parser, "shift", "rotate", "scale", "flip", "erase")
+    cli.add_view_flags(parser).add_argument(
+        "--pool", choices=("gap", "flatten"), default="flatten", help="how a feature map becomes a vector"
+    )
+    cli.add_input_flags(parser)
+    return parser
+
+
+def recipe(flags) -> dict:
+    # A checkpoint of another script may name another model, which `build` then refuses.
+    return RECIPES.get(flags.model, PLAIN) | (ON_DIGITS if flags.dataset == "digits" else {})
+
+
+def main(argv=None) -> None:
+    typed, defaults = make_parser().parse_typed(argv)
+    from lib import image_classification as task
+    from lib import session
+    from lib.data import images
+
+    with session.start(TASK, typed, defaults, recipe, structural=("model", "size")) as run:
+        flags = run.flags
+        data = images.load(
+            flags.dataset, flags.data_dir, size=flags.size, limit=flags.limit, holdout=flags.holdout
+        ).prepared(flags.mean, flags.std, run.device)
+        example = data.train.images[:1]
+        model = run.build(example, classes=len(data.classes), channels=example.shape[1], size=flags.size)
+        if flags.predict_only:
+            task.predict(run, model, data)
+        elif flags.eval_only:
+            task.look_inside(run, model, data)
+        else:
+            task.fit(run, model, data)
+            task.report(run, model, data)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Tell whether a phrase speaks well or badly of a film, with an LSTM trained from scratch on SST-2.
+
+run-sst2-classification.py --dataset tiny                        train on phrases that need no download
+run-sst2-classification.py | tee -a logs/sst2.log                train on SST-2, keep the log
+run-sst2-classification.py --resume                              go on after any kind of stop
+run-sst2-classification.py --eval-only --restore-file CKPT       evaluate, and draw what it learnt
+echo "a joy" | run-sst2-classification.py --predict-only --restore-file CKPT --input -
+run-sst2-classification.py --explain "a joy" --restore-file CKPT what each word adds to the answer
+torchrun --nproc-per-node 2 run-sst2-classification.py …         train on several devices
+"""
+
+from lib import cli
+
+TASK = "text-classification"
+STRUCTURAL = ("model", "embedding_size", "hidden_size", "depth", "bidirectional", "pooling", "ngrams")
+
+# What each model trains with. Any flag may say otherwise.
+RECIPES = {
+    "lstm": {
+        "ngrams": ("3", "4", "5"),
+        "embedding_size": 128,
+        "hidden_size": 128,
+        "depth": 1,
+        "bidirectional": True,
+        "pooling": "mean+max",
+        "word_dropout": 0.2,
+        "embedding_dropout": 0.5,
+        "recurrent_dropout": 0.3,
+        "head_dropout": 0.5,
+        "phrase_swap": 0.5,
+        "batch_size": 128,
+        "learning_rate": 0.002,
+        "max_epoch": 4,
+        "optimizer": "adamw",
+        "beta2": 0.98,
+        "schedule": "one-cycle",
+        "warmup": 0.1,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "label_smoothing": 0.05,
+    },
+    "plain": {
+        "ngrams": (),
+        "embedding_size": 512,
+        "hidden_size": 512,
+        "depth": 1,
+        "bidirectional": False,
+        "pooling": "last",
+        "word_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "recurrent_dropout": 0.0,
+        "head_dropout": 0.0,
+        "phrase_swap": 0.0,
+        "batch_size": 64,
+        "learning_rate": 0.0005,
+        "max_epoch": 2,
+        "optimizer": "adamw",
+        "schedule": "one-cycle",
+        "warmup": 0.1,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        "label_smoothing": 0.0,
+    },
+}
+ON_TINY = {"batch_size": 16, "max_epoch": 30}
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog="run-sst2-classification.py",
+        description=__doc__,
+        epilog=cli.describe_recipes(RECIPES | {"with --dataset tiny": ON_TINY}),
+    )
+    what = cli.add_run_flags(parser)
+    what.add_argument("--explain", metavar="TEXT", help="what each word of a text adds to the answer")
+    add_data_flags(parser)
+    add_network_flags(parser)
+    cli.add_training_flags(parser, "the recipe of the model")
+    add_prediction_flags(parser)
+    cli.add_view_flags(parser)
+    return parser
+
+
+def add_data_flags(parser: cli.Parser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=("sst2", "tiny"), default="sst2")
+    add("--data-dir", default="data", metavar="DIR", help="holds SST-2/*.tsv; if not, the Hub is asked")
+    for name in ("train", "valid", "test"):
+        add(f"--{name}-file", metavar="FILE", help=".tsv, .csv, .jsonl or .parquet, with named columns")
+    add("--limit", type=cli.integer(2), metavar="N", help="train on a fixed subset of so many phrases")
+    add(
+        "--holdout",
+        type=cli.number(0, 0.9),
+        default=0.0,
+        metavar="X",
+        help="validate on this share of the training sentences, and test on the official split once",
+    )
+
+
+def add_network_flags(parser: cli.Parser) -> None:
+    add = parser.add_argument_group(
+        "network (the recipe of the model where no default is shown)"
+    ).add_argument
+    share = cli.number(0, 0.95)
+    add("--model", choices=tuple(RECIPES), default="lstm")
+    add("--ngrams", type=cli.names_of(*"23456"), metavar="N,…", help="sizes of character n-grams, or none")
+    add("--embedding-size", type=cli.integer(1), metavar="N", help="of a word's vector")
+    add("--hidden-size", type=cli.integer(1), metavar="N", help="of the state of one direction")
+    add("--depth", type=cli.integer(1), metavar="N", help="layers of LSTMs")
+    add("--bidirectional", action=cli.argparse.BooleanOptionalAction, help="read phrases backwards, too")
+    add(
+        "--pool",
+        "--pooling",
+        dest="pooling",
+        choices=("last", "max", "mean", "mean+max", "attention"),
+        help="how the states of a phrase become its features",
+    )
+    add("--cell", choices=("fused", "reference"), default="fused", help="reference computes as equations do")
+    add("--word-dropout", type=share, metavar="X", help="words that count as unknown, but for their n-grams")
+    add("--embedding-dropout", type=share, metavar="X")
+    add("--recurrent-dropout", type=share, metavar="X", help="DropConnect on the weights between states")
+    add("--head-dropout", type=share, metavar="X", help="of the features")
+    add("--phrase-swap", type=cli.number(0, 1), metavar="X", help="phrases of which a part is exchanged")
+    add("--max-tokens", type=cli.integer(1), default=8192, metavar="N", help="words an update at most")
+    add("--keep", choices=("best", "last"), help="which weights; default: best on a hold-out, otherwise last")
+    add("--ensemble", type=cli.integer(1), default=1, metavar="N", help="train so many seeds, average them")
+
+
+def add_prediction_flags(parser: cli.Parser) -> None:
+    add = parser.add_argument_group("with --predict-only").add_argument
+    add("--input", metavar="TEXT|FILE|-", help="a phrase, a file of them, or standard input")
+    add("--format", choices=("tsv", "jsonl"), default="tsv", help="of the answers")
+    add("--glue", action="store_true", help="write a submission to GLUE instead")
+
+
+def recipe(flags) -> dict:
+    chosen_on_validation = flags.holdout or flags.valid_file
+    keep = {"keep": "best" if chosen_on_validation else "last"}
+    return RECIPES[flags.model] | keep | (ON_TINY if flags.dataset == "tiny" else {})
+
+
+def main(argv=None) -> None:
+    typed, defaults = make_parser().parse_typed(argv)
+    from lib import session
+    from lib import text_classification as task
+
+    with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
+        flags = run.flags
+        if flags.predict_only or flags.explain:
+            reader = task.Reader.of(run)
+            model = task.build(run, reader)
+            (task.explain if flags.explain else task.predict)(run, model, reader)
+            return
+        data = task.load(flags)
+        task.describe(run, data)
+        reader = task.Reader.of(run, data)
+        model = task.build(run, reader) if flags.eval_only else task.fit(run, data, reader)
+        task.report(run, model, data, reader)
+        if flags.eval_only:
+            task.look_inside(run, model, data, reader)
+
+
+if __name__ == "__main__":
+    cli.run(main)

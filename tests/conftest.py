@@ -1,0 +1,189 @@
+"""What many tests share: scripts run here or in a process of their own, small data, a trained network."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from lib import cli, runlog
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = "run-mnist-classification.py"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+torch.set_num_threads(1)
+
+
+class Ended(NamedTuple):
+    """How a script ended, and what it wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    def run(self) -> runlog.Run:
+        """The newest run of the log on standard output."""
+        parsed = runlog.parse(self.stdout.splitlines(keepends=True))
+        assert parsed.skipped == 0
+        return parsed.runs[-1]
+
+    def is_one_line_error(self) -> bool:
+        """Whether the one line on stderr, besides the log's where answers have stdout, is an error's."""
+        lines = [line for line in self.stderr.splitlines() if " - INFO - [" not in line]
+        return len(lines) == 1 and lines[0].startswith("error: ")
+
+
+def command(script: str, *flags) -> list[str]:
+    return [sys.executable, str(ROOT / script), *map(str, flags)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | ONE_THREAD | more
+
+
+def call(script: str, *flags, folder: Path) -> Ended:
+    """Run a script in this process, with `folder` as the current one: spares the import of torch."""
+    spec = importlib.util.spec_from_file_location(script.removesuffix(".py").replace("-", "_"), ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    stdout, stderr = io.StringIO(), io.StringIO()
+    status, argv = 0, sys.argv
+    with contextlib.chdir(folder), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        sys.argv = [script, *map(str, flags)]
+        try:
+            spec.loader.exec_module(module)
+            cli.run(module.main)
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            sys.argv = argv
+    return Ended(status, stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture
+def classify(tmp_path) -> Callable[..., Ended]:
+    """Call run-mnist-classification.py with some flags in this process, in a folder of its own."""
+    return lambda *flags, folder=tmp_path: call(SCRIPT, *flags, folder=folder)
+
+
+@pytest.fixture
+def process(tmp_path) -> Callable[..., Ended]:
+    """Run a script with some flags in a process of its own, in a folder of its own."""
+
+    def run(script: str, *flags, folder: Path = tmp_path, timeout: float = 90, **more: str) -> Ended:
+        done = subprocess.run(
+            command(script, *flags),
+            cwd=folder,
+            env=environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def quiet_log() -> runlog.RunLog:
+    """A log that writes to `quiet_log.lines()`."""
+    stream = io.StringIO()
+    log = runlog.RunLog("test", stream=stream)
+    log.lines = lambda: stream.getvalue().splitlines(keepends=True)
+    return log
+
+
+class Trained(NamedTuple):
+    """A finished run on the digits: its folder, its flags and how it ended."""
+
+    folder: Path
+    flags: tuple[str, ...]
+    ended: Ended
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "ckpts" / "mnist-classifier"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "checkpoint_best.pt"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    """A short run on the digits. Tests may read its folder, but not write to it."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = ("--dataset", "digits", "--max-epoch", "4", "--log-interval", "10")
+    ended = call(SCRIPT, *flags, folder=folder)
+    assert ended.status == 0, ended.stderr
+    return Trained(folder, flags, ended)
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write unsigned bytes in the idx format."""
+    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def write_mnist(root: Path, train: int = 300, test: int = 100) -> Path:
+    """Write scikit-learn's digits, 28 px large, in the layout of MNIST below `root`, and return `root`."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.pad(np.kron(digits.images, np.ones((3, 3))) * 15, ((0, 0), (2, 2), (2, 2)))
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, rows in (("train", slice(train)), ("t10k", slice(train, train + test))):
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images[rows])
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", digits.target[rows])
+    return root
+
+
+@pytest.fixture(scope="session")
+def mnist_folder(tmp_path_factory) -> Path:
+    """A `--data-dir` with 300 training and 100 test images in MNIST's layout. Not to be written to."""
+    return write_mnist(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Torchvision finds no server."""
+    from urllib.error import URLError
+
+    def fail(url, *_, **__):
+        print("Downloading", url)
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fail)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fail)
+
+
+def assert_same(a, b, where: str = "it") -> None:
+    """Assert that two nested structures of plain values and tensors are equal bit for bit."""
+    assert type(a) is type(b), f"{where}: {type(a)} and {type(b)}"
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{index}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, f"{where}: {a!r} and {b!r}"

@@ -1,0 +1,230 @@
+"""A session: which value a flag has, and what a checkpoint has to say in it."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import SCRIPT, call
+
+from lib import checkpoint, session
+from lib.errors import UserError
+
+TASK = "image-classification"
+DEFAULTS = {
+    "model": "lenet5",
+    "size": 28,
+    "batch_size": None,
+    "learning_rate": None,
+    "beta2": 0.999,
+    "log_interval": 100,
+    "data_dir": "data",
+    "eval_only": False,
+    "predict_only": False,
+    "resume": False,
+    "restore_file": None,
+    "checkpoint_dir": None,
+    "out_dir": "imgs",
+    "device": "auto",
+}
+RECIPES = {
+    "lenet5": {"batch_size": 128, "learning_rate": 0.004, "log_interval": 50},
+    "mnist-classifier": {"batch_size": 64, "learning_rate": 0.03, "log_interval": 50},
+}
+
+
+def settle(**typed) -> SimpleNamespace:
+    return session.settle(TASK, typed, DEFAULTS, lambda flags: RECIPES[flags.model], ("model", "size"))[0]
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """A function that writes a checkpoint of a run with some flags, and returns its file."""
+    monkeypatch.chdir(tmp_path)
+
+    def save(name=checkpoint.BEST, folder="ckpts/lenet5", **flags):
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "task": TASK,
+            "model": {"name": "lenet5", "config": {}},
+            "state_dict": {"w": torch.zeros(1)},
+            "flags": {"model": "lenet5", "size": 28, "data_dir": ".", **flags},
+            "run": "r1",
+            "epoch": 0,
+            "update": 5,
+            "metrics": {},
+            "training": {},
+        }
+        checkpoint.save(path, content)
+        return str(path)
+
+    return save
+
+
+def test_a_flag_is_what_was_typed_or_else_of_the_recipe_or_else_the_default():
+    flags = settle(learning_rate=0.5)
+    assert flags.learning_rate == 0.5
+    assert flags.batch_size == 128
+    assert flags.log_interval == 50
+    assert flags.beta2 == 0.999
+
+
+def test_the_recipe_is_that_of_the_model_that_was_typed():
+    assert settle(model="mnist-classifier").batch_size == 64
+
+
+def test_a_checkpoint_stands_between_what_was_typed_and_the_recipe(saved):
+    path = saved(batch_size=7, learning_rate=0.1, beta2=0.9)
+    flags = settle(restore_file=path, eval_only=True, learning_rate=0.5)
+    assert (flags.learning_rate, flags.batch_size, flags.beta2, flags.log_interval) == (0.5, 7, 0.9, 50)
+
+
+def test_a_checkpoint_says_which_model_it_is_of(saved):
+    path = saved(model="mnist-classifier")
+    flags = settle(restore_file=path, eval_only=True)
+    assert flags.model == "mnist-classifier"
+    assert flags.batch_size == 64
+
+
+def test_a_value_typed_counts_even_where_it_is_the_default(saved):
+    path = saved(beta2=0.9)
+    assert settle(restore_file=path, eval_only=True, beta2=0.999).beta2 == 0.999
+
+
+def test_what_a_run_does_is_never_taken_from_a_checkpoint(saved):
+    path = saved(eval_only=True, out_dir="/elsewhere", device="cuda:7", checkpoint_dir="other", resume=True)
+    flags = settle(restore_file=path, predict_only=True)
+    assert (flags.eval_only, flags.resume, flags.out_dir, flags.device) == (False, False, "imgs", "auto")
+    assert flags.checkpoint_dir == "ckpts/lenet5"
+
+
+def test_a_new_run_from_old_weights_takes_only_what_the_network_is(saved):
+    path = saved(size=32, batch_size=7, learning_rate=0.1)
+    flags = settle(restore_file=path)
+    assert (flags.size, flags.batch_size, flags.learning_rate) == (32, 128, 0.004)
+
+
+@pytest.mark.parametrize("what", [{"eval_only": True}, {"predict_only": True}, {}])
+def test_a_flag_that_contradicts_the_network_in_the_checkpoint_is_refused_with_both_values(saved, what):
+    path = saved(size=32)
+    with pytest.raises(UserError, match="--size 28 does not fit the checkpoint, which was trained with 32"):
+        settle(restore_file=path, size=28, **what)
+    assert settle(restore_file=path, size=32, **what).size == 32
+
+
+def test_a_data_folder_of_another_machine_is_forgotten_and_one_that_is_here_is_kept(saved, tmp_path):
+    assert settle(restore_file=saved(data_dir="/another/machine"), eval_only=True).data_dir == "data"
+    assert settle(restore_file=saved(data_dir=str(tmp_path)), eval_only=True).data_dir == str(tmp_path)
+    typed = settle(restore_file=saved(data_dir=str(tmp_path)), eval_only=True, data_dir="mine")
+    assert typed.data_dir == "mine"
+
+
+def test_a_data_folder_that_is_no_name_of_a_folder_is_forgotten(saved):
+    assert settle(restore_file=saved(data_dir=[5]), eval_only=True).data_dir == "data"
+
+
+@pytest.mark.parametrize("what", ["eval_only", "predict_only"])
+def test_to_look_at_a_network_there_must_be_a_file_of_it(what):
+    with pytest.raises(UserError, match=f"--{what.replace('_', '-')} needs --restore-file"):
+        settle(**{what: True})
+
+
+def test_a_run_is_resumed_or_begun_from_a_file_but_not_both(saved):
+    with pytest.raises(UserError, match="leave out --restore-file"):
+        settle(resume=True, restore_file=saved())
+
+
+def test_a_bare_state_dict_leaves_every_flag_as_it_was_typed(tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "bare.pt")
+    flags = settle(restore_file=str(tmp_path / "bare.pt"), eval_only=True, model="mnist-classifier")
+    assert (flags.model, flags.batch_size) == ("mnist-classifier", 64)
+
+
+def test_a_resume_takes_the_flags_of_its_run(saved):
+    saved(checkpoint.LAST, batch_size=7)
+    assert settle(resume=True).batch_size == 7
+    assert settle(resume=True, batch_size=9).batch_size == 9
+
+
+def test_a_resume_finds_its_run_where_it_is_told(saved):
+    saved(checkpoint.LAST, folder="mine", batch_size=7)
+    assert settle(resume=True, checkpoint_dir="mine").batch_size == 7
+    assert settle(resume=True).batch_size == 128
+
+
+@pytest.mark.parametrize("lost", ["training", "run", "update", "metrics"])
+def test_a_checkpoint_without_the_state_of_its_run_cannot_be_resumed(saved, lost):
+    path = saved(checkpoint.LAST)
+    content = checkpoint.load(path)
+    del content[lost], content["format"]
+    checkpoint.save(Path(path), content)
+    with pytest.raises(UserError, match=f"checkpoint_last.pt .*{lost}"):
+        settle(resume=True)
+
+
+def test_a_bare_state_dict_cannot_be_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ckpts" / "lenet5").mkdir(parents=True)
+    torch.save({"w": torch.zeros(1)}, tmp_path / "ckpts" / "lenet5" / checkpoint.LAST)
+    with pytest.raises(UserError, match=r"checkpoint_last\.pt"):
+        settle(resume=True)
+
+
+# Whole runs, on the digits
+
+SHORT = ("--dataset", "digits", "--limit", "60", "--max-epoch", "1")
+
+
+def test_a_resumed_run_keeps_its_id_and_a_new_one_has_its_own(tmp_path):
+    first = call(SCRIPT, *SHORT, folder=tmp_path).run()
+    resumed = call(SCRIPT, "--resume", "--max-epoch", "2", folder=tmp_path).run()
+    anew = call(SCRIPT, *SHORT, folder=tmp_path).run()
+    assert resumed.id == first.id != anew.id
+    assert resumed.fields["Resume_step"] == first.series("VALID", "Valid_loss")[0][-1]
+    assert resumed.fields["limit"] == 60
+
+
+def test_with_nothing_to_resume_a_run_starts_anew_and_says_so(tmp_path):
+    done = call(SCRIPT, *SHORT, "--resume", folder=tmp_path)
+    assert done.status == 0
+    assert "[RUN] nothing to resume in ckpts/mnist-classifier: starting anew" in done.stdout
+    assert done.run().events["VALID"]
+
+
+def test_the_run_line_says_every_flag_that_has_a_value(tmp_path):
+    fields = call(SCRIPT, *SHORT, "--seed", "7", folder=tmp_path).run().fields
+    assert (fields["seed"], fields["dataset"], fields["limit"]) == (7, "digits", 60)
+    assert fields["model"] == "mnist-classifier"
+    assert "restore_file" not in fields
+
+
+def test_the_best_weights_are_in_the_network_after_training(tmp_path):
+    """[EVAL] repeats the best [VALID], not the last."""
+    run = call(SCRIPT, *SHORT, "--max-epoch", "6", "-lr", "0.3", folder=tmp_path).run()
+    best_step = run.events["BEST"][-1]["Step"]
+    best = next(event for event in run.events["VALID"] if event["Step"] == best_step)
+    assert run.events["EVAL"][-1]["Valid_loss"] == best["Valid_loss"]
+    assert run.events["EVAL"][-1]["Valid_accuracy"] == best["Valid_accuracy"]
+    assert best["Valid_accuracy"] == max(event["Valid_accuracy"] for event in run.events["VALID"])
+
+
+def test_a_run_begun_from_old_weights_begins_with_them(tmp_path, trained):
+    done = call(SCRIPT, *SHORT, "--restore-file", trained.best, "-lr", "1e-9", folder=tmp_path)
+    old = trained.ended.run().events["EVAL"][-1]["Valid_accuracy"]
+    # One epoch at no rate: only the statistics of batch normalisation can move.
+    assert done.run().events["EVAL"][-1]["Valid_accuracy"] == pytest.approx(old, abs=0.1)
+    assert checkpoint.load(tmp_path / "ckpts/mnist-classifier" / checkpoint.LAST)["run"] == done.run().id
+
+
+def test_answers_on_standard_output_have_it_to_themselves(monkeypatch, saved):
+    path = saved()
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    typed = {"restore_file": path, "predict_only": True, "device": "cpu"}
+    defaults = DEFAULTS | {"out_file": None, "tensorboard": None}
+    recipe = RECIPES.__getitem__
+    with session.start(TASK, typed, defaults, lambda flags: recipe(flags.model), ("model",)) as run:
+        run.log.text("RUN", "a remark")
+    assert "a remark" in stderr.getvalue()
