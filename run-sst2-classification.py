@@ -123,6 +123,13 @@ def add_network_flags(parser: cli.Parser) -> None:
     add("--head-dropout", type=share, metavar="X", help="of the features")
     add("--phrase-swap", type=cli.number(0, 1), metavar="X", help="phrases of which a part is exchanged")
     add("--max-tokens", type=cli.integer(1), default=8192, metavar="N", help="words an update at most")
+    add(
+        "--threads",
+        type=cli.integer(1),
+        default=1,
+        metavar="N",
+        help="of training on the CPU; several are slow where another process wants one of the cores",
+    )
     add("--keep", choices=("best", "last"), help="which weights; default: best on a hold-out, otherwise last")
     add("--ensemble", type=cli.integer(1), default=1, metavar="N", help="train so many seeds, average them")
 
@@ -155,10 +162,10 @@ def main(argv=None) -> None:
         data = task.load(flags)
         task.describe(run, data)
         reader = task.Reader.of(run, data)
-        model = task.build(run, reader) if flags.eval_only else task.fit(run, data, reader)
-        task.report(run, model, data, reader)
         if flags.eval_only:
-            task.look_inside(run, model, data, reader)
+            task.look_inside(run, task.build(run, reader), data, reader)
+        else:
+            task.report(run, task.fit(run, data, reader), data, reader)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
+        _leave(0)
     except UserError as error:
         _leave(2, f"error: {error}")
     except RunFailed as error:
@@ -74,6 +75,12 @@ def _leave(status: int, line: str = "") -> None:
     # Under torchrun every rank meets the same mistake: one of them says so.
     if line and int(os.environ.get("RANK", 0)) == 0:
         print(" ".join(line.split()), file=sys.stderr)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # One of gloo's threads may still be letting go of a tensor. If the interpreter is shutting down by
+        # then, that aborts the process (pytorch/pytorch#179291): ranks leave without shutting it down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

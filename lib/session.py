@@ -274,7 +274,7 @@ class Session:
 
     def save_ensemble(self, model: nn.Module, members: Sequence["Session"], description: dict) -> None:
         """Write the networks of `members`, together in `model`, as one checkpoint that restores them all."""
-        self.network = {"name": "ensemble", "config": {"members": len(members), **members[0].network}}
+        self.network = {"name": "ensemble", "config": {"members": len(members), "member": members[0].network}}
         checkpoints = self._checkpoints(description)
         if distributed.is_main():
             checkpoint.save(checkpoints.best, checkpoints.description | {"state_dict": model.state_dict()})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -20,13 +20,13 @@ from lib import distributed, embed, views
 from lib.data import text
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap
 from lib.data.text import Row, Split, TextData, words_of
-from lib.data.tokens import UNKNOWN, Encoded, Vocabulary
+from lib.data.tokens import UNKNOWN, Encoded, Phrases, Vocabulary
 from lib.errors import UserError
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.figures import classification as pictures
 from lib.figures import style
 from lib.figures import text as text_pictures
-from lib.files import replaced, writable_folder, write_atomically
+from lib.files import replaced, writable_file, writable_folder, write_atomically
 from lib.models import layers
 from lib.models.recurrent import Dropout, Ensemble
 from lib.objectives import classification
@@ -126,14 +126,26 @@ def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> 
         seed=flags.seed,
         swap=PhraseSwap(encoded, labels, flags.phrase_swap) if flags.phrase_swap else None,
     )
-    run.fit(
-        model,
-        classification(flags.label_smoothing),
-        training,
-        PhrasesInOrder(*reader.encode(data.valid, run.device)),
-        description=reader.plain(),
-        score=by_accuracy if flags.keep == "best" else by_recency,
-    )
+    with _threads(flags.threads):
+        run.fit(
+            model,
+            classification(flags.label_smoothing),
+            training,
+            PhrasesInOrder(*reader.encode(data.valid, run.device)),
+            description=reader.plain(),
+            score=by_accuracy if flags.keep == "best" else by_recency,
+        )
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe(run: Session, data: TextData) -> None:
@@ -197,25 +209,24 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
     """
     if not distributed.is_main():
         return
-    write = {"tsv": _as_tsv, "jsonl": _as_json, "glue": _as_glue}[
+    spell = {"tsv": _as_tsv, "jsonl": _as_json, "glue": _as_glue}[
         "glue" if run.flags.glue else run.flags.format
     ]
 
-    def answered(chunk: tuple[int, list[Row]]) -> tuple[int, bytes]:
+    def answered(chunk: tuple[int, list[Row]]) -> tuple[int, str]:
         first, rows = chunk
         phrases = [words_of(row.text) for row in rows]
         probabilities = answer(model, reader, phrases, run.device).probabilities
-        lines = write(rows, probabilities, reader.classes, first)
-        return len(rows), "".join(f"{line}\n" for line in lines).encode()
+        lines = spell(rows, probabilities, reader.classes, first)
+        return len(rows), "".join(f"{line}\n" for line in lines)
 
     # Somebody who types at a terminal is answered line by line.
     typing = run.flags.input == "-" and sys.stdin.isatty()
     chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS)
     done = 0
-    with layers.evaluating(model), _destination(run.flags.out_file) as out:
+    with layers.evaluating(model), _destination(run.flags.out_file) as write_out:
         for count, lines in map(answered, chunks) if typing else _in_threads(answered, chunks):
-            out.write(lines)
-            out.flush()
+            write_out(lines)
             done += count
     run.log.event("PREDICT", Examples=done, file=run.flags.out_file or "standard output")
 
@@ -277,13 +288,13 @@ def _chunks(rows: Iterable[Row], most: int) -> Iterator[tuple[int, list[Row]]]:
 
 
 @contextlib.contextmanager
-def _destination(path: str | None) -> Iterator[BinaryIO]:
+def _destination(path: str | None) -> Iterator[Callable[[str], None]]:
+    """Yield what writes text to the file, or to standard output as soon as it has it."""
     if path is None:
-        yield sys.stdout.buffer
+        yield lambda text: (sys.stdout.write(text), sys.stdout.flush())
         return
-    writable_folder(Path(path).parent)
-    with replaced(Path(path)) as file:
-        yield file
+    with replaced(writable_file(path)) as file:
+        yield lambda text: file.write(text.encode())
 
 
 def _as_tsv(rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str], first: int) -> Iterator[str]:
@@ -321,18 +332,50 @@ def _answers(rows: Sequence[Row], probabilities: Tensor) -> Iterator[tuple[Row, 
 
 
 def look_inside(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
-    """Log tables of classes, lengths and the worst mistakes; draw the confusion matrix and the features."""
+    """Report, log tables of classes, lengths and the worst mistakes, draw the confusion and the features.
+
+    Raises:
+        UserError: a layer that is not there or has no vector for a phrase, too few samples for the
+            perplexity, a folder that cannot be written; all before anything is computed.
+    """
+    sample = _sample(run, model, data.valid, reader)
+    if run.flags.projector:
+        writable_folder(run.flags.projector)
+    folder = writable_folder(run.flags.out_dir)
+    report(run, model, data, reader)
     if not distributed.is_main():
         return
-    folder = writable_folder(run.flags.out_dir)
     predictions = _answer_split(model, reader, data.valid, run.device)
-    # Labels went along with their phrases and came back: they are those of the split, in its order.
     for line in views.per_class(predictions, reader.classes):
         run.log.text("CLASSES", line)
     _log_lengths(run, data.valid, predictions)
     _log_mistakes(run, data.valid, predictions, reader.classes)
     _draw(run, folder, "confusion", pictures.confusion_matrix(views.confusion(predictions), reader.classes))
-    _embed(run, model, data.valid, reader, folder)
+    _embed(run, model, sample, reader, folder)
+
+
+def _sample(run: Session, model: nn.Module, split: Split, reader: Reader) -> Split:
+    """Return the phrases to embed, shortest first, when their layers have been found to put out vectors."""
+    flags = run.flags
+    sample = split.rows(views.stratified_sample(torch.tensor(split.labels), flags.samples).tolist())
+    sample = sample.rows(sorted(range(len(sample)), key=lambda row: len(sample.phrases[row])))
+    if flags.perplexity >= len(sample):
+        raise UserError(f"--perplexity {flags.perplexity:g} must be less than the {len(sample)} samples")
+    phrases = _batches(run, sample, reader)[-1]
+    modules = layers.resolve(model, flags.layers or model.stages)
+    with layers.evaluating(model), layers.record(modules) as outputs, torch.no_grad():
+        model(phrases)
+    for name, output in outputs.items():
+        if output.ndim != 2 or len(output) != len(phrases):
+            raise UserError(
+                f"layer {name} puts out no vector a phrase; choose from {', '.join(model.stages)}"
+            )
+    return sample
+
+
+def _batches(run: Session, split: Split, reader: Reader) -> list[Phrases]:
+    batches = PhrasesInOrder(*reader.encode(split, run.device), distributed_over_ranks=False)
+    return [phrases for phrases, _ in batches]
 
 
 def _log_lengths(run: Session, split: Split, predictions: views.Predictions) -> None:
@@ -359,15 +402,10 @@ def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, cl
         )
 
 
-def _embed(run: Session, model: nn.Module, split: Split, reader: Reader, folder: Path) -> None:
+def _embed(run: Session, model: nn.Module, sample: Split, reader: Reader, folder: Path) -> None:
     flags = run.flags
-    sample = split.rows(views.stratified_sample(torch.tensor(split.labels), flags.samples).tolist())
-    if flags.perplexity >= len(sample):
-        raise UserError(f"--perplexity {flags.perplexity:g} must be less than the {len(sample)} samples")
-    batches = PhrasesInOrder(*reader.encode(sample, run.device), distributed_over_ranks=False)
-    phrases = (phrases for phrases, _ in batches)
-    features = views.layer_features(model, flags.layers or model.stages, phrases, "flatten")
-    sample = sample.rows(batches.order.tolist())
+    batches = _batches(run, sample, reader)
+    features = views.layer_features(model, flags.layers or model.stages, batches, "flatten")
     embedding = views.embed_layers(
         features,
         torch.tensor(sample.labels),
@@ -388,7 +426,7 @@ def _embed(run: Session, model: nn.Module, split: Split, reader: Reader, folder:
 
 
 def _draw(run: Session, folder: Path, what: str, figure: Figure) -> None:
-    path = style.save(figure, folder / f"{what}-{run.flags.dataset}.png", show=run.flags.show, colours=64)
+    path = style.save(figure, folder / f"{what}-{run.flags.dataset}.png", show=run.flags.show, colours=256)
     run.log.event("FIGURE", file=path)
 
 

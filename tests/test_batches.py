@@ -8,7 +8,6 @@ import torch
 from lib import distributed
 from lib.data.batches import InOrder, TensorBatches
 from lib.errors import UserError
-from lib.errors import UserError
 
 
 def batches(rows: int = 20, batch_size: int = 6, seed: int = 0, **options) -> TensorBatches:

@@ -1,5 +1,6 @@
 """The command line: what was typed stays apart from defaults; a mistake is one line and exit 2."""
 
+import os
 import signal
 import sys
 
@@ -147,6 +148,11 @@ def test_every_ending_has_its_status_and_at_most_one_line(capsys, monkeypatch, e
 
 
 def test_of_several_ranks_only_the_first_says_what_is_wrong(capsys, monkeypatch):
+    def leave_at_once(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave_at_once)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert ended(capsys, monkeypatch, UserError("no")) == (2, "")
     monkeypatch.setenv("RANK", "0")

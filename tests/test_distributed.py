@@ -17,56 +17,60 @@ from lib.errors import UserError
 
 # What every one of two ranks does; what it found goes to a file of its own.
 WORKER = """
-import json, sys
+import json
+from pathlib import Path
 import torch
 from torch import nn
-from lib import distributed, train
+from lib import cli, distributed, train
 from lib.data.batches import InOrder, TensorBatches
 from lib.objectives import classification
 from lib.optimisation import Settings
 from lib.runlog import RunLog
 from test_distributed import make_data, make_model
 
-torch.set_num_threads(1)
-device = distributed.pick_device("cpu")
-with distributed.process_group(device):
-    rank = distributed.rank()
-    images, labels = make_data()
-    training = TensorBatches(images, labels, torch.arange(len(labels)), batch_size=8, seed=0)
-    validation = InOrder(images, labels, torch.arange(len(labels)), batch_size=4)
-    drawn = {"train": [], "valid": []}
 
-    def objective(model, batch):
-        drawn["train" if model.training else "valid"] += batch[2].tolist()
-        return classification()(model, batch[:2])
+def main(argv):
+    torch.set_num_threads(1)
+    device = distributed.pick_device("cpu")
+    with distributed.process_group(device):
+        rank = distributed.rank()
+        images, labels = make_data()
+        training = TensorBatches(images, labels, torch.arange(len(labels)), batch_size=8, seed=0)
+        validation = InOrder(images, labels, torch.arange(len(labels)), batch_size=4)
+        drawn = {"train": [], "valid": []}
 
-    model = make_model()
-    settings = Settings(
-        seed=0, max_epoch=2, learning_rate=0.1, optimizer="sgd", momentum=0.5, clip_norm=1.0, ema=0.5
-    )
-    from pathlib import Path
-    folder = Path(sys.argv[1])
-    if rank == 0:
-        (folder / "ckpts-0").mkdir()
-    with open(folder / f"log-{rank}", "w") as stream:
-        log = RunLog("test", stream=stream, enabled=distributed.is_main())
-        train.fit(model, objective, training, validation, settings, log=log,
-                  checkpoints=train.Checkpoints(folder / f"ckpts-{rank}"))
-    norm = nn.BatchNorm1d(2)
-    norm.running_mean += rank
-    distributed.share_buffers(norm)
-    with distributed.main_first():
-        first = (folder / "main-was-here").exists()
-        (folder / "main-was-here").touch()
-    found = {
-        "drawn": drawn,
-        "weights": {name: value.tolist() for name, value in model.state_dict().items()},
-        "largest": distributed.any_rank(rank * 3, device),
-        "total": distributed.total(torch.tensor(rank + 1.0)).item(),
-        "buffer": norm.running_mean.tolist(),
-        "found_main_there": first,
-    }
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+        def objective(model, batch):
+            drawn["train" if model.training else "valid"] += batch[2].tolist()
+            return classification()(model, batch[:2])
+
+        model = make_model()
+        settings = Settings(
+            seed=0, max_epoch=2, learning_rate=0.1, optimizer="sgd", momentum=0.5, clip_norm=1.0, ema=0.5
+        )
+        folder = Path(argv[0])
+        if rank == 0:
+            (folder / "ckpts-0").mkdir()
+        with open(folder / f"log-{rank}", "w") as stream:
+            log = RunLog("test", stream=stream, enabled=distributed.is_main())
+            train.fit(model, objective, training, validation, settings, log=log,
+                      checkpoints=train.Checkpoints(folder / f"ckpts-{rank}"))
+        norm = nn.BatchNorm1d(2)
+        norm.running_mean += rank
+        distributed.share_buffers(norm)
+        with distributed.main_first():
+            first = (folder / "main-was-here").exists()
+            (folder / "main-was-here").touch()
+        found = {
+            "drawn": drawn,
+            "weights": {name: value.tolist() for name, value in model.state_dict().items()},
+            "largest": distributed.any_rank(rank * 3, device),
+            "total": distributed.total(torch.tensor(rank + 1.0)).item(),
+            "buffer": norm.running_mean.tolist(),
+            "found_main_there": first,
+        }
+        (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+
+cli.run(main)
 """
 
 

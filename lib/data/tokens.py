@@ -141,7 +141,8 @@ class Vocabulary:
     def of(cls, phrases: Iterable[Sequence[str]], sizes: Sequence[int] = (3, 4, 5)) -> "Vocabulary":
         """Return every word of `phrases`, and every n-gram that at least two of the words have."""
         words = list(dict.fromkeys(chain.from_iterable(phrases)))
-        shared = Counter(chain.from_iterable(set(_ngrams(word, sizes)) for word in words))
+        # Not sets: their order, and so the numbers of the n-grams, would differ from process to process.
+        shared = Counter(chain.from_iterable(dict.fromkeys(_ngrams(word, sizes)) for word in words))
         ngrams = [ngram for ngram, words_with in shared.items() if words_with >= WORDS_PER_NGRAM]
         return cls([UNKNOWN, *words], ngrams, tuple(sizes))
 

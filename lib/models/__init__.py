@@ -11,8 +11,8 @@ _MAKERS = {
     "deep-cnn": digits.DeepCNN,
     "lstm": recurrent.SentimentClassifier,
     "plain": recurrent.PlainClassifier,
-    "ensemble": lambda members, name, config: recurrent.Ensemble(
-        build(name, **config) for _ in range(members)
+    "ensemble": lambda members, member: recurrent.Ensemble(
+        build(member["name"], **member["config"]) for _ in range(members)
     ),
 }
 
