@@ -322,6 +322,7 @@ class _Run:
             "weights": self.model.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
+            "batches_an_epoch": self.length,
         }
         checkpoint.save(
             path,
@@ -338,6 +339,11 @@ class _Run:
     def _resume(self, saved: dict[str, Any]) -> None:
         training = saved["training"]
         name = self.checkpoints.last
+        if training["batches_an_epoch"] != self.length:
+            raise UserError(
+                f"{name} had come to update {saved['update']} of {training['batches_an_epoch']} an epoch, "
+                f"now an epoch has {self.length}: resume with the same data, --batch-size and number of ranks"
+            )
         if self.average:
             checkpoint.restore_weights(self.average.model, saved["state_dict"], name)
         checkpoint.restore_weights(self.model, training["weights"] or saved["state_dict"], name)

@@ -47,14 +47,14 @@ def make_net() -> Net:
     return Net()
 
 
-def make_batches() -> tuple[TensorBatches, InOrder]:
+def make_batches(batch_size: int = 6) -> tuple[TensorBatches, InOrder]:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(40, 1, 6, 6, generator=generator)
     labels = torch.randint(3, (40,), generator=generator)
     training = TensorBatches(
         images[:28],
         labels[:28],
-        batch_size=6,
+        batch_size=batch_size,
         seed=3,
         transform=augmentation(("shift", "rotate", "scale", "erase")),
     )
@@ -219,6 +219,12 @@ def test_a_resume_with_another_optimizer_is_refused(tmp_path, before, after):
     fit(tmp_path, optimizer=before)
     with pytest.raises(UserError, match="another optimizer: give the same --optimizer"):
         fit(tmp_path, resume=True, max_epoch=4, optimizer=after)
+
+
+def test_a_resume_with_batches_of_another_size_is_refused(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(UserError, match="same data, --batch-size and number of ranks"):
+        fit(tmp_path, resume=True, max_epoch=4, batches=make_batches(batch_size=10))
 
 
 def test_a_resume_with_other_parameters_frozen_is_refused(tmp_path):
