@@ -54,7 +54,7 @@ def make_parser() -> cli.Parser:
         epilog=cli.describe_recipes(RECIPES | {"with --dataset digits": ON_DIGITS}),
     )
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=DATASETS, default="mnist")
+    add("--dataset", choices=DATASETS, default="mnist", help="digits needs no download")
     add("--data-dir", default="data", metavar="DIR", help="holds MNIST/raw/…; downloaded where missing")
     add("--limit", type=cli.integer(1), metavar="N", help="train on a fixed stratified subset of so many")
     add(
@@ -64,12 +64,12 @@ def make_parser() -> cli.Parser:
         metavar="N",
         help="validate on so many training examples, and report the official test split once at the end",
     )
-    add("--size", type=cli.integer(8), default=28, metavar="N", help="side of the images in pixels")
+    add("--size", type=cli.integer(8, 512), default=28, metavar="N", help="side of the images in pixels")
     add("--mean", type=cli.number(-1000), default=0.0, metavar="X", help="subtracted from pixels in [0, 1]")
     above_zero = cli.number(0, above=True)
     add("--std", type=above_zero, default=1.0, metavar="X", help="divides pixels after that")
     parser.add_argument_group("network").add_argument(
-        "--model", choices=tuple(RECIPES), default="mnist-classifier"
+        "--model", choices=tuple(RECIPES), default="mnist-classifier", help="each has a recipe, see below"
     )
     cli.add_run_flags(parser)
     cli.add_training_flags(parser, "the recipe of the model")
@@ -90,18 +90,14 @@ def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
     from lib import image_classification as task
     from lib import session
-    from lib.data import images
 
-    with session.start(TASK, typed, defaults, recipe, structural=("model", "size")) as run:
-        flags = run.flags
-        data = images.load(
-            flags.dataset, flags.data_dir, size=flags.size, limit=flags.limit, holdout=flags.holdout
-        ).prepared(flags.mean, flags.std, run.device)
-        example = data.train.images[:1]
-        model = run.build(example, classes=len(data.classes), channels=example.shape[1], size=flags.size)
-        if flags.predict_only:
+    task.check_input(typed.get("input", ()))
+    with session.start(TASK, typed, defaults, recipe, structural=("model", "size", "mean", "std")) as run:
+        data = task.load(run)
+        model = task.build(run, data)
+        if run.flags.predict_only:
             task.predict(run, model, data)
-        elif flags.eval_only:
+        elif run.flags.eval_only:
             task.look_inside(run, model, data)
         else:
             task.fit(run, model, data)

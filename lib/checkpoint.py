@@ -17,6 +17,7 @@ A checkpoint is a dictionary of plain values and tensors:
 
 import io
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _bare_state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:
     weights = content.get("state_dict", content)
     _check_state_dict(path, weights)
     # DistributedDataParallel and torch.compile put these before every name.
-    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in weights.items()}
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
 
 
 def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:

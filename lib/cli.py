@@ -43,7 +43,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         super().__init__(prog, max_help_position=34, width=110)
 
     def _get_help_string(self, action):
-        if action.default in (None, False, ()):
+        if action.default is None or action.default is False or action.default == ():
             return action.help
         return super()._get_help_string(action)
 
@@ -67,8 +67,16 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
         _leave(130, "interrupted")
     except BrokenPipeError:
         # The reader of our standard output is gone (`| head`): nothing is left to tell it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_output()
         _leave(141)
+    except OSError as error:  # files are written by `lib.files`: what is left is standard output
+        _abandon_output()
+        _leave(1, f"error: cannot write to standard output: {error.strerror or error}")
+
+
+def _abandon_output() -> None:
+    """Keep the interpreter from flushing, as it ends, to where nothing can be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(status: int, line: str = "") -> None:
@@ -246,7 +254,7 @@ def add_augmentation_flags(parser: argparse.ArgumentParser, *names: str) -> None
     """Flags of `lib.data.augment`; `names` are those of it that suit the script's images."""
     add = parser.add_argument_group("augmentation").add_argument
     add("--augment", type=names_of(*names), metavar="NAME,…", help=f"some of {', '.join(names)}, or none")
-    add("--shift-pixels", type=integer(1), metavar="N", help="how far shift goes")
+    add("--shift-pixels", type=integer(1, 64), metavar="N", help="how far shift goes")
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -40,6 +40,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextManager:
+    """Compute in bf16 where it pays; it has float32's range, so no loss scaling is needed."""
+    return torch.autocast(device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the other processes of a `torchrun` for the length of the block."""

@@ -177,7 +177,7 @@ def neighbour_accuracy(points: np.ndarray, labels: np.ndarray, k: int = 5) -> fl
     return float(np.mean(mode(labels[neighbours], axis=1).mode == labels))
 
 
-def pool(feature: np.ndarray, how: str = "gap") -> np.ndarray:
+def pool(feature: np.ndarray, how: str) -> np.ndarray:
     """Return the output of a layer as features (N, D).
 
     `how` is "gap" (global average pooling: maps (N, C, H, W) become their means (N, C), anything else is

@@ -30,11 +30,13 @@ def writable_file(path: str | Path) -> Path:
     """Return `path` as a `Path`, in a folder that is made where it is missing.
 
     Raises:
-        UserError: it is a folder, or its folder may not be written to.
+        UserError: it is a folder, a device or a pipe, or its folder may not be written to.
     """
     file = Path(path)
     if os.path.isdir(file):
         raise UserError(f"{file} is a folder, not a file")
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise UserError(f"{file} is no regular file, and would be replaced by one")
     writable_folder(file.parent)
     return file
 
@@ -72,14 +74,15 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     Raises:
         RunFailed: the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    target = Path(os.path.realpath(path))  # a link stays one, and what it points to is replaced
+    temporary = target.with_name(f".{target.name}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         kept = f"; the older {path.name} there is whole" if path.exists() else ""

@@ -1,7 +1,7 @@
 """What the scripts that classify images do with a run, a network and data: train, report, predict, look."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lib import distributed, embed, views
-from lib.data import photographs
+from lib.data import images, photographs
 from lib.data.augment import augmentation
 from lib.data.batches import InOrder, TensorBatches
 from lib.data.images import ImageData, Split
@@ -22,6 +22,37 @@ from lib.models import layers
 from lib.objectives import classification
 from lib.session import Session
 from lib.train import evaluate
+
+
+def check_input(files: Sequence[str]) -> None:
+    """Complain of the first of some image files that cannot be read, before anything is loaded or logged."""
+    for file in files:
+        photographs.read(file)
+
+
+def load(run: Session) -> ImageData:
+    """Return the data that the run's flags name, prepared for its network.
+
+    Where image files are all that is asked about, there are none but classes and sizes, and a checkpoint
+    knows them.
+    """
+    flags = run.flags
+    if not flags.input:
+        data = images.load(
+            flags.dataset, flags.data_dir, size=flags.size, limit=flags.limit, holdout=flags.holdout
+        )
+    else:
+        names = run.saved.get("classes") or images.classes(flags.dataset)
+        channels = run.saved.get("preprocessing", {}).get("channels", 1)
+        data = images.without_examples(names, channels, flags.size)
+    return data.prepared(flags.mean, flags.std, run.device)
+
+
+def build(run: Session, data: ImageData) -> nn.Module:
+    """Return the network for images like those of `data`."""
+    channels, size = data.train.images.shape[1:3]
+    example = torch.zeros(1, channels, size, size)
+    return run.build(example, classes=len(data.classes), channels=channels, size=size)
 
 
 def fit(run: Session, model: nn.Module, data: ImageData) -> None:
@@ -61,7 +92,7 @@ def predict(run: Session, model: nn.Module, data: ImageData) -> None:
         names, split = run.flags.input, _input_split(run, data)
     else:
         names, split = range(len(data.valid.labels)), data.valid
-    predictions = views.predict(model, _here(split))
+    predictions = _predictions(run, model, split)
     labelled = not run.flags.input
     header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
     lines = ["\t".join(header)]
@@ -84,8 +115,13 @@ def _input_split(run: Session, data: ImageData) -> Split:
     pixels = photographs.read_squares(run.flags.input, size, channels)
     if run.flags.invert:
         pixels = 1 - pixels
-    images = (pixels - data.mean) / data.std
-    return Split(images, torch.zeros(len(images), dtype=torch.long)).to(run.device)
+    labels = torch.zeros(len(pixels), dtype=torch.long)
+    return Split((pixels - data.mean) / data.std, labels).to(run.device)
+
+
+def _predictions(run: Session, model: nn.Module, split: Split) -> views.Predictions:
+    with distributed.autocast(run.device, run.flags.amp):
+        return views.predict(model, _here(split))
 
 
 def _here(split: Split) -> InOrder:
@@ -108,7 +144,7 @@ def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
     report(run, model, data)
     if not distributed.is_main():
         return
-    predictions = views.predict(model, _here(data.valid))
+    predictions = _predictions(run, model, data.valid)
     for line in views.per_class(predictions, data.classes):
         run.log.text("CLASSES", line)
     _draw(run, folder, "confusion", pictures.confusion_matrix(views.confusion(predictions), data.classes))
@@ -138,7 +174,8 @@ def _embed(
     run: Session, model: nn.Module, data: ImageData, sample: Split, layer_names: list[str], folder: Path
 ) -> None:
     flags = run.flags
-    features = views.layer_features(model, layer_names, _images(sample), flags.pool)
+    with distributed.autocast(run.device, flags.amp):
+        features = views.layer_features(model, layer_names, _images(sample), flags.pool)
     labels = sample.labels.cpu()
     embedding = views.embed_layers(
         features, labels, data.classes, dims=flags.dims, perplexity=flags.perplexity, seed=flags.seed
@@ -154,7 +191,7 @@ def _embed(
 
 
 def _images(split: Split) -> Iterator[Tensor]:
-    return (images for images, _ in _here(split))
+    return (inputs for inputs, _ in _here(split))
 
 
 def _thumbnails(pixels: Tensor) -> np.ndarray:

@@ -21,7 +21,7 @@ class Settings:
     learning_rate: float
     optimizer: str = "adamw"
     schedule: str = "one-cycle"
-    warmup: float = 0.25
+    warmup: float = 0.2
     weight_decay: float = 0.0
     momentum: float = 0.9
     beta2: float = 0.999

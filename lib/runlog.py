@@ -4,6 +4,7 @@ One event a line, `YYYY-MM-DD HH:MM:SS,mmm - NAME - LEVEL - [TAG] key=value key=
 training writes, and that the curves are drawn from:
 
     [RUN] id=… name=… dataset=… model=… seed=…          a run begins; with Resume_step=N it goes on
+    [PLAN] Steps_per_epoch=469
     [TRAIN] Epoch=0 Step=250 Training_loss=0.41231 Learning_rate=0.001 Examples_per_second=…
     [VALID] Epoch=0 Step=250 Valid_loss=0.3811 Valid_accuracy=0.8831
     [EVAL] …, [TEST] …, [MODEL] …                       numbers, or free text such as a table
@@ -173,11 +174,11 @@ class Run:
     def steps_per_epoch(self) -> float | None:
         """Return the steps of an epoch; None where no event tells its epoch.
 
-        What [RUN] says under `Steps_per_epoch`, or the fewest with which every step lies in its epoch.
+        What [PLAN] says under `Steps_per_epoch`, or the fewest with which every step lies in its epoch.
         """
-        stated = self.fields.get("Steps_per_epoch")
-        if is_number(stated) and stated > 0:
-            return stated
+        stated = [event.get("Steps_per_epoch") for event in self.events.get("PLAN", [])]
+        if stated and is_number(stated[-1]) and stated[-1] > 0:
+            return stated[-1]
         pairs = [pair for tag in self.events for pair in zip(*self.series(tag, "Epoch"), strict=True)]
         # Logs from elsewhere may count their epochs from one.
         first = 1 if not self.fields and all(epoch >= 1 for _, epoch in pairs) else 0

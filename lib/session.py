@@ -30,6 +30,21 @@ Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 # What else a run can do than train; each needs --restore-file.
 _INSPECTIONS = ("eval_only", "predict_only", "explain")
 
+# What a checkpoint says of these is what a resumed run goes on with: typed otherwise, it is another run.
+_OF_ANY_RUN = ("dataset", "limit", "holdout", "seed", "batch_size", "optimizer", "ema")
+
+# Flags that mean something in one mode alone.
+_ONLY_WITH = {
+    "input": "predict_only",
+    "invert": "predict_only",
+    "out_file": "predict_only",
+    "layers": "eval_only",
+    "samples": "eval_only",
+    "dims": "eval_only",
+    "perplexity": "eval_only",
+    "projector": "eval_only",
+}
+
 # What a run does now, and not what the network is: never taken from a checkpoint.
 _OF_THIS_RUN = {
     "eval_only",
@@ -92,15 +107,19 @@ def settle(
 ) -> tuple[SimpleNamespace, dict[str, Any]]:
     """Return the settled flags, and the checkpoint they name (empty if none). Arguments as for `start`."""
     flags = defaults | typed
+    for name, mode in _ONLY_WITH.items():
+        if name in typed and not flags[mode]:
+            raise UserError(f"{_spelled(name)} goes with {_spelled(mode)} alone")
     inspection = next((name for name in _INSPECTIONS if flags.get(name)), None)
     if inspection and not flags["restore_file"]:
-        what = f"--{inspection.replace('_', '-')}"
-        raise UserError(f"{what} needs --restore-file, e.g. ckpts/{flags['model']}/{checkpoint.BEST}")
+        example = f"ckpts/{flags['model']}/{checkpoint.BEST}"
+        raise UserError(f"{_spelled(inspection)} needs --restore-file, e.g. {example}")
     if flags["resume"] and flags["restore_file"]:
         raise UserError("--resume goes on from --checkpoint-dir; leave out --restore-file")
     saved = _saved(task, flags)
     own = {name: value for name, value in saved.get("flags", {}).items() if name not in _OF_THIS_RUN}
-    _check_structure(own, typed, structural)
+    _check_types(own, defaults)
+    _check_agreement(own, typed, (*structural, *_OF_ANY_RUN) if flags["resume"] else structural)
     if flags["restore_file"] and not inspection:
         own = {name: own[name] for name in structural if name in own}  # a new run from old weights
     if "data_dir" in own and not Path(str(own["data_dir"])).exists():
@@ -137,11 +156,23 @@ def _member_folder(folder: str | Path, number: int) -> Path:
     return Path(folder) / f"member-{number}"
 
 
-def _check_structure(saved: dict, typed: dict, structural: Sequence[str]) -> None:
-    for name in structural:
+def _spelled(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_types(saved: dict, defaults: dict) -> None:
+    for name, value in saved.items():
+        default = defaults.get(name)
+        kind = int | float if isinstance(default, float) else type(default)
+        if default is not None and not isinstance(value, kind):
+            raise UserError(f"the checkpoint is damaged: it says {_spelled(name)} {value!r}")
+
+
+def _check_agreement(saved: dict, typed: dict, names: Sequence[str]) -> None:
+    for name in names:
         if name in saved and name in typed and saved[name] != typed[name]:
             raise UserError(
-                f"--{name.replace('_', '-')} {typed[name]} does not fit the checkpoint, "
+                f"{_spelled(name)} {typed[name]} does not fit the checkpoint, "
                 f"which was trained with {saved[name]}"
             )
 
@@ -177,7 +208,7 @@ class Session:
         values = {
             name: ",".join(map(str, value)) if isinstance(value, tuple) else value
             for name, value in vars(self.flags).items()
-            if value not in (None, False, ())
+            if not (value is None or value is False or value == ())
         }
         if self.flags.resume and self.saved:
             values["Resume_step"] = self.saved["update"]
@@ -193,6 +224,9 @@ class Session:
             config: for `lib.models.build`; a checkpoint's own configuration goes before it.
         """
         self.network = self.saved.get("model") or {"name": self.flags.model, "config": config}
+        for name, value in self.network["config"].items():
+            if config.get(name, value) != value:
+                raise UserError(f"the checkpoint's network has {name} {value}, the data have {config[name]}")
         torch.manual_seed(self.flags.seed)
         model = models.build(self.network["name"], **self.network["config"])
         if self.saved and not self.flags.resume:
@@ -219,6 +253,7 @@ class Session:
             model, objective, training, validation, options: for `lib.train.fit`.
         """
         checkpoints = self._checkpoints(description)
+        self.log.event("PLAN", Steps_per_epoch=len(training))
         resume = self.saved if self.flags.resume and self.saved else None
         progress = train.fit(
             model,

@@ -185,17 +185,24 @@ def interval(share: float, count: int, z: float = 1.959964) -> tuple[float, floa
 
 
 def answer(
-    model: nn.Module, reader: Reader, phrases: Sequence[Sequence[str]], device: torch.device
+    model: nn.Module,
+    reader: Reader,
+    phrases: Sequence[Sequence[str]],
+    device: torch.device,
+    amp: bool = False,
 ) -> views.Predictions:
     """Return what `model` says of phrases, in their order."""
-    return _answer_split(model, reader, Split(phrases, None), device)
+    return _answer_split(model, reader, Split(phrases, None), device, amp)
 
 
-def _answer_split(model, reader: Reader, split: Split, device: torch.device) -> views.Predictions:
+def _answer_split(
+    model: nn.Module, reader: Reader, split: Split, device: torch.device, amp: bool
+) -> views.Predictions:
     batches = PhrasesInOrder(
         *reader.encode(split, device), max_tokens=8192, distributed_over_ranks=False
     )  # of the sizes tried, that with the most phrases a second
-    found = views.predict(model, batches)
+    with distributed.autocast(device, amp):
+        found = views.predict(model, batches)
     return views.Predictions(
         batches.restored(found.probabilities), batches.restored(found.labels), found.loss
     )
@@ -216,7 +223,7 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
     def answered(chunk: tuple[int, list[Row]]) -> tuple[int, str]:
         first, rows = chunk
         phrases = [words_of(row.text) for row in rows]
-        probabilities = answer(model, reader, phrases, run.device).probabilities
+        probabilities = answer(model, reader, phrases, run.device, run.flags.amp).probabilities
         lines = spell(rows, probabilities, reader.classes, first)
         return len(rows), "".join(f"{line}\n" for line in lines)
 
@@ -345,7 +352,7 @@ def look_inside(run: Session, model: nn.Module, data: TextData, reader: Reader) 
     report(run, model, data, reader)
     if not distributed.is_main():
         return
-    predictions = _answer_split(model, reader, data.valid, run.device)
+    predictions = _answer_split(model, reader, data.valid, run.device, run.flags.amp)
     for line in views.per_class(predictions, reader.classes):
         run.log.text("CLASSES", line)
     _log_lengths(run, data.valid, predictions)
@@ -405,7 +412,8 @@ def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, cl
 def _embed(run: Session, model: nn.Module, sample: Split, reader: Reader, folder: Path) -> None:
     flags = run.flags
     batches = _batches(run, sample, reader)
-    features = views.layer_features(model, flags.layers or model.stages, batches, "flatten")
+    with distributed.autocast(run.device, flags.amp):
+        features = views.layer_features(model, flags.layers or model.stages, batches, "flatten")
     embedding = views.embed_layers(
         features,
         torch.tensor(sample.labels),

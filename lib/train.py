@@ -14,7 +14,6 @@ optimizer's state and a few counters: one that was killed at any instant and res
 weights, bit for bit on a CPU, as one that never stopped.
 """
 
-import contextlib
 import math
 import signal
 import threading
@@ -87,11 +86,6 @@ def by_recency(_metrics: Metrics) -> tuple[float, ...]:
     return ()
 
 
-def by_loss(metrics: Metrics) -> tuple[float, ...]:
-    """A score for `fit`: lower loss is better."""
-    return (-metrics["loss"],)
-
-
 def full_rate(_parameter_name: str) -> float:
     """Every parameter learns at the learning rate itself."""
     return 1.0
@@ -153,7 +147,7 @@ def evaluate(
     """Return the metrics of `model` over `batches` (each rank's share of them, reduced over ranks)."""
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
-    with layers.evaluating(model), torch.inference_mode(), _autocast(device, amp):
+    with layers.evaluating(model), torch.inference_mode(), distributed.autocast(device, amp):
         for batch in batches:
             for name, value in objective(model, batch).items():
                 sums[name] = sums.get(name, 0) + torch.as_tensor(value)
@@ -231,7 +225,7 @@ class _Run:
         factor = learning_rate_factor(settings, self.progress.update, updates)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * group["rate"] * factor
-        with _autocast(self.device, settings.amp):
+        with distributed.autocast(self.device, settings.amp):
             sums = self.objective(runner, batch)
         (sums["loss"] * distributed.mean_factor(sums["count"], self.device)).backward()
         if settings.clip_norm:
@@ -344,6 +338,8 @@ class _Run:
                 f"{name} had come to update {saved['update']} of {training['batches_an_epoch']} an epoch, "
                 f"now an epoch has {self.length}: resume with the same data, --batch-size and number of ranks"
             )
+        if training["progress"]["best_score"] is not None and not self.checkpoints.best.exists():
+            raise UserError(f"{self.checkpoints.best} is gone, which {name} goes on from: start a new run")
         if self.average:
             checkpoint.restore_weights(self.average.model, saved["state_dict"], name)
         checkpoint.restore_weights(self.model, training["weights"] or saved["state_dict"], name)
@@ -408,11 +404,6 @@ class _Signals:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-
-
-def _autocast(device: torch.device, enabled: bool):
-    """bf16 where it pays; it has float32's range, so no loss scaling is needed."""
-    return torch.autocast(device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
 
 
 def _progress_bar(updates: int, done: int) -> tqdm:

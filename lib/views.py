@@ -135,7 +135,7 @@ def stratified_sample(labels: Tensor, samples: int, at_least: int = 16, seed: in
 
 
 def layer_features(
-    model: nn.Module, layer_names: Iterable[str], batches: Iterable, pool: str = "gap"
+    model: nn.Module, layer_names: Iterable[str], batches: Iterable, pool: str
 ) -> dict[str, np.ndarray]:
     """Return what the named layers put out for all examples: name to features (N, D) float32.
 

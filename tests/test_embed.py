@@ -154,10 +154,10 @@ def test_one_point_alone_has_no_accuracy():
 
 def test_pooling_averages_maps_and_leaves_vectors_alone():
     maps = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
-    np.testing.assert_allclose(embed.pool(maps)[1, 2], maps[1, 2].mean())
+    np.testing.assert_allclose(embed.pool(maps, "gap")[1, 2], maps[1, 2].mean())
     np.testing.assert_array_equal(embed.pool(maps, "flatten"), maps.reshape(2, 60))
     vectors = maps[:, :, 0, 0]
-    np.testing.assert_array_equal(embed.pool(vectors), vectors)
+    np.testing.assert_array_equal(embed.pool(vectors, "gap"), vectors)
 
 
 def projector_config(folder: Path):

@@ -214,7 +214,7 @@ def test_the_length_of_an_epoch_is_told_by_its_steps():
     rows = [(epoch, step) for epoch in range(3) for step in range(100 * epoch + 20, 100 * epoch + 101, 20)]
     zero = runs_of(written(*(train(step, Epoch=epoch) for epoch, step in rows)))[0]
     one = runs_of(written(*(train(step, Epoch=epoch + 1) for epoch, step in rows)))[0]
-    stated = Run("a", {"Steps_per_epoch": 90}, zero.events)
+    stated = Run("a", {}, zero.events | {"PLAN": [{"Steps_per_epoch": 90}]})
     assert [run.steps_per_epoch() for run in (zero, one, stated, Run("a"))] == [100, 100, 90, None]
 
 

@@ -121,8 +121,10 @@ def test_a_data_folder_of_another_machine_is_forgotten_and_one_that_is_here_is_k
     assert typed.data_dir == "mine"
 
 
-def test_a_data_folder_that_is_no_name_of_a_folder_is_forgotten(saved):
-    assert settle(restore_file=saved(data_dir=[5]), eval_only=True).data_dir == "data"
+@pytest.mark.parametrize("flags", [{"data_dir": [5]}, {"log_interval": "7"}, {"beta2": None}])
+def test_a_checkpoint_with_flags_of_another_kind_is_damaged(saved, flags):
+    with pytest.raises(UserError, match="the checkpoint is damaged"):
+        settle(restore_file=saved(**flags), eval_only=True)
 
 
 @pytest.mark.parametrize("what", ["eval_only", "predict_only"])
@@ -143,9 +145,23 @@ def test_a_bare_state_dict_leaves_every_flag_as_it_was_typed(tmp_path):
 
 
 def test_a_resume_takes_the_flags_of_its_run(saved):
-    saved(checkpoint.LAST, batch_size=7)
+    saved(checkpoint.LAST, batch_size=7, max_epoch=5)
     assert settle(resume=True).batch_size == 7
-    assert settle(resume=True, batch_size=9).batch_size == 9
+    assert settle(resume=True, max_epoch=9).max_epoch == 9
+
+
+@pytest.mark.parametrize("typed", [{"seed": 9}, {"batch_size": 9}])
+def test_a_resume_does_not_go_on_with_another_run(saved, typed):
+    saved(checkpoint.LAST, batch_size=7, seed=42)
+    (name,) = typed
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 9 does not fit the checkpoint"):
+        settle(resume=True, **typed)
+
+
+@pytest.mark.parametrize("name", ["input", "out_file", "layers", "projector"])
+def test_a_flag_that_would_do_nothing_is_refused(name):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} goes with --(eval|predict)-only alone"):
+        settle(**{name: "x"})
 
 
 def test_a_resume_finds_its_run_where_it_is_told(saved):

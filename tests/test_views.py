@@ -133,9 +133,9 @@ def test_a_layer_that_the_model_does_not_call_is_named():
             return self.used(x)
 
     with pytest.raises(UserError, match="'idle' exists, but the model does not call it"):
-        views.layer_features(Idle(), ["used", "idle"], [torch.zeros(1, 2)])
+        views.layer_features(Idle(), ["used", "idle"], [torch.zeros(1, 2)], "flatten")
     with pytest.raises(UserError, match="no layer 'usde'; choose from used, idle"):
-        views.layer_features(Idle(), ["usde"], [torch.zeros(1, 2)])
+        views.layer_features(Idle(), ["usde"], [torch.zeros(1, 2)], "flatten")
 
 
 @pytest.mark.parametrize("dims", [2, 3])

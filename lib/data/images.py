@@ -5,6 +5,7 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -124,16 +125,35 @@ def load(
     Raises:
         UserError: files missing and no network, damaged files, or a subset that cannot be taken.
     """
+    names = classes(dataset)
     if dataset == "digits":
-        (train, test), classes = _sklearn_digits(), DIGIT_NAMES
+        train, test = _sklearn_digits()
     else:
         train, test = (_idx_split(dataset, Path(data_dir), split) for split in ("train", "test"))
-        classes = FAMILIES[dataset].classes
     rest, held_out = _holdout(train, holdout)
     train = rest if limit is None else rest.rows(_stratified_rows(rest.labels, limit, "--limit"))
     splits = [train, held_out or test, test if held_out else None]
     resized = [split and Split(resize(split.images, size), split.labels) for split in splits]
-    return ImageData(*resized, classes)
+    return ImageData(*resized, names)
+
+
+def classes(dataset: str) -> tuple[str, ...]:
+    """Return the names of the classes of `dataset`.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    if dataset == "digits":
+        return DIGIT_NAMES
+    if dataset not in FAMILIES:
+        raise UserError(f"there is no data set {dataset!r} here; there are {', '.join(FAMILIES)} and digits")
+    return FAMILIES[dataset].classes
+
+
+def without_examples(class_names: Sequence[str], channels: int, size: int) -> ImageData:
+    """Return data that has classes and a shape of images, but no examples."""
+    nothing = Split(torch.zeros(0, channels, size, size), torch.zeros(0, dtype=torch.long))
+    return ImageData(nothing, nothing, None, tuple(class_names))
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -166,7 +186,7 @@ def _stratified_rows(labels: Tensor, count: int, flag: str) -> Tensor:
             return torch.arange(count)
         raise UserError(
             f"{flag} {count} cannot be taken from {len(labels)} training examples of {classes} classes: "
-            f"it may be {classes} to {len(labels) - classes}"
+            f"it may be {classes} to {len(labels) - classes}" + (", or all" if flag == "--limit" else "")
         )
     rows, _ = train_test_split(
         np.arange(len(labels)), train_size=count, stratify=labels.numpy(), random_state=SPLIT_SEED
@@ -219,9 +239,9 @@ def _download(dataset: str, data_dir: Path) -> None:
             for folder in made:
                 folder.rmdir()
         names = [f"{p}-{part}-ubyte" for p in _PREFIXES.values() for part in ("images-idx3", "labels-idx1")]
+        cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{dataset} is not in {data_dir} and could not be downloaded "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): put {', '.join(names)} "
+            f"{dataset} is not in {data_dir} and could not be downloaded ({cause}): put {', '.join(names)} "
             f"(plain or .gz) into {raw}, name another --data-dir, "
             f"or take --dataset digits, which needs no download"
         ) from None

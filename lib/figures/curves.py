@@ -156,7 +156,7 @@ def _mark_best(axes: Axes, xs: np.ndarray, ys: np.ndarray, best: str, colour: st
     """Put a star on the first of the best points and return what it says."""
     i = np.nanargmin(ys) if best == "min" else np.nanargmax(ys)
     axes.plot(xs[i], ys[i], "*", color=colour, markeredgecolor=INK, markersize=13, zorder=5, clip_on=False)
-    return f"{ys[i]:.4g} at {x} {xs[i]:,.6g}"
+    return f"{ys[i]:.4g} at {x} {xs[i]:,.{6 if x == 'step' else 3}g}"
 
 
 def _add_legend(figure: Figure, entries: list[tuple[Line2D, str]], heading: str) -> None:

@@ -28,6 +28,14 @@ PALETTE = (
     "#F0E442",  # yellow
 )
 
+# More, for up to twelve classes; in turn with the others they are told apart by hue and by lightness.
+MORE_COLOURS = (
+    "#7F7F7F",  # grey
+    "#332288",  # indigo
+    "#882255",  # wine
+    "#999933",  # olive
+)
+
 # Their number is prime to the number of colours, so cycling through both meets every pair once.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 
@@ -80,12 +88,13 @@ _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 def class_styles(n: int) -> list[tuple[str, str]]:
     """Return a (colour, marker) for each of `n` classes.
 
-    Colours alone tell up to eight classes apart; beyond eight the markers vary too. All pairs differ
-    up to 104 classes, then they come round again.
+    Colours alone tell up to eight classes apart; beyond eight the markers vary too, and up to twelve no
+    colour comes twice. All pairs differ up to 104 classes, then they come round again.
     """
     if n <= len(PALETTE):
         return [(colour, MARKERS[0]) for colour in PALETTE[:n]]
-    return [(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i in range(n)]
+    colours = PALETTE + MORE_COLOURS if n <= len(PALETTE + MORE_COLOURS) else PALETTE
+    return [(colours[i % len(colours)], MARKERS[i % len(MARKERS)]) for i in range(n)]
 
 
 def literal(text: str) -> str:

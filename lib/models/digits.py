@@ -28,37 +28,45 @@ class ShiftedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, H, W) to (B, 1, H − 1, W − 1)."""
         plain = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dim() == 4 and x.shape[1] == 1
-        if plain and not torch.is_autocast_enabled("cpu"):
+        # Compiled, the library's convolution is as fast, and this one would be compiled anew at every step.
+        if plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
             return _ShiftedConvolution.apply(x, self.weight, self.bias)
         return super().forward(x)
 
 
 def _shifted_views(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four views of x (…, H, W) that a 2×2 kernel's weights meet, each (…, H − 1, W − 1)."""
-    return x[..., :-1, :-1], x[..., :-1, 1:], x[..., 1:, :-1], x[..., 1:, 1:]
+    """The four views of x (B, 1, H, W) that a 2×2 kernel's weights meet, each (B, 1, H − 1, W − 1)."""
+    height, width = x.shape[2] - 1, x.shape[3] - 1
+    above, below = x.narrow(2, 0, height), x.narrow(2, 1, height)
+    return (
+        above.narrow(3, 0, width),
+        above.narrow(3, 1, width),
+        below.narrow(3, 0, width),
+        below.narrow(3, 1, width),
+    )
 
 
 class _ShiftedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        first, *others = zip(_shifted_views(x), weight.flatten().tolist(), strict=True)
-        out = torch.add(bias.view(1, 1, 1, 1), first[0], alpha=first[1])
-        for view, factor in others:
+        views, ctx.factors = _shifted_views(x), weight.flatten().tolist()
+        ctx.save_for_backward(x, *views)
+        out = torch.add(bias.view(1, 1, 1, 1), views[0], alpha=ctx.factors[0])
+        for view, factor in zip(views[1:], ctx.factors[1:], strict=True):
             out.add_(view, alpha=factor)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
+        x, *views = ctx.saved_tensors
         x_gradient = None
         if ctx.needs_input_grad[0]:
             x_gradient = torch.zeros_like(x)
-            for view, factor in zip(_shifted_views(x_gradient), weight.flatten().tolist(), strict=True):
+            for view, factor in zip(_shifted_views(x_gradient), ctx.factors, strict=True):
                 view.add_(gradient, alpha=factor)
-        weight_gradient = torch.stack([(gradient * view).sum() for view in _shifted_views(x)])
-        return x_gradient, weight_gradient.view_as(weight), gradient.sum().view(1)
+        weight_gradient = torch.stack([(gradient * view).sum() for view in views])
+        return x_gradient, weight_gradient.view(1, 1, 2, 2), gradient.sum().view(1)
 
 
 class MnistClassifier(nn.Module):

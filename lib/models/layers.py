@@ -80,7 +80,8 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     Raises:
         UserError: there is no such module; the message lists the names there are, nearest first.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
+    holders = nn.ModuleDict | nn.ModuleList  # they hold layers, and are never called themselves
+    modules = {name: each for name, each in model.named_modules() if name and not isinstance(each, holders)}
     names = list(names)
     for name in names:
         if name not in modules:
