@@ -58,15 +58,15 @@ def make_optimizer(
     model: nn.Module, settings: Settings, rate_of: Callable[[str], float]
 ) -> torch.optim.Optimizer:
     """Return the optimizer over the trainable parameters; weight decay spares biases and norms."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((rate_of(name), parameter.ndim >= 2), []).append(parameter)
+            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate_of(name), decay), []).append(parameter)
     if not groups:
         raise UserError("nothing is left to train: every parameter is frozen")
     described = [
-        {"params": group, "rate": rate, "weight_decay": settings.weight_decay if decays else 0.0}
-        for (rate, decays), group in groups.items()
+        {"params": group, "rate": rate, "weight_decay": decay} for (rate, decay), group in groups.items()
     ]
     # One fused kernel an update instead of a dozen small ones.
     device = next(model.parameters()).device.type
