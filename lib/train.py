@@ -314,7 +314,7 @@ class _Run:
             return
         training = {
             "weights": self.model.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._optimizer_state(),
             "progress": asdict(self.progress),
             "batches_an_epoch": self.length,
         }
@@ -343,18 +343,25 @@ class _Run:
         if self.average:
             checkpoint.restore_weights(self.average.model, saved["state_dict"], name)
         checkpoint.restore_weights(self.model, training["weights"] or saved["state_dict"], name)
-        mine, its = self.optimizer.state_dict(), training["optimizer"]
-        if _layout(mine) != _layout(its):
-            raise UserError(f"{name} was saved with another optimizer: give the same --optimizer")
-        # Its state alone: weight decay, momentum and the like are what this run's flags say.
-        self.optimizer.load_state_dict(mine | {"state": its["state"]})
+        self._resume_optimizer(training["optimizer"], name)
         self.progress = Progress(**training["progress"])
         self.metrics = saved["metrics"]
 
+    def _optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state by the names of the parameters: their groups depend on the flags."""
+        kept = self.optimizer.state
+        state = {name: kept[p] for name, p in self.model.named_parameters() if kept.get(p)}
+        return self.optimizer.state_dict() | {"kind": self.settings.optimizer, "state": state}
 
-def _layout(optimizer_state: dict) -> list[tuple]:
-    """Which settings an optimizer has, and which parameters are in which of its groups."""
-    return [(set(group), group["params"]) for group in optimizer_state["param_groups"]]
+    def _resume_optimizer(self, saved: dict[str, Any], source: Path) -> None:
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        mine = [names[p] for group in self.optimizer.param_groups for p in group["params"]]
+        its = saved["state"]
+        if saved["kind"] != self.settings.optimizer or (its and set(its) != set(mine)):
+            raise UserError(f"{source} was saved with another optimizer: give the same --optimizer")
+        # Its state alone: weight decay, momentum and the like are what this run's flags say.
+        state = {number: its[name] for number, name in enumerate(mine) if name in its}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
 class _PendingLosses:
