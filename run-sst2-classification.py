@@ -149,7 +149,7 @@ def recipe(flags) -> dict:
 
 def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
-    from lib import session
+    from lib import session, text_explanation, text_prediction
     from lib import text_classification as task
 
     with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
@@ -157,7 +157,7 @@ def main(argv=None) -> None:
         if flags.predict_only or flags.explain:
             reader = task.Reader.of(run)
             model = task.build(run, reader)
-            (task.explain if flags.explain else task.predict)(run, model, reader)
+            (text_explanation.explain if flags.explain else text_prediction.predict)(run, model, reader)
             return
         data = task.load(flags)
         task.describe(run, data)

@@ -1,13 +1,8 @@
 """What the script that classifies phrases does with a run, a network and words."""
 
 import contextlib
-import json
 import math
-import re
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +14,17 @@ from torch import Tensor, nn
 from lib import distributed, embed, views
 from lib.data import text
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap
-from lib.data.text import Row, Split, TextData, words_of
-from lib.data.tokens import UNKNOWN, Encoded, Phrases, Vocabulary
+from lib.data.text import Split, TextData
+from lib.data.tokens import Encoded, Phrases, Vocabulary
 from lib.errors import UserError
-from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.figures import classification as pictures
 from lib.figures import style
-from lib.figures import text as text_pictures
-from lib.files import replaced, writable_file, writable_folder, write_atomically
+from lib.files import writable_folder
 from lib.models import layers
 from lib.models.recurrent import Dropout, Ensemble
 from lib.objectives import classification
 from lib.session import Session
 from lib.train import by_accuracy, by_recency, evaluate
-
-# What is read, answered and written at a time, whatever the length of the input.
-CHUNK_ROWS = 16384
-CHUNK_CHARACTERS = 4_000_000
 
 # The number of words up to which accuracies are told apart.
 LENGTHS = (5, 10, 15, 20, 25, 30)
@@ -208,134 +197,10 @@ def _answer_split(
     )
 
 
-def predict(run: Session, model: nn.Module, reader: Reader) -> None:
-    """Write a line for each phrase of `--input`, or of the validation split, in the order they came in.
-
-    With `--glue`, in the format of a submission to it, of the test split where there is no `--input`. Phrases
-    are read, answered and written a chunk at a time, so memory does not grow with their number.
-    """
-    if not distributed.is_main():
-        return
-    spell = {"tsv": _as_tsv, "jsonl": _as_json, "glue": _as_glue}[
-        "glue" if run.flags.glue else run.flags.format
-    ]
-
-    def answered(chunk: tuple[int, list[Row]]) -> tuple[int, str]:
-        first, rows = chunk
-        phrases = [words_of(row.text) for row in rows]
-        probabilities = answer(model, reader, phrases, run.device, run.flags.amp).probabilities
-        lines = spell(rows, probabilities, reader.classes, first)
-        return len(rows), "".join(f"{line}\n" for line in lines)
-
-    # Somebody who types at a terminal is answered line by line.
-    typing = run.flags.input == "-" and sys.stdin.isatty()
-    chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS)
-    done = 0
-    with layers.evaluating(model), _destination(run.flags.out_file) as write_out:
-        for count, lines in map(answered, chunks) if typing else _in_threads(answered, chunks):
-            write_out(lines)
-            done += count
-    run.log.event("PREDICT", Examples=done, file=run.flags.out_file or "standard output")
-
-
-def _in_threads(function: Callable, items: Iterable) -> Iterator:
-    """Yield `function(item)` of each item, in order; of few items at a time, one on each core.
-
-    Sharing out every step of an LSTM over the cores instead is slower, and ten times so where another
-    process wants one of them.
-    """
-    workers = torch.get_num_threads()
-    waiting: deque = deque()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _rows(run: Session) -> Iterable[Row]:
-    flags = run.flags
-    if flags.input == "-":
-        return text.read_lines(sys.stdin.buffer, "standard input")
-    if flags.input:
-        return (
-            text.read_file(flags.input) if _names_a_file(flags.input) else [Row("--input", flags.input, None)]
-        )
-    if flags.glue:
-        return text.unlabelled_rows(flags.dataset, flags.data_dir, flags.test_file)
-    data = load(flags)
-    facts = zip(data.valid.phrases, data.valid.labels, strict=True)
-    return (Row("", " ".join(words), data.classes[label]) for words, label in facts)
-
-
-def _names_a_file(given: str) -> bool:
-    """Whether `--input` is a path: what is one, or what looks like one and like no phrase."""
-    return Path(given[:255]).exists() or (" " not in given and Path(given).suffix in text.SUFFIXES)
-
-
 def load(flags) -> TextData:
     """Load what the flags name; see `lib.data.text.load`."""
     files = {"train": flags.train_file, "valid": flags.valid_file, "test": flags.test_file}
     return text.load(flags.dataset, flags.data_dir, files, holdout=flags.holdout, limit=flags.limit)
-
-
-def _chunks(rows: Iterable[Row], most: int) -> Iterator[tuple[int, list[Row]]]:
-    """Yield rows by the chunk, with the number of the first."""
-    first, chunk, characters = 0, [], 0
-    for row in rows:
-        chunk.append(row)
-        characters += len(row.text)
-        if len(chunk) >= most or characters >= CHUNK_CHARACTERS:
-            yield first, chunk
-            first, chunk, characters = first + len(chunk), [], 0
-    if chunk:
-        yield first, chunk
-
-
-@contextlib.contextmanager
-def _destination(path: str | None) -> Iterator[Callable[[str], None]]:
-    """Yield what writes text to the file, or to standard output as soon as it has it."""
-    if path is None:
-        yield lambda text: (sys.stdout.write(text), sys.stdout.flush())
-        return
-    with replaced(writable_file(path)) as file:
-        yield lambda text: file.write(text.encode())
-
-
-def _as_tsv(rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str], first: int) -> Iterator[str]:
-    labelled = rows[0].label is not None and rows[0].label in classes
-    if not first:
-        yield "\t".join(["sentence", *(["label"] if labelled else []), "prediction", "probability", *classes])
-    for row, chosen, each in _answers(rows, probabilities):
-        truth = [row.label] if labelled else []
-        shares = [f"{share:.6f}" for share in each]
-        yield "\t".join([" ".join(row.text.split()), *truth, classes[chosen], shares[chosen], *shares])
-
-
-def _as_json(
-    rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str], _first: int
-) -> Iterator[str]:
-    for row, chosen, each in _answers(rows, probabilities):
-        shares = {name: round(share, 6) for name, share in zip(classes, each, strict=True)}
-        record = {"sentence": row.text, "prediction": classes[chosen], "probabilities": shares}
-        if row.label is not None:
-            record["label"] = row.label
-        yield json.dumps(record, ensure_ascii=False)
-
-
-def _as_glue(
-    rows: Sequence[Row], probabilities: Tensor, _classes: Sequence[str], first: int
-) -> Iterator[str]:
-    if not first:
-        yield "index\tprediction"
-    for number, (_, chosen, _) in enumerate(_answers(rows, probabilities), first):
-        yield f"{number}\t{chosen}"
-
-
-def _answers(rows: Sequence[Row], probabilities: Tensor) -> Iterator[tuple[Row, int, list[float]]]:
-    return zip(rows, probabilities.argmax(1).tolist(), probabilities.tolist(), strict=True)
 
 
 def look_inside(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
@@ -436,63 +301,3 @@ def _embed(run: Session, model: nn.Module, sample: Split, reader: Reader, folder
 def _draw(run: Session, folder: Path, what: str, figure: Figure) -> None:
     path = style.save(figure, folder / f"{what}-{run.flags.dataset}.png", show=run.flags.show, colours=256)
     run.log.event("FIGURE", file=path)
-
-
-def explain(run: Session, model: nn.Module, reader: Reader) -> None:
-    """Write what each word of `--explain` adds to the answer; draw it as a picture and as a page.
-
-    Standard output gets the words in colours, on a terminal, then a line a word and one of totals.
-    """
-    if not distributed.is_main():
-        return
-    words = words_of(run.flags.explain)
-    if not words:
-        raise UserError("there is no word to explain in --explain ''")
-    chosen, probability, found = attribute(model, reader, words, run.device)
-    values = found.values.sum(1).tolist()
-    name = reader.classes[chosen]
-    lines = [text_pictures.coloured_terminal(words, values)] if sys.stdout.isatty() else []
-    lines += [
-        "word\tattribution",
-        *(f"{word}\t{value:+.6f}" for word, value in zip(words, values, strict=True)),
-    ]
-    lines.append(
-        f"prediction={name} probability={probability:.6f} log_odds={found.score:.6f} "
-        f"unknown_words={found.baseline_score:.6f} sum={sum(values):.6f} "
-        f"completeness_gap={found.gap:.2e} steps={found.steps}"
-    )
-    sys.stdout.write("\n".join(lines) + "\n")
-    folder = writable_folder(run.flags.out_dir)
-    stem = f"explain-{re.sub(r'[^a-z0-9]+', '-', ' '.join(words))[:40].strip('-') or 'phrase'}"
-    heading = f"{name}, probability {probability:.3f}; completeness gap {found.gap:.1e}"
-    page = folder / f"{stem}.html"
-    write_atomically(page, text_pictures.coloured_html(words, values, heading).encode())
-    figure = text_pictures.attribution_lines(words, values, heading, f"log-odds\nof {name}")
-    picture = style.save(figure, folder / f"{stem}.png", show=run.flags.show)
-    run.log.event("FIGURE", file=picture, page=page)
-
-
-def attribute(
-    model: nn.Module, reader: Reader, words: Sequence[str], device: torch.device
-) -> tuple[int, float, Attributions]:
-    """Return the class that `model` answers, its probability, and what each number of (T, D) adds to it.
-
-    Integrated gradients of the class's log-odds over the summed word vectors, against as many unknown words:
-    word dropout has shown these to the network, but never vectors of zero.
-    """
-    encoded = reader.vocabulary.encode([words, [UNKNOWN] * len(words)]).to(device)
-    phrases = encoded.phrases(encoded.rows(torch.arange(2, device=device)))
-    # cuDNN's LSTM has no gradient outside training.
-    with layers.evaluating(model), torch.backends.cudnn.flags(enabled=False):
-        with torch.no_grad():
-            vectors, baseline = model.embed(phrases)
-            probabilities = model.classify(vectors[None]).softmax(1)[0]
-        chosen = int(probabilities.argmax())
-
-        def log_odds(points: Tensor) -> Tensor:
-            logits = model.classify(points)
-            others = [c for c in range(logits.shape[1]) if c != chosen]
-            return logits[:, chosen] - logits[:, others].logsumexp(1)
-
-        found = integrated_gradients(log_odds, vectors, baseline)
-    return chosen, float(probabilities[chosen]), found

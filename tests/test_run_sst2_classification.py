@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, Ended, call, environment
 
-from lib import checkpoint, models, text_classification
+from lib import checkpoint, models, text_classification, text_explanation, text_prediction
 from lib.data.text import words_of
 from lib.data.tokens import Vocabulary
 from lib.explain.integrated_gradients import integrated_gradients
@@ -221,7 +221,7 @@ def test_an_answer_does_not_depend_on_the_chunk_it_came_in(best, sentiment, monk
     lines = "\n".join(["a warm film", "bad", "dull and cold from start to end", "lovely day"] * 5).encode()
     answers = []
     for rows in (10_000, 3):
-        monkeypatch.setattr(text_classification, "CHUNK_ROWS", rows)
+        monkeypatch.setattr(text_prediction, "CHUNK_ROWS", rows)
         typed_in(monkeypatch, lines)
         answers.append(sentiment("--predict-only", "--restore-file", best, "--input", "-").stdout)
     for a, b in zip(*map(table, answers), strict=True):
@@ -290,7 +290,7 @@ def test_what_the_words_add_makes_up_the_answer_and_the_network_stays_as_it_was(
     model.load_state_dict(saved["state_dict"])
     reader = Reader(Vocabulary(**saved["vocabulary"]), tuple(saved["classes"]))
     words = words_of("a warm and funny film, but badly made!")
-    chosen, probability, found = text_classification.attribute(model, reader, words, torch.device("cpu"))
+    chosen, probability, found = text_explanation.attribute(model, reader, words, torch.device("cpu"))
     assert found.values.shape == (len(words), 128)
     assert abs(found.gap) <= 0.01 * abs(found.score - found.baseline_score)
     assert torch.tensor(found.score).sigmoid().item() == pytest.approx(probability, abs=1e-5)

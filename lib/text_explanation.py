@@ -1,0 +1,80 @@
+"""What each word of a phrase adds to the answer, in the terminal, as a picture and as a page."""
+
+import re
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lib import distributed
+from lib.data.text import words_of
+from lib.data.tokens import UNKNOWN
+from lib.errors import UserError
+from lib.explain.integrated_gradients import Attributions, integrated_gradients
+from lib.figures import style
+from lib.figures import text as text_pictures
+from lib.files import writable_folder, write_atomically
+from lib.models import layers
+from lib.session import Session
+from lib.text_classification import Reader
+
+
+def explain(run: Session, model: nn.Module, reader: Reader) -> None:
+    """Write what each word of `--explain` adds to the answer; draw it as a picture and as a page.
+
+    Standard output gets the words in colours, on a terminal, then a line a word and one of totals.
+    """
+    if not distributed.is_main():
+        return
+    words = words_of(run.flags.explain)
+    if not words:
+        raise UserError("there is no word to explain in --explain ''")
+    chosen, probability, found = attribute(model, reader, words, run.device)
+    values = found.values.sum(1).tolist()
+    name = reader.classes[chosen]
+    lines = [text_pictures.coloured_terminal(words, values)] if sys.stdout.isatty() else []
+    lines += [
+        "word\tattribution",
+        *(f"{word}\t{value:+.6f}" for word, value in zip(words, values, strict=True)),
+    ]
+    lines.append(
+        f"prediction={name} probability={probability:.6f} log_odds={found.score:.6f} "
+        f"unknown_words={found.baseline_score:.6f} sum={sum(values):.6f} "
+        f"completeness_gap={found.gap:.2e} steps={found.steps}"
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+    folder = writable_folder(run.flags.out_dir)
+    stem = f"explain-{re.sub(r'[^a-z0-9]+', '-', ' '.join(words))[:40].strip('-') or 'phrase'}"
+    heading = f"{name}, probability {probability:.3f}; completeness gap {found.gap:.1e}"
+    page = folder / f"{stem}.html"
+    write_atomically(page, text_pictures.coloured_html(words, values, heading).encode())
+    figure = text_pictures.attribution_lines(words, values, heading, f"log-odds\nof {name}")
+    picture = style.save(figure, folder / f"{stem}.png", show=run.flags.show)
+    run.log.event("FIGURE", file=picture, page=page)
+
+
+def attribute(
+    model: nn.Module, reader: Reader, words: Sequence[str], device: torch.device
+) -> tuple[int, float, Attributions]:
+    """Return the class that `model` answers, its probability, and what each number of (T, D) adds to it.
+
+    Integrated gradients of the class's log-odds over the summed word vectors, against as many unknown words:
+    word dropout has shown these to the network, but never vectors of zero.
+    """
+    encoded = reader.vocabulary.encode([words, [UNKNOWN] * len(words)]).to(device)
+    phrases = encoded.phrases(encoded.rows(torch.arange(2, device=device)))
+    # cuDNN's LSTM has no gradient outside training.
+    with layers.evaluating(model), torch.backends.cudnn.flags(enabled=False):
+        with torch.no_grad():
+            vectors, baseline = model.embed(phrases)
+            probabilities = model.classify(vectors[None]).softmax(1)[0]
+        chosen = int(probabilities.argmax())
+
+        def log_odds(points: Tensor) -> Tensor:
+            logits = model.classify(points)
+            others = [c for c in range(logits.shape[1]) if c != chosen]
+            return logits[:, chosen] - logits[:, others].logsumexp(1)
+
+        found = integrated_gradients(log_odds, vectors, baseline)
+    return chosen, float(probabilities[chosen]), found
