@@ -13,24 +13,35 @@ torchrun --nproc-per-node 2 run-sst2-classification.py …         train on seve
 from lib import cli
 
 TASK = "text-classification"
-STRUCTURAL = ("model", "embedding_size", "hidden_size", "depth", "bidirectional", "pooling", "ngrams")
+STRUCTURAL = (
+    "model",
+    "embedding_size",
+    "hidden_size",
+    "depth",
+    "bidirectional",
+    "pooling",
+    "ngrams",
+    "bigrams",
+)
 
 # What each model trains with. Any flag may say otherwise.
 RECIPES = {
     "lstm": {
         "ngrams": ("3", "4", "5"),
+        "bigrams": 65536,
         "embedding_size": 128,
         "hidden_size": 128,
         "depth": 1,
         "bidirectional": True,
         "pooling": "mean+max",
         "word_dropout": 0.2,
+        "bigram_dropout": 0.3,
         "embedding_dropout": 0.5,
         "recurrent_dropout": 0.3,
         "head_dropout": 0.5,
         "phrase_swap": 0.5,
         "batch_size": 128,
-        "learning_rate": 0.002,
+        "learning_rate": 0.005,
         "max_epoch": 4,
         "optimizer": "adamw",
         "beta2": 0.98,
@@ -42,12 +53,14 @@ RECIPES = {
     },
     "plain": {
         "ngrams": (),
+        "bigrams": 0,
         "embedding_size": 512,
         "hidden_size": 512,
         "depth": 1,
         "bidirectional": False,
         "pooling": "last",
         "word_dropout": 0.0,
+        "bigram_dropout": 0.0,
         "embedding_dropout": 0.0,
         "recurrent_dropout": 0.0,
         "head_dropout": 0.0,
@@ -63,14 +76,19 @@ RECIPES = {
         "label_smoothing": 0.0,
     },
 }
-ON_TINY = {"batch_size": 16, "max_epoch": 30}
+ON_TINY = {
+    "lstm": {"batch_size": 16, "max_epoch": 30, "learning_rate": 0.002, "bigrams": 1024},
+    "plain": {"batch_size": 16, "max_epoch": 30},
+}
 
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(
         prog="run-sst2-classification.py",
         description=__doc__,
-        epilog=cli.describe_recipes(RECIPES | {"with --dataset tiny": ON_TINY}),
+        epilog=cli.describe_recipes(
+            RECIPES | {f"{model} with --dataset tiny": changes for model, changes in ON_TINY.items()}
+        ),
     )
     what = cli.add_run_flags(parser)
     what.add_argument("--explain", metavar="TEXT", help="what each word of a text adds to the answer")
@@ -105,6 +123,7 @@ def add_network_flags(parser: cli.Parser) -> None:
     share = cli.number(0, 0.95)
     add("--model", choices=tuple(RECIPES), default="lstm")
     add("--ngrams", type=cli.names_of(*"23456"), metavar="N,…", help="sizes of character n-grams, or none")
+    add("--bigrams", type=cli.integer(0), metavar="N", help="vectors that all pairs of words share; 0: none")
     add("--embedding-size", type=cli.integer(1), metavar="N", help="of a word's vector")
     add("--hidden-size", type=cli.integer(1), metavar="N", help="of the state of one direction")
     add("--depth", type=cli.integer(1), metavar="N", help="layers of LSTMs")
@@ -118,6 +137,7 @@ def add_network_flags(parser: cli.Parser) -> None:
     )
     add("--cell", choices=("fused", "reference"), default="fused", help="reference computes as equations do")
     add("--word-dropout", type=share, metavar="X", help="words that count as unknown, but for their n-grams")
+    add("--bigram-dropout", type=share, metavar="X", help="of the vectors of pairs of words")
     add("--embedding-dropout", type=share, metavar="X")
     add("--recurrent-dropout", type=share, metavar="X", help="DropConnect on the weights between states")
     add("--head-dropout", type=share, metavar="X", help="of the features")
@@ -131,6 +151,8 @@ def add_network_flags(parser: cli.Parser) -> None:
         help="of training on the CPU; several are slow where another process wants one of the cores",
     )
     add("--keep", choices=("best", "last"), help="which weights; default: best on a hold-out, otherwise last")
+    add("--teacher", metavar="CKPT", help="learn the answers of this network, or ensemble, beside the labels")
+    add("--teacher-weight", type=cli.number(0, 1), default=0.5, metavar="X", help="of its answers")
     add("--ensemble", type=cli.integer(1), default=1, metavar="N", help="train so many seeds, average them")
 
 
@@ -144,7 +166,7 @@ def add_prediction_flags(parser: cli.Parser) -> None:
 def recipe(flags) -> dict:
     chosen_on_validation = flags.holdout or flags.valid_file
     keep = {"keep": "best" if chosen_on_validation else "last"}
-    return RECIPES[flags.model] | keep | (ON_TINY if flags.dataset == "tiny" else {})
+    return RECIPES[flags.model] | keep | (ON_TINY[flags.model] if flags.dataset == "tiny" else {})
 
 
 def main(argv=None) -> None:

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lib import distributed, embed, views
+from lib import checkpoint, distributed, embed, models, views
 from lib.data import text
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap
 from lib.data.text import Split, TextData
@@ -22,9 +22,9 @@ from lib.figures import style
 from lib.files import writable_folder
 from lib.models import layers
 from lib.models.recurrent import Dropout, Ensemble
-from lib.objectives import classification
+from lib.objectives import classification, distillation
 from lib.session import Session
-from lib.train import by_accuracy, by_recency, evaluate
+from lib.train import Objective, by_accuracy, by_recency, evaluate
 
 # The number of words up to which accuracies are told apart.
 LENGTHS = (5, 10, 15, 20, 25, 30)
@@ -78,9 +78,16 @@ def build(run: Session, reader: Reader) -> nn.Module:
     }
     if flags.model == "lstm":
         config |= {"depth": flags.depth, "bidirectional": flags.bidirectional, "pool": flags.pooling}
+        config["bigrams"] = flags.bigrams
     encoded = reader.vocabulary.encode([reader.vocabulary.words[1:4]])
     model = run.build(encoded.phrases(encoded.rows(torch.zeros(1, dtype=torch.long))), **config)
-    shares = Dropout(flags.word_dropout, flags.embedding_dropout, flags.recurrent_dropout, flags.head_dropout)
+    shares = Dropout(
+        word=flags.word_dropout,
+        bigram=flags.bigram_dropout,
+        embedding=flags.embedding_dropout,
+        recurrent=flags.recurrent_dropout,
+        head=flags.head_dropout,
+    )
     model.configure(shares, flags.cell)
     return model
 
@@ -118,12 +125,25 @@ def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> 
     with _threads(flags.threads):
         run.fit(
             model,
-            classification(flags.label_smoothing),
+            _objective(run, reader),
             training,
             PhrasesInOrder(*reader.encode(data.valid, run.device)),
             description=reader.plain(),
             score=by_accuracy if flags.keep == "best" else by_recency,
         )
+
+
+def _objective(run: Session, reader: Reader) -> Objective:
+    """What to train for: the labels, or these and the answers of `--teacher`."""
+    flags = run.flags
+    if not flags.teacher:
+        return classification(flags.label_smoothing)
+    saved = checkpoint.load(flags.teacher, task=run.task)
+    if {name: saved.get(name) for name in reader.plain()} != reader.plain():
+        raise UserError(f"the teacher {flags.teacher} reads other words: train it on the same phrases")
+    teacher = models.build(saved["model"]["name"], **saved["model"]["config"])
+    checkpoint.restore_weights(teacher, saved["state_dict"], flags.teacher)
+    return distillation(teacher.to(run.device), flags.teacher_weight, flags.label_smoothing)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from lib import checkpoint, models, text_classification, text_explanation, text_
 from lib.data.text import words_of
 from lib.data.tokens import Vocabulary
 from lib.explain.integrated_gradients import integrated_gradients
+from lib.models.recurrent import BIGRAM_SIZE
 from lib.text_classification import Reader
 
 SCRIPT = "run-sst2-classification.py"
@@ -157,6 +158,24 @@ def test_an_ensemble_is_one_checkpoint_and_goes_on_after_a_stop(sentiment, tmp_p
 # Stop and go on
 
 
+def test_a_teacher_is_learnt_from_and_stays_as_it_was(best, sentiment, tmp_path):
+    before = checkpoint.load(best)["state_dict"]
+
+    def numbers(name: str, *flags) -> dict[str, float]:
+        done = sentiment(*TINY, "--max-epoch", 2, "--seed", 7, "--checkpoint-dir", name, *flags)
+        assert done.status == 0, done.stderr
+        return done.run().events["EVAL"][0]
+
+    alone = numbers("alone")
+    assert numbers("ignored", "--teacher", best, "--teacher-weight", 0) == alone
+    heard = numbers("heard", "--teacher", best, "--teacher-weight", 1)
+    assert heard["Valid_loss"] < alone["Valid_loss"]
+    assert all(torch.equal(before[name], now) for name, now in checkpoint.load(best)["state_dict"].items())
+    # Restoring the student takes no teacher.
+    done = sentiment("--eval-only", "--restore-file", tmp_path / "heard" / checkpoint.BEST)
+    assert done.run().events["EVAL"][0] == pytest.approx(heard, abs=1e-4)
+
+
 def test_a_run_killed_at_any_instant_and_resumed_ends_at_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(killing, "SCRIPT", ROOT / SCRIPT)
     flags = (*SMALL, "--max-epoch", "6", "--validate-interval-updates", "3")
@@ -291,7 +310,7 @@ def test_what_the_words_add_makes_up_the_answer_and_the_network_stays_as_it_was(
     reader = Reader(Vocabulary(**saved["vocabulary"]), tuple(saved["classes"]))
     words = words_of("a warm and funny film, but badly made!")
     chosen, probability, found = text_explanation.attribute(model, reader, words, torch.device("cpu"))
-    assert found.values.shape == (len(words), 128)
+    assert found.values.shape == (len(words), 128 + BIGRAM_SIZE)
     assert abs(found.gap) <= 0.01 * abs(found.score - found.baseline_score)
     assert torch.tensor(found.score).sigmoid().item() == pytest.approx(probability, abs=1e-5)
     answer = text_classification.answer(model, reader, [words], torch.device("cpu"))
@@ -360,6 +379,8 @@ BAD_INPUT = {
     "perplexity of all samples": ("--eval-only", *RESTORED, "--perplexity", 64),
     "checkpoint cut short": ("--eval-only", "--restore-file", "{bad}/short.pt"),
     "checkpoint of another task": ("--eval-only", "--restore-file", "{bad}/task.pt"),
+    "teacher that reads other words": (*BRIEF, "--limit", 40, "--teacher", "{best}"),
+    "teacher cut short": (*BRIEF, "--teacher", "{bad}/short.pt"),
     "weights without words": ("--predict-only", "--restore-file", "{bad}/bare.pt", "--input", "good"),
 }
 
