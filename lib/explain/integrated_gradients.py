@@ -1,78 +1,183 @@
 """Integrated gradients (Sundararajan, Taly & Yan 2017, arXiv:1703.01365)."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# With three times the steps, a third of the midpoints are those there were.
+from lib.errors import UserError
+
+# With three times the steps, a third of the points are those there were, by any rule but Gauss-Legendre.
 GROWTH = 3
+FIRST_STEPS = 18
 
 
 class Attributions(NamedTuple):
-    """What each number of an input adds to a score.
+    """What each number of an input adds to a score, or to each of T scores.
 
     Attributes:
-        values: of the input's shape.
-        score: of the input, F(x).
-        baseline_score: F(x′).
-        steps: gradients that were averaged.
+        values: of the input's shape; (T, …) for T scores, and so on.
+        score: of the input, F(x); a number, or (T,).
+        baseline_score: F(x′); likewise.
+        steps: into which the path was divided.
+        evaluations: points of the path at which the gradient was taken (of each score).
+        change: share of the values' energy (their sum of squares) that the last trebling of the steps moved,
+            the largest of the T; NaN if the number of steps was given.
     """
 
     values: Tensor
-    score: float
-    baseline_score: float
+    score: float | Tensor
+    baseline_score: float | Tensor
     steps: int
+    evaluations: int
+    change: float
 
     @property
-    def gap(self) -> float:
-        """How far the values are from adding up to F(x) − F(x′), which they do in the limit."""
-        return float(self.values.double().sum()) - (self.score - self.baseline_score)
+    def gap(self) -> float | Tensor:
+        """How far the values are from adding up to F(x) − F(x′), which they do in the limit; or (T,)."""
+        difference = self.score - self.baseline_score
+        if isinstance(difference, Tensor):
+            return self.values.double().flatten(1).sum(1) - difference
+        return float(self.values.double().sum()) - difference
 
 
 def integrated_gradients(
-    score: Callable[[Tensor], Tensor],
+    scores: Callable[[Tensor], Tensor],
     x: Tensor,
     baseline: Tensor,
     *,
+    rule: str = "midpoint",
+    steps: int | None = None,
     tolerance: float = 0.01,
     most_steps: int = 1458,
     batch_size: int = 54,
 ) -> Attributions:
-    """Return (x − x′) ⊙ ∫₀¹ ∂F/∂x (x′ + α (x − x′)) dα by the midpoint rule.
+    """Return (x − x′) ⊙ ∫₀¹ ∂F/∂x (x′ + α (x − x′)) dα by a quadrature rule, each exact for a linear F.
 
-    The steps are trebled, from 18 on, until the values add up to F(x) − F(x′) within `tolerance` of it.
+    Either `steps` are given, or they are trebled, from 18 on, until for each score both hold: the values
+    add up to F(x) − F(x′) within `tolerance` of it, and trebling moved less than `tolerance` of their energy,
+    Σ (new − old)² ≤ tolerance · Σ new². (Sums come out right by luck long before the values do.) No gradient
+    is taken twice.
 
     Args:
-        score: inputs (S, …) to F of each, (S,).
+        scores: inputs (S, …) to F of each, (S,); or to T scores of each, (T, S), which share their forward
+            passes.
         x: an input (…).
         baseline: x′, of the same shape.
-        tolerance: share of |F(x) − F(x′)|.
+        rule: `midpoint`; `trapezoid`, with n + 1 points for n steps; `right`; or `gauss-legendre`, with given
+            `steps` only, because its points for more steps are all others.
+        steps: so many, whatever the tolerance.
+        tolerance: a share, as above.
         most_steps: where to stop at the latest.
-        batch_size: inputs scored at once.
+        batch_size: inputs scored at once; memory grows with it, and not with the steps.
+
+    Raises:
+        UserError: no such rule, no steps, or Gauss-Legendre without a number of steps.
     """
+    if rule not in _RULES:
+        raise UserError(f"there is no rule {rule!r}; choose from {', '.join(_RULES)}")
+    if steps is None and rule not in _KNOWN:
+        raise UserError(f"{rule} needs a number of steps: the points for more of them are all others")
+    if steps is not None and steps < 1:
+        raise UserError(f"cannot integrate in {steps} steps")
     with torch.no_grad():
-        final, first = score(torch.stack([x, baseline])).tolist()
-    steps, mean = 18, _mean_gradient(score, x, baseline, _midpoints(18), batch_size)
+        ends = scores(torch.stack([x, baseline])).double()
+    path = _Path(scores, x, baseline, batch_size)
+    if steps is not None:
+        values, change = path.integral(*_RULES[rule](steps)), math.nan
+    else:
+        steps, values, change = _adaptive(path, rule, ends, tolerance, most_steps)
+    score, baseline_score = ends.unbind(-1)
+    if ends.dim() == 1:
+        values, score, baseline_score = values[0], float(score), float(baseline_score)
+    return Attributions(values, score, baseline_score, steps, path.evaluations, change)
+
+
+def _adaptive(
+    path: "_Path", rule: str, ends: Tensor, tolerance: float, most_steps: int
+) -> tuple[int, Tensor, float]:
+    """Return the steps taken, the values (T, …), and the share of energy that the last trebling moved."""
+    difference = (ends[..., 0] - ends[..., 1]).view(-1)
+    steps = FIRST_STEPS // GROWTH
+    values = path.integral(*_RULES[rule](steps))
     while True:
-        found = Attributions((x - baseline) * mean, final, first, steps)
-        if abs(found.gap) <= tolerance * abs(final - first) or steps >= most_steps:
-            return found
-        added = [alpha for i, alpha in enumerate(_midpoints(GROWTH * steps)) if i % GROWTH != 1]
-        fresh = _mean_gradient(score, x, baseline, added, batch_size)
-        mean = (mean + (GROWTH - 1) * fresh) / GROWTH
-        steps *= GROWTH
+        steps, before = steps * GROWTH, values
+        alphas, weights = _RULES[rule](steps)
+        fresh = [i for i in range(len(alphas)) if i % GROWTH != _KNOWN[rule]]
+        values = before / GROWTH + path.integral([alphas[i] for i in fresh], [weights[i] for i in fresh])
+        change = _change(before, values)
+        gap = (values.double().flatten(1).sum(1) - difference).abs()
+        settled = bool((gap <= tolerance * difference.abs()).all()) and change <= tolerance
+        if settled or steps * GROWTH > most_steps:
+            return steps, values, change
 
 
-def _midpoints(steps: int) -> list[float]:
-    return [(k + 0.5) / steps for k in range(steps)]
+def _change(before: Tensor, after: Tensor) -> float:
+    moved = (after - before).double().flatten(1).square().sum(1)
+    energy = after.double().flatten(1).square().sum(1)
+    return float(torch.where(moved > 0, moved / energy, 0.0).max())
 
 
-def _mean_gradient(score, x: Tensor, baseline: Tensor, alphas: list[float], batch_size: int) -> Tensor:
-    total = torch.zeros_like(x)
-    for part in torch.tensor(alphas, dtype=x.dtype, device=x.device).split(batch_size):
-        points = torch.lerp(baseline, x, part.view(-1, *[1] * x.ndim)).requires_grad_()
-        (gradients,) = torch.autograd.grad(score(points).sum(), points)
-        total += gradients.sum(0)
-    return total / len(alphas)
+class _Path:
+    """The straight line from a baseline to x, and how many gradients were taken on it."""
+
+    def __init__(self, scores, x: Tensor, baseline: Tensor, batch_size: int):
+        self.scores, self.x, self.baseline, self.batch_size = (
+            scores,
+            x.detach(),
+            baseline.detach(),
+            batch_size,
+        )
+        self.evaluations = 0
+
+    def integral(self, alphas: Sequence[float], weights: Sequence[float]) -> Tensor:
+        """Return (x − x′) ⊙ Σ_i w_i ∂F/∂x (x′ + α_i (x − x′)), (T, …)."""
+        self.evaluations += len(alphas)
+        total = 0
+        pairs = torch.tensor([alphas, weights], dtype=self.x.dtype, device=self.x.device)
+        for part, shares in zip(*(row.split(self.batch_size) for row in pairs), strict=True):
+            total = total + torch.stack([torch.tensordot(shares, g, 1) for g in self._gradients(part)])
+        return (self.x - self.baseline) * total
+
+    def _gradients(self, alphas: Tensor) -> Iterator[Tensor]:
+        """The gradient of each of the T scores at points of the path, (S, …), in turn."""
+        points = torch.lerp(self.baseline, self.x, alphas.view(-1, *[1] * self.x.dim())).requires_grad_()
+        with torch.enable_grad():
+            values = self.scores(points).view(-1, len(points)).sum(1).unbind()
+        for index, value in enumerate(values):
+            more = index + 1 < len(values)
+            yield torch.autograd.grad(value, points, retain_graph=more, materialize_grads=True)[0]
+
+
+def _midpoint(steps: int) -> tuple[Sequence[float], Sequence[float]]:
+    return [(k + 0.5) / steps for k in range(steps)], [1 / steps] * steps
+
+
+def _right(steps: int) -> tuple[Sequence[float], Sequence[float]]:
+    return [(k + 1) / steps for k in range(steps)], [1 / steps] * steps
+
+
+def _trapezoid(steps: int) -> tuple[Sequence[float], Sequence[float]]:
+    inner = [1 / steps] * (steps - 1)
+    return [k / steps for k in range(steps + 1)], [0.5 / steps, *inner, 0.5 / steps]
+
+
+def _gauss_legendre(steps: int) -> tuple[Sequence[float], Sequence[float]]:
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    return ((1 + points) / 2).tolist(), (weights / 2).tolist()
+
+
+# Steps to the points α in [0, 1] and the weights of the gradients there, which add up to 1.
+_RULES = {
+    "midpoint": _midpoint,
+    "trapezoid": _trapezoid,
+    "right": _right,
+    "gauss-legendre": _gauss_legendre,
+}
+RULES = tuple(_RULES)
+
+# Of three points in a row, the one that was there when there were a third as many steps.
+_KNOWN = {"midpoint": 1, "trapezoid": 0, "right": 2}

@@ -1,0 +1,82 @@
+"""Scores: what an explanation explains, a function of a network's output to one number a target and image."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lib.errors import UserError
+
+# (B, classes) -> (T, B): one number for each of T targets and each image.
+Scores = Callable[[Tensor], Tensor]
+
+
+def class_scores(targets: Tensor | Sequence[int], kind: str = "logit") -> Scores:
+    """Return the scores of given classes.
+
+    Args:
+        targets: T classes (T,), the same for all images, or (T, B), T for each image.
+        kind: `logit`, z_c; `log-odds`, z_c − log Σ_{j≠c} exp z_j, the logit of the class's probability;
+            or `probability`, which saturates where the network is sure.
+
+    Raises:
+        UserError: no such kind; later, from the scores themselves, a class that the network does not have.
+    """
+    score = _kind(kind)
+    targets = torch.as_tensor(targets, dtype=torch.long)
+    targets = targets.view(-1, 1) if targets.dim() < 2 else targets
+
+    def scores(output: Tensor) -> Tensor:
+        classes = targets.to(output.device)
+        if (classes < 0).any() or (classes >= output.shape[1]).any():
+            wrong = classes[(classes < 0) | (classes >= output.shape[1])][0]
+            raise UserError(f"there is no class {wrong}: the network tells {output.shape[1]} apart, from 0")
+        return score(output, classes.expand(-1, len(output)))
+
+    return scores
+
+
+def top_scores(k: int, kind: str = "logit") -> Scores:
+    """Return the scores of each image's k likeliest classes, which are found from the same output.
+
+    Raises:
+        UserError: no such kind; later, from the scores themselves, fewer than k classes.
+    """
+    score = _kind(kind)
+    return lambda output: score(output, top_classes(output, k))
+
+
+def top_classes(output: Tensor, k: int) -> Tensor:
+    """Return the k likeliest classes of each image, likeliest first, (k, B), from output (B, classes).
+
+    Raises:
+        UserError: there are fewer than k classes, or k is not positive.
+    """
+    if not 1 <= k <= output.shape[1]:
+        raise UserError(f"cannot take the {k} likeliest classes of {output.shape[1]}")
+    return output.detach().topk(k, dim=1).indices.T
+
+
+def _kind(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if name not in _KINDS:
+        raise UserError(f"there is no score {name!r}; choose from {', '.join(_KINDS)}")
+    return _KINDS[name]
+
+
+def _logit(output: Tensor, classes: Tensor) -> Tensor:
+    return output.T.gather(0, classes)
+
+
+def _log_odds(output: Tensor, classes: Tensor) -> Tensor:
+    if output.shape[1] < 2:
+        raise UserError("log-odds need two classes or more; this network has one")
+    each = output.expand(len(classes), -1, -1)
+    others = each.scatter(2, classes[:, :, None], -torch.inf)
+    return _logit(output, classes) - others.logsumexp(2)
+
+
+def _probability(output: Tensor, classes: Tensor) -> Tensor:
+    return _logit(output.softmax(1), classes)
+
+
+_KINDS = {"logit": _logit, "log-odds": _log_odds, "probability": _probability}

@@ -1,0 +1,467 @@
+"""Class activation maps and saliency: closed forms, replicas in float64, invariances, nothing left behind."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.vision_transformer import VisionTransformer
+
+from lib.errors import UserError
+from lib.explain.gradients import (
+    METHODS,
+    grad_cam,
+    guided_backprop,
+    guided_grad_cam,
+    input_gradients,
+    randomised,
+    smooth,
+    upsample,
+)
+from lib.explain.rectifiers import RULES, RectifierRule
+from lib.explain.scores import class_scores, top_scores
+
+
+class Small(nn.Module):
+    """Convolution, ReLU, pooling, convolution, ReLU, global average pooling, linear layer."""
+
+    def __init__(self, rectify=F.relu):
+        super().__init__()
+        self.first, self.pool = nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2)
+        self.second, self.norm = nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.dropout, self.head = nn.Dropout(), nn.Linear(6, 5)
+        self.rectify = rectify
+
+    def forward(self, x):
+        x = self.pool(self.rectify(self.first(x)))
+        x = self.rectify(self.norm(self.second(x)))
+        return self.head(self.dropout(x.mean((2, 3))))
+
+
+def small(rectify=F.relu, dtype=torch.float64):
+    torch.manual_seed(0)
+    return Small(rectify).to(dtype)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 2, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def undisturbed(model):
+    """What no explanation may change, in a form that can be compared."""
+    return (
+        [(weight.requires_grad, weight.grad, weight.tolist()) for weight in model.parameters()],
+        [buffer.tolist() for buffer in model.buffers()],
+        [
+            (each.training, len(each._forward_hooks), len(each._backward_hooks), len(each._forward_pre_hooks))
+            for each in model.modules()
+        ],
+    )
+
+
+EXPLANATIONS = {
+    "grad_cam": lambda model, images, scores: grad_cam(model, ["second", "first"], images, scores).maps[
+        "first"
+    ],
+    "input_gradients": lambda model, images, scores: input_gradients(model, images, scores).values,
+    "guided_backprop": lambda model, images, scores: guided_backprop(model, images, scores).values,
+}
+
+
+@pytest.fixture(params=EXPLANATIONS.values(), ids=EXPLANATIONS.keys())
+def explain(request):
+    return request.param
+
+
+# Closed forms
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "hires-cam"])
+def test_before_average_pooling_and_a_linear_layer_the_map_is_weight_times_activation(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 7, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 4)
+    )
+    images = torch.randn(2, 3, 9, 8)
+    found = grad_cam(model, ["1"], images, class_scores(range(4)), method=method).maps["1"]
+    activations, weights = model[1](model[0](images)), model[4].weight
+    expected = torch.einsum("tk,bkhw->tbhw", weights, activations).relu() / activations[0, 0].numel()
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-6)
+    assert (found > 0).any()
+
+
+@pytest.fixture
+def by_hand(images):
+    """Features (B, C, h, w) of `second` and gradients (T, B, C, h, w), without the code under test."""
+    model = small().eval()
+    features = model.second(model.pool(model.first(images).relu())).detach().requires_grad_()
+    output = model.head(model.norm(features).relu().mean((2, 3)))
+    gradients = [torch.autograd.grad(output[:, c].sum(), features, retain_graph=True)[0] for c in (3, 1)]
+    return features.detach(), torch.stack(gradients)
+
+
+def plus_plus(features, gradients):
+    """Chattopadhyay et al. 2018, equations 5 and 19, a number at a time."""
+    maps = torch.zeros(*gradients.shape[:2], *gradients.shape[3:], dtype=gradients.dtype)
+    for t, b, k in torch.cartesian_prod(*map(torch.arange, gradients.shape[:3])).tolist():
+        weight, total = 0.0, float(features[b, k].sum())
+        for g in gradients[t, b, k].flatten().tolist():
+            weight += g**2 / (2 * g**2 + g**3 * total) * max(g, 0) if g else 0.0
+        maps[t, b] += weight * features[b, k]
+    return maps.relu()
+
+
+REPLICAS = {
+    "grad-cam": lambda a, g: (g.mean((3, 4), keepdim=True) * a).sum(2).relu(),
+    "hires-cam": lambda a, g: (g * a).sum(2).relu(),
+    "layer-cam": lambda a, g: (g.clamp(min=0) * a).sum(2).relu(),
+    "grad-cam++": plus_plus,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_is_its_equation(method, images, by_hand):
+    found = grad_cam(small(), ["second"], images, class_scores([3, 1]), method=method)
+    torch.testing.assert_close(found.maps["second"], REPLICAS[method](*by_hand))
+    assert torch.equal(found.output, small().eval()(images))
+    assert found.maps["second"].any()
+
+
+def test_the_counterfactual_is_what_speaks_against_the_class(images, by_hand):
+    features, gradients = by_hand
+    found = grad_cam(small(), ["second"], images, class_scores([3, 1]), counterfactual=True)
+    torch.testing.assert_close(found.maps["second"], REPLICAS["grad-cam"](features, -gradients))
+
+
+def test_all_layers_and_targets_share_one_forward_pass(images):
+    model, calls = small(), []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    found = grad_cam(model, ["first", "second", "pool"], images, class_scores(range(5)))
+    handle.remove()
+    assert len(calls) == 1
+    assert list(found.maps) == ["first", "second", "pool"]
+    for layer, maps in found.maps.items():
+        alone = torch.cat(
+            [grad_cam(small(), [layer], images, class_scores([c])).maps[layer] for c in range(5)]
+        )
+        torch.testing.assert_close(maps, alone)
+
+
+def test_of_a_transformer_the_patches_make_the_map():
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        image_size=12, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3
+    ).double()
+    nn.init.normal_(model.heads.head.weight)
+    images, layer = torch.randn(2, 3, 12, 12, dtype=torch.float64), "encoder.layers.encoder_layer_1.ln_1"
+    found = grad_cam(model, [layer], images, class_scores([1, 2])).maps[layer]
+    kept = {}
+    model.eval().get_submodule(layer).register_forward_hook(lambda _m, _i, out: kept.update(tokens=out))
+    output = model(images)
+    for index, target in enumerate([1, 2]):
+        (gradient,) = torch.autograd.grad(output[:, target].sum(), kept["tokens"], retain_graph=True)
+        patches = (gradient[:, 1:].mean(1, keepdim=True) * kept["tokens"][:, 1:]).sum(2)
+        torch.testing.assert_close(found[index], patches.relu().view(2, 3, 3).detach())
+    assert found.any()
+
+
+def test_upsampling_keeps_a_constant_and_zero_and_is_bilinear():
+    maps = torch.tensor([[[0.0, 1.0]], [[2.0, 2.0]]]).view(2, 1, 1, 2)
+    large = upsample(maps, (1, 4))
+    torch.testing.assert_close(large[:, 0, 0], torch.tensor([[0, 0.25, 0.75, 1], [2, 2, 2, 2]]))
+    assert upsample(maps.expand(2, 3, 5, 2), 7).shape == (2, 3, 7, 7)
+
+
+def test_guided_grad_cam_is_the_product_of_the_two(images):
+    model, scores = small(), class_scores([0, 4])
+    maps = grad_cam(model, ["second"], images, scores).maps["second"]
+    values = guided_backprop(model, images, scores).values
+    found = guided_grad_cam(maps, values)
+    assert found.shape == (2, 3, 2, 8, 12)
+    torch.testing.assert_close(found[1, 2, 0], upsample(maps, (8, 12))[1, 2] * values[1, 2, 0])
+
+
+# Rules for ReLUs
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_rule_of_two_layers_is_its_closed_form(rule):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3)).double()
+    images = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    found = guided_backprop(model, images, class_scores([2]), rule=rule).values[0]
+    passed = model[3].weight[2].clamp(min=0).expand(4, 20)
+    if rule == "guided":
+        passed = passed * (model[1](images.flatten(1)) > 0)
+    torch.testing.assert_close(found, (passed @ model[1].weight).view_as(images).detach())
+
+
+def discarding(x):
+    x.relu_()
+    return x
+
+
+SPELLINGS = {
+    "nn.ReLU": nn.ReLU(),
+    "nn.ReLU in place": nn.ReLU(inplace=True),
+    "F.relu": F.relu,
+    "F.relu in place": lambda x: F.relu(x, inplace=True),
+    "F.relu in place, by position": lambda x: F.relu(x, True),
+    "F.relu of a keyword": lambda x: F.relu(input=x),
+    "F.relu_": F.relu_,
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "Tensor.relu": lambda x: x.relu(),
+    "Tensor.relu_, its result discarded": discarding,
+    "hardtanh without a ceiling": lambda x: F.hardtanh(x, 0, math.inf),
+    "a chain of calls": lambda x: x.mul(1).relu_(),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_of_a_relu_comes_to_the_same(rule, spelling, images):
+    found = guided_backprop(small(SPELLINGS[spelling]), images, class_scores([0, 2]), rule=rule)
+    expected = guided_backprop(small(), images, class_scores([0, 2]), rule=rule)
+    assert torch.equal(found.values, expected.values)
+    assert not torch.allclose(found.values, input_gradients(small(), images, class_scores([0, 2])).values)
+
+
+SIX = {
+    "F.relu6": F.relu6,
+    "F.relu6 in place": lambda x: F.relu6(x, inplace=True),
+    "nn.ReLU6": nn.ReLU6(),
+    "nn.ReLU6 in place": nn.ReLU6(inplace=True),
+    "F.hardtanh": lambda x: F.hardtanh(x, min_val=0.0, max_val=6.0),
+    "F.hardtanh_": lambda x: F.hardtanh_(x, 0.0, 6.0),
+}
+
+
+@pytest.mark.parametrize("spelling", SIX)
+def test_a_relu6_passes_nothing_back_above_its_ceiling(spelling):
+    class Clipped(nn.Module):
+        def forward(self, x):
+            return SIX[spelling](x).sum((1, 2, 3))[:, None]
+
+    images = torch.tensor([[[[-1.0, 1.0], [5.0, 7.0]]]])
+    found = guided_backprop(Clipped(), images, class_scores([0]))
+    torch.testing.assert_close(found.values[0], torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]]))
+    assert float(found.output) == 12
+    assert torch.equal(images, torch.tensor([[[[-1.0, 1.0], [5.0, 7.0]]]]))
+
+
+def test_a_part_of_a_tensor_may_be_rectified_in_place(images):
+    class Half(nn.Module):
+        def forward(self, x):
+            x = x * 1
+            x[:, :1].relu_()
+            return x.mean((2, 3))
+
+    found = guided_backprop(Half(), images, class_scores([0, 1])).values
+    each = torch.tensor(1 / 96, dtype=torch.float64)
+    torch.testing.assert_close(found[0, :, 0], (images[:, 0] > 0) * each)
+    torch.testing.assert_close(found[1, :, 1], each.expand(3, 8, 12))
+
+
+class RectifierCalls(TorchDispatchMode):
+    """Counts what reaches the kernels, below every spelling."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__.removesuffix("_")
+        self.calls += name == "relu" or (name == "hardtanh" and args[1] == 0)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "googlenet", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5"],
+)
+def test_as_many_relus_are_intercepted_as_a_network_calls(name):
+    more = {"init_weights": False} if name == "googlenet" else {}
+    model = torchvision.models.get_model(name, weights=None, **more).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad(), RectifierCalls() as counted:
+        model(images)
+    with torch.no_grad(), RectifierRule("guided") as rule:
+        model(images)
+    assert rule.intercepted == counted.calls > 8
+    # Its other activations are 19 hard swishes, to which the rule does not apply.
+    assert rule.others["hardswish"] == (19 if name == "mobilenet_v3_small" else 0)
+
+
+def test_a_rule_does_not_outlast_its_call(images):
+    model, scores = small(), class_scores([0])
+    before = input_gradients(model, images, scores).values
+    guided_backprop(model, images, scores)
+    assert torch.equal(input_gradients(model, images, scores).values, before)
+
+
+# Batches, calls, dtypes, states
+
+
+def test_a_batch_is_its_images_one_at_a_time(explain, images):
+    together = explain(small(), images, class_scores([1, 4]))
+    alone = [explain(small(), image[None], class_scores([1, 4])) for image in images]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1))
+
+
+def test_the_top_classes_come_to_the_same_as_the_same_classes_named(explain, images):
+    classes = small().eval()(images).argsort(1, descending=True).T[:2]
+    named = explain(small(), images, class_scores(classes))
+    assert torch.equal(explain(small(), images, top_scores(2)), named)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_two_calls_are_equal_in_the_images_dtype_and_leave_the_network_as_it_was(
+    explain, images, dtype, trainable
+):
+    model = small(dtype=dtype).train().requires_grad_(trainable)
+    model.norm.eval()
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    images = images.to(dtype).requires_grad_()
+    before = undisturbed(model)
+    with torch.no_grad():
+        found = explain(model, images, class_scores([1]))
+        assert torch.equal(explain(model, images, class_scores([1])), found)
+    assert found.dtype == dtype
+    assert not found.requires_grad
+    assert images.grad is None
+    assert undisturbed(model) == before
+
+
+def test_an_error_leaves_the_network_as_it_was(explain, images):
+    model = small().train()
+    before = undisturbed(model)
+    with pytest.raises(UserError, match="no class 9"):
+        explain(model, images, class_scores([9]))
+    with pytest.raises(RuntimeError):
+        explain(model, images[:, :1], class_scores([0]))
+    assert undisturbed(model) == before
+
+
+def test_a_networks_own_hooks_stay_and_are_called_once(images):
+    model, seen = small(), []
+    model.second.register_forward_hook(lambda *_: seen.append(1))
+    grad_cam(model, ["second"], images, class_scores([0]))
+    assert len(seen) == 1
+    assert len(model.second._forward_hooks) == 1
+
+
+# SmoothGrad and the sanity check
+
+
+def test_the_mean_over_noise_of_a_linear_map_tends_to_the_map(images):
+    found = smooth(lambda noisy: 3 * noisy, images, samples=400, noise=0.1, seed=0)
+    spread = 3 * 0.1 * float(images.max() - images.min()) / 400**0.5
+    assert 0.3 * spread < float((found - 3 * images).square().mean().sqrt()) < 1.5 * spread
+
+
+def test_noise_is_a_share_of_each_images_own_range_and_the_seed_is_all_of_it():
+    images = torch.stack([torch.zeros(1, 64, 64), torch.linspace(0, 2, 4096).view(1, 64, 64)])
+    kept = []
+    for seed in (0, 0, 1):
+        smooth(lambda noisy: kept.append(noisy) or noisy, images, samples=1, noise=0.2, seed=seed)
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+    assert torch.equal(kept[0][0], images[0])
+    assert float((kept[0][1] - images[1]).std()) == pytest.approx(0.4, rel=0.05)
+
+
+def test_more_redrawn_layers_add_to_fewer_and_all_come_back():
+    model = small()
+    before, states = undisturbed(model), []
+    for count in (0, 1, 2, 4):
+        with randomised(model, count, seed=3) as names:
+            states.append({name: weight.clone() for name, weight in model.named_parameters()})
+            assert names == ["head", "norm", "second", "first"][:count]
+        assert undisturbed(model) == before
+    changed = [{name for name in each if not torch.equal(each[name], states[0][name])} for each in states]
+    assert changed[1] == {"head.weight", "head.bias"}
+    assert changed[2] == {"head.weight", "head.bias", "norm.weight"}  # its bias was zero, and has no scale
+    assert torch.equal(states[1]["head.weight"], states[3]["head.weight"])
+    with randomised(model, 1, seed=4):
+        assert not torch.equal(model.head.weight, states[1]["head.weight"])
+
+
+def test_redrawn_weights_keep_their_scale():
+    model = nn.Linear(300, 300)
+    scale = model.weight.square().mean().sqrt()
+    with randomised(model, 1, seed=0):
+        torch.testing.assert_close(model.weight.square().mean().sqrt(), scale, rtol=0.02, atol=0)
+        assert model.weight.mean().abs() < 0.02 * scale
+
+
+def test_weights_come_back_after_an_error_and_gradcam_changes_with_them(images):
+    model = small()
+    before = undisturbed(model)
+    maps = grad_cam(model, ["second"], images, class_scores([0])).maps["second"]
+    with randomised(model, 2, seed=0):
+        other = grad_cam(model, ["second"], images, class_scores([0])).maps["second"]
+    assert not torch.allclose(maps, other)
+    with pytest.raises(UserError, match="no class 9"), randomised(model, 2, seed=0):
+        grad_cam(model, ["second"], images, class_scores([9]))
+    assert undisturbed(model) == before
+
+
+# What cannot be
+
+
+def test_what_cannot_be_is_said(images):
+    model, scores = small(), class_scores([0])
+    wrong = {
+        "no method 'cam'; choose from grad-cam": lambda: grad_cam(
+            model, ["first"], images, scores, method="cam"
+        ),
+        "no layer 'frist'; choose from first": lambda: grad_cam(model, ["frist"], images, scores),
+        "'head' has no spatial map, it puts out 5; 'norm' has one": lambda: grad_cam(
+            model, ["head"], images, scores
+        ),
+        "do not depend on layer 'second'": lambda: grad_cam(
+            model, ["second"], images, lambda output: torch.ones_like(output.T)
+        ),
+        "do not depend on the images": lambda: input_gradients(
+            model, images, lambda output: torch.ones_like(output.T)
+        ),
+        "no rule 'gradient'; choose from guided": lambda: guided_backprop(
+            model, images, scores, rule="gradient"
+        ),
+        "does not apply to the gelu of Small": lambda: guided_backprop(small(F.gelu), images, scores),
+        "does not apply to the leaky_relu": lambda: guided_backprop(small(nn.LeakyReLU()), images, scores),
+        "Small calls none": lambda: guided_backprop(small(torch.tanh), images, scores),
+        "cannot average 0 samples": lambda: smooth(abs, images, samples=0, noise=0.1, seed=0),
+        "the network has 4": lambda: randomised(model, 5, 0).__enter__(),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_a_layer_that_is_never_called_is_said(images):
+    model = small()
+    model.auxiliary = nn.Conv2d(2, 2, 1)
+    with pytest.raises(
+        UserError, match="'auxiliary' has no spatial map, it puts out no tensor; 'norm' has one"
+    ):
+        grad_cam(model, ["auxiliary"], images, class_scores([0]))
+
+
+def test_a_layer_off_the_scores_way_is_said(images):
+    class Besides(Small):
+        def forward(self, x):
+            self.aside(x)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Besides().double()
+    model.aside = nn.Conv2d(2, 3, 1).double()
+    with pytest.raises(UserError, match="do not depend on layer 'aside'"):
+        grad_cam(model, ["aside"], images, class_scores([0]))
+    with pytest.raises(UserError, match="do not depend on layer 'aside'"):
+        grad_cam(model, ["aside", "second"], images, class_scores([0]))

@@ -1,0 +1,61 @@
+"""Scores: kinds and their relations, targets for all images and for each, what cannot be."""
+
+import pytest
+import torch
+
+from lib.errors import UserError
+from lib.explain.scores import class_scores, top_classes, top_scores
+
+
+@pytest.fixture
+def output():
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_logits_are_the_outputs_own_numbers_in_targets_by_images(output):
+    assert torch.equal(class_scores([5, 2])(output), output.T[[5, 2]])
+
+
+def test_log_odds_are_the_logit_of_the_probability(output):
+    probability = class_scores([0, 1, 5], "probability")(output)
+    torch.testing.assert_close(probability, output.softmax(1).T[[0, 1, 5]])
+    torch.testing.assert_close(class_scores([0, 1, 5], "log-odds")(output), probability.logit())
+
+
+def test_log_odds_do_not_saturate_where_the_probability_does():
+    sure = torch.tensor([[200.0, -100.0, -100.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(class_scores([0], "log-odds")(sure).sum(), sure)
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, -0.5, -0.5]]))
+    (gradient,) = torch.autograd.grad(class_scores([0], "probability")(sure).sum(), sure)
+    assert not gradient.any()
+
+
+def test_targets_may_differ_from_image_to_image(output):
+    targets = torch.tensor([[0, 1, 2, 3], [5, 4, 3, 2]])
+    expected = torch.stack([output[range(4), row] for row in targets])
+    assert torch.equal(class_scores(targets)(output), expected)
+
+
+@pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
+def test_the_top_scores_are_those_of_the_top_classes(output, kind):
+    classes = top_classes(output, 3)
+    assert torch.equal(classes, output.argsort(1, descending=True).T[:3])
+    assert torch.equal(top_scores(3, kind)(output), class_scores(classes, kind)(output))
+    assert (top_scores(6, kind)(output).diff(dim=0) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (lambda: class_scores([0], "logits"), "choose from logit, log-odds, probability"),
+        (lambda: top_scores(2, "odds"), "there is no score 'odds'"),
+        (lambda: class_scores([2, 6]), "there is no class 6: the network tells 6 apart"),
+        (lambda: class_scores([-1]), "there is no class -1"),
+        (lambda: top_scores(7), "the 7 likeliest classes of 6"),
+        (lambda: top_scores(0), "the 0 likeliest classes"),
+        (lambda: lambda output: class_scores([0], "log-odds")(output[:, :1]), "two classes or more"),
+    ],
+)
+def test_what_cannot_be_is_said(output, scores, message):
+    with pytest.raises(UserError, match=message):
+        scores()(output)
