@@ -151,6 +151,13 @@ def add_network_flags(parser: cli.Parser) -> None:
         help="of training on the CPU; several are slow where another process wants one of the cores",
     )
     add("--keep", choices=("best", "last"), help="which weights; default: best on a hold-out, otherwise last")
+    add(
+        "--r-drop",
+        type=cli.number(0),
+        default=0.0,
+        metavar="X",
+        help="weight of two answers' agreement, with other parts dropped; training takes twice as long",
+    )
     add("--teacher", metavar="CKPT", help="learn the answers of this network, or ensemble, beside the labels")
     add("--teacher-weight", type=cli.number(0, 1), default=0.5, metavar="X", help="of its answers")
     add("--ensemble", type=cli.integer(1), default=1, metavar="N", help="train so many seeds, average them")

@@ -1,5 +1,7 @@
 """What networks are trained to do: objectives for `lib.train.fit`, one for each kind of task."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,54 +9,61 @@ from torch.nn import functional as F
 from lib.train import Objective
 
 
-def classification(label_smoothing: float = 0.0) -> Objective:
+def classification(
+    label_smoothing: float = 0.0,
+    *,
+    teacher: nn.Module | None = None,
+    teacher_weight: float = 0.5,
+    r_drop: float = 0.0,
+) -> Objective:
     """Return the cross-entropy objective over batches of inputs (B, …) and labels (B,).
 
-    Besides `loss` and `count` it sums `accuracy`, the inputs whose largest logit is their label's.
-    Labels are smoothed in training only, so that validation losses compare (Szegedy et al. 2016).
-    """
-
-    def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        inputs, labels = batch
-        logits = model(inputs).float()
-        if model.training:
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
-            return {"loss": loss, "count": len(labels)}
-        correct = (logits.argmax(1) == labels).sum()
-        return {
-            "loss": F.cross_entropy(logits, labels, reduction="sum"),
-            "accuracy": correct,
-            "count": len(labels),
-        }
-
-    return objective
-
-
-def distillation(teacher: nn.Module, weight: float, label_smoothing: float = 0.0) -> Objective:
-    """Return the objective of `classification` whose training loss also draws to a teacher's answers.
-
-        (1 − weight) · CE(label, p) + weight · CE(q, p)
-
-    where q are the probabilities that the teacher, which drops nothing, gives for the same inputs (Hinton,
-    Vinyals & Dean 2015, arXiv:1503.02531, at temperature 1).
+    Besides `loss` and `count` it sums `accuracy`, the inputs whose largest logit is their label's. All the
+    arguments bear on training only, so that validation losses compare.
 
     Args:
-        teacher: a network that takes the same inputs; it is put in eval mode and frozen.
-        weight: of the teacher, in [0, 1].
-        label_smoothing: of the labels alone.
+        label_smoothing: share of a label spread over all classes (Szegedy et al. 2016).
+        teacher: a network of the same inputs whose answers are learnt beside the labels; it is frozen, and
+            drops nothing (Hinton, Vinyals & Dean 2015, arXiv:1503.02531, at temperature 1).
+        teacher_weight: w in [0, 1]; the loss is (1 − w) · CE(label, p) + w · CE(teacher's answer, p).
+        r_drop: α of Wu et al. 2021, arXiv:2106.14448. Where it is not 0, each batch goes through the network
+            twice, with other parts dropped, to p and q, and the loss is half of the paper's:
+            (loss of p + loss of q) / 2 + α / 4 · (KL(p‖q) + KL(q‖p)).
     """
-    plain = classification(label_smoothing)
-    teacher.eval().requires_grad_(False)
+    if teacher:
+        teacher.eval().requires_grad_(False)
 
     def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        if not model.training:
-            return plain(model, batch)
         inputs, labels = batch
+        logits = model(inputs).float()
+        if not model.training:
+            correct = (logits.argmax(1) == labels).sum()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            return {"loss": loss, "accuracy": correct, "count": len(labels)}
+        loss_of = _loss(inputs, labels)
+        loss = loss_of(logits)
+        if r_drop:
+            again = model(inputs).float()
+            loss = (loss + loss_of(again)) / 2 + r_drop / 4 * _disagreement(logits, again)
+        return {"loss": loss, "count": len(labels)}
+
+    def _loss(inputs: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what makes logits (B, classes) the sum of their losses."""
+        if not teacher:
+            return lambda logits: _from_labels(logits, labels)
         with torch.no_grad():
             answers = teacher(inputs).float().softmax(1)
-        logits = model(inputs).float()
-        from_labels = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
-        from_teacher = F.cross_entropy(logits, answers, reduction="sum")
-        return {"loss": (1 - weight) * from_labels + weight * from_teacher, "count": len(labels)}
+        return lambda logits: torch.lerp(
+            _from_labels(logits, labels), F.cross_entropy(logits, answers, reduction="sum"), teacher_weight
+        )
+
+    def _from_labels(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
 
     return objective
+
+
+def _disagreement(logits: Tensor, others: Tensor) -> Tensor:
+    """Return Σ KL(p‖q) + KL(q‖p) = Σ (p − q) · (log p − log q), of logits (B, classes) and others."""
+    p, q = logits.log_softmax(1), others.log_softmax(1)
+    return ((p.exp() - q.exp()) * (p - q)).sum()

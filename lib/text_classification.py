@@ -22,7 +22,7 @@ from lib.figures import style
 from lib.files import writable_folder
 from lib.models import layers
 from lib.models.recurrent import Dropout, Ensemble
-from lib.objectives import classification, distillation
+from lib.objectives import classification
 from lib.session import Session
 from lib.train import Objective, by_accuracy, by_recency, evaluate
 
@@ -134,16 +134,24 @@ def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> 
 
 
 def _objective(run: Session, reader: Reader) -> Objective:
-    """What to train for: the labels, or these and the answers of `--teacher`."""
+    """What to train for: the labels, and the answers of `--teacher`."""
     flags = run.flags
-    if not flags.teacher:
-        return classification(flags.label_smoothing)
+    return classification(
+        flags.label_smoothing,
+        teacher=_teacher(run, reader) if flags.teacher else None,
+        teacher_weight=flags.teacher_weight,
+        r_drop=flags.r_drop,
+    )
+
+
+def _teacher(run: Session, reader: Reader) -> nn.Module:
+    flags = run.flags
     saved = checkpoint.load(flags.teacher, task=run.task)
     if {name: saved.get(name) for name in reader.plain()} != reader.plain():
         raise UserError(f"the teacher {flags.teacher} reads other words: train it on the same phrases")
     teacher = models.build(saved["model"]["name"], **saved["model"]["config"])
     checkpoint.restore_weights(teacher, saved["state_dict"], flags.teacher)
-    return distillation(teacher.to(run.device), flags.teacher_weight, flags.label_smoothing)
+    return teacher.to(run.device)
 
 
 @contextlib.contextmanager
