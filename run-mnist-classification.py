@@ -12,6 +12,7 @@ torchrun --nproc-per-node 2 run-mnist-classification.py …        train on seve
 from lib import cli
 
 TASK = "image-classification"
+STRUCTURAL = ("model", "size", "mean", "std", "hidden", "depth")
 DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
 
 # What each model trains best with, chosen on held-out training examples. Any flag may say otherwise.
@@ -26,6 +27,7 @@ PLAIN = {
     "augment": (),
     "shift_pixels": 2,
 }
+ROWS = PLAIN | {"learning_rate": 0.002, "max_epoch": 5, "clip_norm": 1.0, "hidden": 256, "depth": 1}
 RECIPES = {
     "mnist-classifier": PLAIN | {"learning_rate": 0.03, "shift_pixels": 1},
     "lenet5": PLAIN | {"learning_rate": 0.004},
@@ -37,6 +39,9 @@ RECIPES = {
         "ema": 0.99,
         "augment": ("shift", "rotate", "scale"),
     },
+    "row-rnn": ROWS,
+    "row-lstm": ROWS,
+    "row-gru": ROWS,
 }
 ON_DIGITS = {
     "batch_size": 32,
@@ -71,12 +76,15 @@ def make_parser() -> cli.Parser:
     parser.add_argument_group("network").add_argument(
         "--model", choices=tuple(RECIPES), default="mnist-classifier", help="each has a recipe, see below"
     )
+    cli.add_row_flags(parser)
     cli.add_run_flags(parser)
     cli.add_training_flags(parser, "the recipe of the model")
     cli.add_augmentation_flags(parser, "shift", "rotate", "scale", "flip", "erase")
-    cli.add_view_flags(parser).add_argument(
+    views = cli.add_view_flags(parser)
+    views.add_argument(
         "--pool", choices=("gap", "flatten"), default="flatten", help="how a feature map becomes a vector"
     )
+    cli.add_thumbnail_flag(views)
     cli.add_input_flags(parser)
     return parser
 
@@ -89,16 +97,16 @@ def recipe(flags) -> dict:
 def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
     from lib import image_classification as task
-    from lib import session
+    from lib import image_views, session
 
     task.check_input(typed.get("input", ()))
-    with session.start(TASK, typed, defaults, recipe, structural=("model", "size", "mean", "std")) as run:
+    with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
         data = task.load(run)
         model = task.build(run, data)
         if run.flags.predict_only:
             task.predict(run, model, data)
         elif run.flags.eval_only:
-            task.look_inside(run, model, data)
+            image_views.look_inside(run, model, data)
         else:
             task.fit(run, model, data)
             task.report(run, model, data)

@@ -181,11 +181,78 @@ def add_view_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
+def add_row_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of networks that read an image row by row."""
+    add = parser.add_argument_group("networks that read rows: row-rnn, row-lstm, row-gru").add_argument
+    add("--hidden", type=integer(1), metavar="N", help="size of the state")
+    add("--depth", type=integer(1, 100), metavar="N", help="recurrent layers")
+
+
+def add_thumbnail_flag(group: argparse._ArgumentGroup) -> None:
+    """The flag of views whose examples are images; `group` is that of `add_view_flags`."""
+    group.add_argument("--thumbnails", action="store_true", help="draw the images at their t-SNE points, too")
+
+
 def add_input_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of what `--predict-only` reads instead of the validation split."""
     group = parser.add_argument_group("images of one's own, with --predict-only")
     group.add_argument("--input", nargs="+", metavar="FILE", help="image files")
     group.add_argument("--invert", action="store_true", help="they are dark on light; MNIST is not")
+
+
+def add_explanation_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every script that explains answers about images: whose, about what, and where it goes."""
+    group = parser.add_argument_group("network")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--ptm", metavar="NAME", help="a classifier of torchvision's, e.g. resnet18, vgg16, vit_b_16")
+    add(
+        "--restore-file",
+        nargs="+",
+        metavar="FILE",
+        help="checkpoints of image classifiers, one or more epochs",
+    )
+    group.add_argument(
+        "--weights",
+        metavar="WHICH",
+        help="of --ptm: torchvision's name such as IMAGENET1K_V1, a file of a state_dict, or random; "
+        "default: torchvision's, fetched on first use",
+    )
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    add = parser.add_argument_group("images").add_argument
+    add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
+    add("--data-dir", default="data", metavar="DIR", help="holds MNIST/raw/…; downloaded where missing")
+    add("--invert", action="store_true", help="image files are dark on light; MNIST is not")
+    add = parser.add_argument_group("what is explained").add_argument
+    add("-k", "--top-k", type=integer(1), default=3, metavar="N", help="the likeliest classes of each image")
+    add("--target", nargs="+", metavar="CLASS", help="these classes instead, by name or number")
+    add("--score", choices=("logit", "log-odds", "probability"), default="logit", help="of a class")
+    seeds = integer(0, 2**32 - 1)
+    add("--seed", type=seeds, default=42, metavar="N", help="of random weights and of noise")
+    add = parser.add_argument_group("where it goes").add_argument
+    add("--out-dir", default="imgs", metavar="DIR", help="folder for pictures")
+    add("--save-values", metavar="FILE.npz", help="keep the arrays behind the picture, as they are")
+    add("--json", metavar="FILE", help="write the numbers of the panels as records, too")
+    add("--show", action="store_true", help="open pictures in windows, too")
+
+
+def check_needs(typed: Mapping, needs: Mapping[str, str]) -> None:
+    """Raise a UserError if a flag was typed without the one that it `needs` to mean something."""
+    for name, needed in needs.items():
+        if name in typed and needed not in typed:
+            raise UserError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')} alone")
+
+
+def add_smoothing_flags(parser: argparse.ArgumentParser, of_what: str) -> None:
+    """Flags of SmoothGrad, which averages a map over noisy images."""
+    add = parser.add_argument_group("smoothing").add_argument
+    add("--smooth", type=integer(1), metavar="N", help=f"average {of_what} over N noisy images (SmoothGrad)")
+    add(
+        "--noise",
+        type=number(0, above=True),
+        default=0.15,
+        metavar="X",
+        help="its standard deviation, as a share of the image's range",
+    )
 
 
 def describe_recipes(recipes: Mapping[str, Mapping]) -> str:

@@ -1,27 +1,45 @@
-"""What the scripts that classify images do with a run, a network and data: train, report, predict, look."""
+"""What the scripts that classify images do with a run, a network and data: load, train, report, predict."""
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lib import distributed, embed, views
-from lib.data import images, photographs
-from lib.data.augment import augmentation
-from lib.data.batches import InOrder, TensorBatches
-from lib.data.images import ImageData, Split
+from lib import checkpoint, distributed, models, views
+from lib.data import augment, cifar, folders, image_files, images, photographs
+from lib.data.images import Examples, ImageData, Split
+from lib.data.preprocessing import Preprocessing
 from lib.errors import UserError
-from lib.figures import classification as pictures
-from lib.figures import style
-from lib.files import writable_file, writable_folder, write_atomically
-from lib.models import layers
+from lib.files import writable_file, write_atomically
+from lib.models import pretrained, transfer
 from lib.objectives import classification
 from lib.session import Session
-from lib.train import evaluate
+from lib.train import evaluate, full_rate
+
+# Of ImageNet's pixels, which torchvision's weights are used to; other photographs are much alike.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Published weights see the middle 224 of 256 pixels: what matters is seldom at the edge.
+RESIZE_SHARE = 256 / 224
+
+# Flags that say how a network is made, and the networks that have them.
+OPTIONS = {
+    "hidden": ("row-rnn", "row-lstm", "row-gru"),
+    "depth": ("row-rnn", "row-lstm", "row-gru"),
+    "bn": ("simple-cnn",),
+    "dropout": ("simple-cnn",),
+}
+
+
+class Given(NamedTuple):
+    """What `--weights` names: a state_dict, and how its network's inputs were prepared, if that is known."""
+
+    weights: dict[str, Tensor]
+    preprocessing: Preprocessing | None
 
 
 def check_input(files: Sequence[str]) -> None:
@@ -30,8 +48,31 @@ def check_input(files: Sequence[str]) -> None:
         photographs.read(file)
 
 
+def given_weights(run: Session) -> Given | None:
+    """Return what a new run begins with; None where it begins with nothing, or goes on from a checkpoint.
+
+    Raises:
+        UserError: no such network or weights, or they are another network's.
+    """
+    flags = run.flags
+    models.check_name(flags.model)
+    if run.saved or flags.weights in (None, pretrained.RANDOM):
+        return None
+    own = models.is_own(flags.model)
+    saved = checkpoint.load(flags.weights, task=run.task) if own or os.path.isfile(flags.weights) else {}
+    if "model" in saved:
+        name = saved["model"]["name"]
+        if name != flags.model:
+            raise UserError(f"{flags.weights} holds the weights of {name}, not of {flags.model}")
+        return Given(saved["state_dict"], Preprocessing.of(saved.get("preprocessing"), flags.weights))
+    if own:
+        return Given(saved["state_dict"], None)
+    found = pretrained.load(flags.model, flags.weights)
+    return Given(found.model.state_dict(), found.preprocessing)
+
+
 def load(run: Session) -> ImageData:
-    """Return the data that the run's flags name, prepared for its network.
+    """Return the digits or clothes that the run's flags name, prepared for its network.
 
     Where image files are all that is asked about, there are none but classes and sizes, and a checkpoint
     knows them.
@@ -44,40 +85,175 @@ def load(run: Session) -> ImageData:
     else:
         names = run.saved.get("classes") or images.classes(flags.dataset)
         channels = run.saved.get("preprocessing", {}).get("channels", 1)
-        data = images.without_examples(names, channels, flags.size)
-    return data.prepared(flags.mean, flags.std, run.device)
+        how = Preprocessing(flags.size, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+        data = images.without_examples(names, how)
+    channels = data.preprocessing.channels
+    return data.prepared((flags.mean,) * channels, (flags.std,) * channels, run.device)
 
 
-def build(run: Session, data: ImageData) -> nn.Module:
-    """Return the network for images like those of `data`."""
-    channels, size = data.train.images.shape[1:3]
-    example = torch.zeros(1, channels, size, size)
-    return run.build(example, classes=len(data.classes), channels=channels, size=size)
+def load_photographs(run: Session, given: Given | None) -> ImageData:
+    """Return the coloured images that the run's flags name, prepared for its network; as `load` does.
 
-
-def fit(run: Session, model: nn.Module, data: ImageData) -> None:
-    """Train `model` on `data` as the run's flags say; it has its best weights afterwards."""
+    Raises:
+        UserError: as `lib.data.cifar.load` and `lib.data.image_files.load` do; other classes than those of
+            the checkpoint.
+    """
     flags = run.flags
-    training = TensorBatches(
-        *data.train,
+    how = _preprocessing(run, given)
+    if flags.input:
+        data = images.without_examples(_classes(run), how)
+    elif flags.dataset == "cifar10":
+        data = _load_cifar10(run, how)
+    else:
+        data = image_files.load(
+            flags.data_dir,
+            how,
+            only=flags.classes,
+            valid_fraction=flags.valid_fraction,
+            limit=flags.limit,
+            skip_bad=flags.skip_bad,
+            workers=flags.workers,
+        )
+    _check_classes(run, data)
+    return data.prepared(how.mean, how.std, run.device)
+
+
+def _preprocessing(run: Session, given: Given | None) -> Preprocessing:
+    """What the checkpoint says, or else the given weights, or else what is usual; at the flags' size."""
+    flags = run.flags
+    found = given and given.preprocessing
+    if "preprocessing" in run.saved:
+        found = Preprocessing.of(run.saved["preprocessing"], flags.restore_file or "the checkpoint")
+    usual = 32 if models.is_own(flags.model) else 224
+    flags.size = flags.size or (found.size if found else usual)
+    if not found:
+        found = Preprocessing(usual, 3, MEAN, STD, usual if usual == 32 else round(usual * RESIZE_SHARE))
+    if flags.size == found.size:
+        return found
+    small = flags.size <= image_files.LARGEST_IN_MEMORY
+    resize = flags.size if small else round(flags.size * RESIZE_SHARE)
+    return replace(found, size=flags.size, resize=resize)
+
+
+def _classes(run: Session) -> Sequence[str]:
+    if "classes" in run.saved:
+        return run.saved["classes"]
+    flags = run.flags
+    return (
+        cifar.CLASSES if flags.dataset == "cifar10" else folders.find(flags.data_dir, flags.classes).classes
+    )
+
+
+def _load_cifar10(run: Session, how: Preprocessing) -> ImageData:
+    flags = run.flags
+    if flags.classes:
+        raise UserError("--classes goes with --dataset folder alone")
+    splits = {
+        name: split._replace(images=images.resize(split.images, how.size))
+        for name, split in cifar.load(flags.data_dir).items()
+    }
+    divided = images.divide(splits, flags.valid_fraction, flags.limit)
+    return ImageData(*divided, cifar.CLASSES, images.unscaled(how))
+
+
+def _check_classes(run: Session, data: ImageData) -> None:
+    flags = run.flags
+    known = run.saved.get("classes")
+    goes_on = flags.eval_only or flags.predict_only or flags.resume
+    if known and goes_on and list(known) != list(data.classes):
+        raise UserError(
+            f"the checkpoint tells apart {', '.join(known)}, but the images are of {', '.join(data.classes)}"
+        )
+
+
+def build(run: Session, data: ImageData, given: Given | None = None) -> nn.Module:
+    """Return the network for images like those of `data`, with the trunk of the given weights.
+
+    Raises:
+        UserError: a flag that the network does not have; weights that do not fit it.
+    """
+    flags = run.flags
+    options = {name: getattr(flags, name, None) for name in OPTIONS}
+    for name, value in options.items():
+        if value and flags.model not in OPTIONS[name]:
+            raise UserError(f"--{name} goes with {', '.join(OPTIONS[name])} alone, not with {flags.model}")
+    channels, size = data.preprocessing.channels, data.preprocessing.size
+    model = run.build(
+        torch.zeros(1, channels, size, size),
+        classes=len(data.classes),
+        channels=channels,
+        size=size,
+        **{name: value for name, value in options.items() if value},
+    )
+    if given:
+        transfer.load_trunk(model, given.weights, flags.weights)
+    return model
+
+
+def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
+    """With `--freeze`, leave nothing of `model` to be trained but its head, and return what it trains on.
+
+    Where no augmentation changes the images, that is their features, computed once.
+
+    Raises:
+        UserError: there are no weights worth freezing, or the frozen ones are to have a learning rate.
+    """
+    flags = run.flags
+    if not flags.freeze:
+        return data
+    if flags.trunk_lr is not None:
+        raise UserError("--freeze trains no trunk: leave out --trunk-lr")
+    if not (flags.weights or run.saved):
+        raise UserError("--freeze needs --weights, or else keeps what is random")
+    transfer.freeze(model)
+    if flags.augment or not transfer.has_features(model):
+        return data
+    started = time.perf_counter()
+    splits = [_features(run, model, split) for split in (data.train, data.valid, data.test)]
+    run.log.event("FEATURES", Size=splits[0].images.shape[1], Seconds=round(time.perf_counter() - started, 1))
+    return replace(data, train=splits[0], valid=splits[1], test=splits[2])
+
+
+def _features(run: Session, model: nn.Module, split: Examples | None) -> Split | None:
+    if split is None:
+        return None
+    with distributed.autocast(run.device, run.flags.amp):
+        return Split(*transfer.features(model, split.in_order(distributed_over_ranks=False)))
+
+
+def trunk_rate(run: Session, model: nn.Module) -> Callable[[str], float]:
+    """Return what multiplies the learning rate of a parameter: less for the trunk's, with `--trunk-lr`."""
+    flags = run.flags
+    if flags.trunk_lr is None:
+        return full_rate
+    head, _ = transfer.head_of(model)
+    return lambda name: 1.0 if name.startswith(f"{head}.") else flags.trunk_lr / flags.learning_rate
+
+
+def fit(run: Session, model: nn.Module, data: ImageData, rate_of: Callable[[str], float] = full_rate) -> None:
+    """Train `model` on `data` as the run's flags say; it has its best weights afterwards."""
+    flags, how = run.flags, data.preprocessing
+    training = data.train.shuffled(
+        flags.augment,
+        lambda names: augment.augmentation(names, flags.shift_pixels, how.mean, how.std),
         batch_size=flags.batch_size,
         seed=flags.seed,
-        transform=augmentation(flags.augment, flags.shift_pixels, data.black),
     )
     run.fit(
         model,
         classification(flags.label_smoothing),
         training,
-        InOrder(*data.valid),
-        description={"classes": list(data.classes), "preprocessing": data.preprocessing},
+        data.valid.in_order(),
+        description={"classes": list(data.classes), "preprocessing": how.as_dict()},
+        rate_of=rate_of,
     )
 
 
 def report(run: Session, model: nn.Module, data: ImageData) -> None:
     """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` where examples were held out."""
 
-    def metrics(name: str, split: Split) -> dict[str, float]:
-        found = evaluate(model, classification(), InOrder(*split), amp=run.flags.amp)
+    def metrics(name: str, split: Examples) -> dict[str, float]:
+        found = evaluate(model, classification(), split.in_order(), amp=run.flags.amp)
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
     run.log.event("EVAL", **metrics("Train", data.train), **metrics("Valid", data.valid))
@@ -92,7 +268,7 @@ def predict(run: Session, model: nn.Module, data: ImageData) -> None:
         names, split = run.flags.input, _input_split(run, data)
     else:
         names, split = range(len(data.valid.labels)), data.valid
-    predictions = _predictions(run, model, split)
+    predictions = predictions_of(run, model, split)
     labelled = not run.flags.input
     header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
     lines = ["\t".join(header)]
@@ -111,99 +287,14 @@ def predict(run: Session, model: nn.Module, data: ImageData) -> None:
 
 
 def _input_split(run: Session, data: ImageData) -> Split:
-    channels, size = data.train.images.shape[1:3]
-    pixels = photographs.read_squares(run.flags.input, size, channels)
+    pixels = torch.stack([data.preprocessing.read(file) for file in run.flags.input])
     if run.flags.invert:
         pixels = 1 - pixels
     labels = torch.zeros(len(pixels), dtype=torch.long)
-    return Split((pixels - data.mean) / data.std, labels).to(run.device)
+    return Split(pixels, labels).prepared(data.preprocessing, run.device)
 
 
-def _predictions(run: Session, model: nn.Module, split: Split) -> views.Predictions:
+def predictions_of(run: Session, model: nn.Module, split: Examples) -> views.Predictions:
+    """Return what `model` says of all examples of a split, on this rank."""
     with distributed.autocast(run.device, run.flags.amp):
-        return views.predict(model, _here(split))
-
-
-def _here(split: Split) -> InOrder:
-    """The batches of a split, all of them on this rank."""
-    return InOrder(*split, distributed_over_ranks=False)
-
-
-def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
-    """Report, log a table of classes, draw the confusion matrix, the worst mistakes, the layers' features.
-
-    Raises:
-        UserError: a layer that is not there, too few samples for the perplexity, a folder that cannot be
-            written; all before anything is computed.
-    """
-    rows = _sample(run, data)
-    layer_names = list(layers.resolve(model, run.flags.layers or model.stages))
-    if run.flags.projector:
-        writable_folder(run.flags.projector)
-    folder = writable_folder(run.flags.out_dir)
-    report(run, model, data)
-    if not distributed.is_main():
-        return
-    predictions = _predictions(run, model, data.valid)
-    for line in views.per_class(predictions, data.classes):
-        run.log.text("CLASSES", line)
-    _draw(run, folder, "confusion", pictures.confusion_matrix(views.confusion(predictions), data.classes))
-    _draw(run, folder, "mistakes", _mistakes(run, data, predictions))
-    _embed(run, model, data, data.valid.rows(rows.to(run.device)), layer_names, folder)
-
-
-def _sample(run: Session, data: ImageData) -> Tensor:
-    rows = views.stratified_sample(data.valid.labels.cpu(), run.flags.samples)
-    if run.flags.perplexity >= len(rows):
-        raise UserError(f"--perplexity {run.flags.perplexity:g} must be less than the {len(rows)} samples")
-    return rows
-
-
-def _mistakes(run: Session, data: ImageData, predictions: views.Predictions) -> Figure:
-    rows = views.most_confident_mistakes(predictions, 24)
-    true, answered = predictions.labels[rows], predictions.classes[rows]
-    return pictures.mistakes(
-        _thumbnails(data.pixels(data.valid.images[rows.to(run.device)])),
-        [data.classes[label] for label in true],
-        [data.classes[label] for label in answered],
-        predictions.probabilities[rows, answered].tolist(),
-    )
-
-
-def _embed(
-    run: Session, model: nn.Module, data: ImageData, sample: Split, layer_names: list[str], folder: Path
-) -> None:
-    flags = run.flags
-    with distributed.autocast(run.device, flags.amp):
-        features = views.layer_features(model, layer_names, _images(sample), flags.pool)
-    labels = sample.labels.cpu()
-    embedding = views.embed_layers(
-        features, labels, data.classes, dims=flags.dims, perplexity=flags.perplexity, seed=flags.seed
-    )
-    for layer, scores in embedding.accuracies.items():
-        named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
-        run.log.event("FEATURE", layer=layer, **named)
-    _draw(run, folder, "feature", embedding.figure)
-    if flags.projector:
-        names = [data.classes[label] for label in labels]
-        embed.write_projector(flags.projector, features, names, _thumbnails(data.pixels(sample.images)))
-        run.log.event("PROJECTOR", folder=flags.projector)
-
-
-def _images(split: Split) -> Iterator[Tensor]:
-    return (inputs for inputs, _ in _here(split))
-
-
-def _thumbnails(pixels: Tensor) -> np.ndarray:
-    """Pixels (N, C, H, W) in [0, 1] as (N, H, W, 3) uint8."""
-    colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-    return (colour * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
-def _draw(run: Session, folder: Path, what: str, figure: Figure) -> None:
-    # The mistakes are photographs; the rest are drawings, which a palette does.
-    colours = None if what == "mistakes" else 256
-    path = style.save(
-        figure, folder / f"{what}-{run.flags.dataset}.png", show=run.flags.show, colours=colours
-    )
-    run.log.event("FIGURE", file=path)
+        return views.predict(model, split.in_order(distributed_over_ranks=False))

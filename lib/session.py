@@ -31,7 +31,10 @@ Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 _INSPECTIONS = ("eval_only", "predict_only", "explain")
 
 # What a checkpoint says of these is what a resumed run goes on with: typed otherwise, it is another run.
-_OF_ANY_RUN = ("dataset", "limit", "holdout", "seed", "batch_size", "optimizer", "ema")
+_OF_ANY_RUN = (
+    *("dataset", "classes", "valid_fraction", "limit", "holdout", "seed"),
+    *("batch_size", "optimizer", "ema", "freeze", "teacher"),
+)
 
 # Flags that mean something in one mode alone.
 _ONLY_WITH = {
@@ -43,6 +46,7 @@ _ONLY_WITH = {
     "dims": "eval_only",
     "perplexity": "eval_only",
     "projector": "eval_only",
+    "thumbnails": "eval_only",
 }
 
 # What a run does now, and not what the network is: never taken from a checkpoint.
@@ -68,6 +72,9 @@ _OF_THIS_RUN = {
     "format",
     "cell",
     "projector",
+    "thumbnails",
+    "skip_bad",
+    "workers",
     "tensorboard",
     "compile",
 }

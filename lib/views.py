@@ -160,6 +160,110 @@ def layer_features(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
+class Activations(NamedTuple):
+    """What a convolution put out, over examples, channels and places.
+
+    Attributes:
+        layer: its name.
+        mean, variance: of its outputs.
+        sparsity: share of zeros behind the next activation function; None where there is none before the
+            next convolution.
+        counts: (bins,) of its outputs, a histogram over `limits`; what is beyond is in the outermost bins.
+        limits: where the histogram begins and ends.
+    """
+
+    layer: str
+    mean: float
+    variance: float
+    sparsity: float | None
+    counts: np.ndarray
+    limits: tuple[float, float]
+
+
+_ACTIVATION_FUNCTIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh)
+
+
+class _Outputs:
+    """Sums over what one convolution put out."""
+
+    def __init__(self, bins: int):
+        self.bins = bins
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+        self.behind, self.zeros = 0, 0
+        self.limit, self.counts = 0.0, torch.zeros(bins, dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        values = values.detach().float()
+        if not self.count:
+            self.limit = max(values.abs().max().item(), 1e-12)
+        self.count += values.numel()
+        self.total += values.sum(dtype=torch.float64).item()
+        self.squares += values.double().square().sum().item()
+        # Part by part, for it counts in float32, which knows no 16,777,217.
+        for part in values.clamp(-self.limit, self.limit).flatten().split(2**24):
+            self.counts += torch.histc(part, self.bins, -self.limit, self.limit).cpu()
+
+    def add_behind(self, values: Tensor) -> None:
+        self.behind += values.numel()
+        self.zeros += int((values == 0).sum())
+
+    def statistics(self, layer: str) -> Activations:
+        mean = self.total / self.count
+        sparsity = self.zeros / self.behind if self.behind else None
+        variance = self.squares / self.count - mean**2
+        return Activations(layer, mean, variance, sparsity, self.counts.numpy(), (-self.limit, self.limit))
+
+
+def activation_statistics(model: nn.Module, batches: Iterable[Tensor], bins: int = 80) -> list[Activations]:
+    """Return the statistics of every convolution that `model`, in eval mode, calls, in order of execution.
+
+    Activation functions count where they are modules, as a network of `nn.ReLU`s has them.
+    """
+    found: dict[str, _Outputs] = {}
+    latest: list[_Outputs] = []  # the convolution that no activation function has come behind yet
+
+    def convolved(name: str):
+        def add(_module, _inputs, output: Tensor) -> None:
+            latest[:] = [found.setdefault(name, _Outputs(bins))]
+            latest[0].add(output)
+
+        return add
+
+    def activated(_module, _inputs, output: Tensor) -> None:
+        while latest:
+            latest.pop().add_behind(output)
+
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                handles.append(module.register_forward_hook(convolved(name)))
+            elif isinstance(module, _ACTIVATION_FUNCTIONS):
+                handles.append(module.register_forward_hook(activated))
+        with layers.evaluating(model), torch.no_grad():
+            for inputs in batches:
+                latest.clear()
+                model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [outputs.statistics(name) for name, outputs in found.items()]
+
+
+def activation_table(activations: Sequence[Activations]) -> list[str]:
+    """Return the mean, variance and sparsity of each convolution as aligned lines of text."""
+    rows = [
+        (
+            row.layer,
+            _score(row.mean),
+            _score(row.variance),
+            "-" if row.sparsity is None else _score(row.sparsity),
+        )
+        for row in activations
+    ]
+    return _aligned([("convolution", "mean", "variance", "sparsity"), *rows])
+
+
 class Embedding(NamedTuple):
     """Layers as points: `figure` shows `points[layer][method]` (N, dims), method "pca" or "tsne".
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import cli, runlog
+from lib import checkpoint, cli, models, runlog
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "run-mnist-classification.py"
@@ -156,6 +156,24 @@ def write_mnist(root: Path, train: int = 300, test: int = 100) -> Path:
 def mnist_folder(tmp_path_factory) -> Path:
     """A `--data-dir` with 300 training and 100 test images in MNIST's layout. Not to be written to."""
     return write_mnist(tmp_path_factory.mktemp("data"))
+
+
+def write_checkpoint(path: Path, network: str = "lenet5", **entries) -> Path:
+    """Write a checkpoint of an untrained classifier of digits, with some other `entries`; return `path`."""
+    torch.manual_seed(0)
+    config = {"classes": 10, "channels": 1, "size": 28}
+    content = {
+        "task": "image-classification",
+        "model": {"name": network, "config": config},
+        "state_dict": models.build(network, **config).state_dict(),
+        "classes": list("0123456789"),
+        "preprocessing": {"size": 28, "channels": 1, "mean": [0.25], "std": [0.5]},
+        "flags": {},
+        "epoch": 0,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(path, content | entries)
+    return path
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def test_erase_blackens_one_square_of_a_quarter_to_half_the_side_in_about_half_o
 @pytest.mark.parametrize("background", [-0.4242, 0.7])
 def test_what_comes_in_from_outside_is_the_background(names, background):
     black = torch.full((50, 1, 10, 10), background)
-    assert torch.allclose(augment.augmentation(names, background=background)(black), black, atol=1e-6)
+    assert torch.allclose(augment.augmentation(names, mean=(-background,))(black), black, atol=1e-6)
 
 
 def test_a_background_is_as_if_the_images_were_augmented_before_they_were_prepared():
@@ -177,7 +177,7 @@ def test_a_background_is_as_if_the_images_were_augmented_before_they_were_prepar
     torch.manual_seed(3)
     before = (augment.augmentation(augment.NAMES)(images) - mean) / std
     torch.manual_seed(3)
-    after = augment.augmentation(augment.NAMES, background=-mean / std)((images - mean) / std)
+    after = augment.augmentation(augment.NAMES, mean=(mean,), std=(std,))((images - mean) / std)
     assert torch.allclose(before, after, atol=1e-5)
 
 
@@ -188,7 +188,7 @@ def test_nothing_asked_for_is_nothing_done():
 def test_the_images_given_are_not_changed_and_shape_and_type_stay():
     images = photos(10, channels=3)
     before = images.clone()
-    out = augment.augmentation(augment.NAMES, background=0.5)(images)
+    out = augment.augmentation(augment.NAMES, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))(images)
     assert torch.equal(images, before)
     assert out.shape == images.shape
     assert out.dtype == images.dtype

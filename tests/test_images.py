@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, write_idx, write_mnist
 
 from lib.data import images
+from lib.data.preprocessing import Preprocessing
 from lib.errors import UserError
 
 REAL = ROOT.parent / "shared" / "data"
@@ -165,12 +166,11 @@ def test_pixels_are_from_0_to_1_and_labels_are_whole_numbers(mnist_folder):
 
 def test_prepared_pixels_are_shifted_and_scaled_and_come_back(mnist_folder):
     data = images.load("mnist", mnist_folder, holdout=50)
-    prepared = data.prepared(0.25, 0.5, torch.device("cpu"))
+    prepared = data.prepared((0.25,), (0.5,), torch.device("cpu"))
     for mine, its in zip(_splits(prepared), _splits(data), strict=True):
         assert torch.allclose(mine.images, (its.images - 0.25) / 0.5)
         assert torch.allclose(prepared.pixels(mine.images), its.images, atol=1e-6)
-    assert prepared.black == -0.5
-    assert prepared.preprocessing == {"size": 28, "channels": 1, "mean": [0.25], "std": [0.5]}
+    assert prepared.preprocessing == Preprocessing(28, 1, mean=(0.25,), std=(0.5,))
 
 
 def _splits(data: images.ImageData) -> list[images.Split]:

@@ -64,10 +64,11 @@ def test_a_checkpoint_restored_with_no_other_flag_has_the_numbers_of_the_run_tha
     assert done.run().events["EVAL"] == trained.ended.run().events["EVAL"]
 
 
-def test_looking_inside_draws_the_confusion_the_mistakes_and_the_features(looked_at):
+def test_looking_inside_draws_the_answers_the_convolutions_and_the_features(looked_at):
     done, folder = looked_at
     drawn = sorted(path.name for path in (folder / "imgs").iterdir())
-    assert drawn == ["confusion-digits.png", "feature-digits.png", "mistakes-digits.png"]
+    names = ("activations", "confusion", "feature", "filters", "mistakes")
+    assert drawn == [f"{name}-digits.png" for name in names]
     logged = [event["file"] for event in done.run().events["FIGURE"]]
     assert sorted(logged) == [f"imgs/{name}" for name in drawn]
     layers = [event["layer"] for event in done.run().events["FEATURE"]]

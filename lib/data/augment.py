@@ -11,39 +11,62 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NAMES = ("shift", "rotate", "scale", "flip", "erase")
+NAMES = ("shift", "rotate", "scale", "affine", "crop", "flip", "color", "erase")
 
 ROTATE_DEGREES = 10.0
 SCALE_SHARE = 0.1
+AFFINE = {"rotate": 15.0, "scale": 0.1, "shear": 0.15}
+AFFINE_SHIFT_SHARE = 0.1
+CROP_AREA = (0.35, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+COLOR_SHARE = 0.4
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 
 def augmentation(
-    names: Sequence[str], shift_pixels: int = 2, background: float = 0.0
+    names: Sequence[str],
+    shift_pixels: int = 2,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
 ) -> Callable[[Tensor], Tensor] | None:
     """Return the augmentations `names`, one after the other, as one function; None for none.
 
     Args:
         names: some of `NAMES`.
         shift_pixels: how far `shift` goes.
-        background: the value of a black pixel, which is moved in from outside the image.
+        mean, std: of each channel: the images are (pixel − mean) / std. They are augmented as pixels, so
+            that what comes in from outside is black.
     """
-    steps: dict[str, Callable[[Tensor], Tensor]] = {"flip": flip, "erase": erase}
-    chosen = [step for name, step in steps.items() if name in names]
-    if "rotate" in names or "scale" in names:
-        reach = {"shift": shift_pixels, "rotate": ROTATE_DEGREES, "scale": SCALE_SHARE}
-        chosen.insert(0, partial(warp, **{name: reach[name] for name in names if name in reach}))
-    elif "shift" in names:
-        chosen.insert(0, partial(shift, pixels=shift_pixels))
+    steps: dict[str, Callable[[Tensor], Tensor]] = {
+        "crop": crop,
+        "flip": flip,
+        "color": color,
+        "erase": erase,
+    }
+    chosen = [*_moves(names, shift_pixels), *(step for name, step in steps.items() if name in names)]
     if not chosen:
         return None
+    scaled = set(mean) != {0} or set(std) != {1}
 
     def augment(images: Tensor) -> Tensor:
-        images = images - background if background else images
+        offset, factor = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+        images = images * factor + offset if scaled else images
         for step in chosen:
             images = step(images)
-        return images + background if background else images
+        return (images - offset) / factor if scaled else images
 
     return augment
+
+
+def _moves(names: Sequence[str], shift_pixels: int) -> list[Callable[[Tensor], Tensor]]:
+    """What moves the pixels of an image about: `warp` does all of it at once, `shift` alone is exact."""
+    reaches = {"shift": shift_pixels, "rotate": ROTATE_DEGREES, "scale": SCALE_SHARE}
+    reach = {name: reaches[name] for name in names if name in reaches}
+    if "affine" in names:
+        return [partial(_affine, shift=reach.get("shift", 0))]
+    if "rotate" in names or "scale" in names:
+        return [partial(warp, **reach)]
+    return [partial(shift, pixels=shift_pixels)] if "shift" in names else []
 
 
 def shift(images: Tensor, pixels: int = 2) -> Tensor:
@@ -54,32 +77,80 @@ def shift(images: Tensor, pixels: int = 2) -> Tensor:
     return windows[torch.arange(batch, device=images.device), :, down, right]
 
 
-def warp(images: Tensor, shift: float = 0, rotate: float = 0, scale: float = 0) -> Tensor:
-    """Move, turn and stretch each image, which is square, in one go; sampled bilinearly.
+def _affine(images: Tensor, shift: float) -> Tensor:
+    return warp(images, shift=max(shift, AFFINE_SHIFT_SHARE * images.shape[-1]), **AFFINE)
+
+
+def warp(images: Tensor, shift: float = 0, rotate: float = 0, scale: float = 0, shear: float = 0) -> Tensor:
+    """Move, turn, stretch and slant each image, which is square, in one go; sampled bilinearly.
 
     Args:
         shift: up to so many pixels along both axes.
         rotate: up to so many degrees about the centre, either way.
         scale: up to this share larger or smaller along each axis.
+        shear: up to this share of its height, its rows slide along each other.
     """
-    (batch, _, height, width), device = images.shape, images.device
+    (batch, _, _, width), device = images.shape, images.device
 
     def uniform(reach: float, *shape: int) -> Tensor:
         return (torch.rand(*shape, batch, device=device) * 2 - 1) * reach
 
     angle = uniform(math.radians(rotate))
     x_scale, y_scale = uniform(scale, 2) + 1
-    x_shift, y_shift = uniform(2 * shift / width), uniform(2 * shift / height)  # the grid is 2 wide
+    x_shift, y_shift = uniform(2 * shift / width, 2)  # the grid is 2 wide
+    slant = uniform(shear) if shear else torch.zeros_like(angle)
     cosine, sine = angle.cos(), angle.sin()
-    theta = [cosine * x_scale, -sine * y_scale, x_shift, sine * x_scale, cosine * y_scale, y_shift]
-    grid = F.affine_grid(torch.stack(theta, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    across = [cosine * x_scale, (cosine * slant - sine) * y_scale, x_shift]
+    down = [sine * x_scale, (sine * slant + cosine) * y_scale, y_shift]
+    return _sampled(images, torch.stack(across + down, 1))
+
+
+def _sampled(images: Tensor, theta: Tensor) -> Tensor:
+    """Images (B, C, H, W) where the affine maps theta (B, 6) say; black where that is outside."""
+    grid = F.affine_grid(theta.view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
+
+
+def crop(images: Tensor) -> Tensor:
+    """Enlarge a window of each image to the size of the whole (Szegedy et al. 2015, arXiv:1409.4842, § 6).
+
+    The window has `CROP_AREA` of the image's area, and is by `CROP_ASPECT` wider than high.
+    """
+
+    def uniform(low: float | Tensor, high: float | Tensor) -> Tensor:
+        return torch.rand(len(images), device=images.device) * (high - low) + low
+
+    area, aspect = uniform(*CROP_AREA), uniform(*map(math.log, CROP_ASPECT)).exp()
+    width, height = ((area * ratio).sqrt().clamp(max=1) for ratio in (aspect, 1 / aspect))
+    x, y = uniform(width - 1, 1 - width), uniform(height - 1, 1 - height)
+    zero = torch.zeros_like(x)
+    return _sampled(images, torch.stack([width, zero, x, zero, height, y], 1))
 
 
 def flip(images: Tensor) -> Tensor:
     """Mirror every other image, by chance, left to right."""
     mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(mirrored, images.flip(3), images)
+
+
+def color(images: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation of pixels in [0, 1], each by up to `COLOR_SHARE`."""
+
+    def factor() -> Tensor:
+        reach = torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1
+        return 1 + COLOR_SHARE * reach
+
+    images = images * factor()
+    grey = _luminance(images).mean((2, 3), keepdim=True)
+    images = torch.lerp(grey, images, factor())
+    return torch.lerp(_luminance(images), images, factor()).clamp(0, 1)
+
+
+def _luminance(images: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 1, H, W); an image of one channel is its own."""
+    if images.shape[1] == 1:
+        return images
+    return (images * images.new_tensor(LUMINANCE).view(-1, 1, 1)).sum(1, keepdim=True)
 
 
 def erase(images: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib import distributed
+from lib.data.batches import InOrder, Shuffled, TensorBatches, Transform
+from lib.data.preprocessing import Preprocessing
 from lib.errors import UserError
 
 # The subset, the hold-out and the split of `digits` stay the same whatever --seed says: seeds are
@@ -53,8 +55,32 @@ FAMILIES = {
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
+# From names of augmentations to what does them, or None for none.
+Augmentation = Callable[[Sequence[str]], Transform | None]
+
+
+class Examples(Protocol):
+    """A split of a data set: a `Split` in memory, or `lib.data.image_files.FileSplit`."""
+
+    labels: Tensor
+
+    def rows(self, index: Tensor) -> "Examples":
+        """Return the examples that `index`, numbers or a mask, says."""
+
+    def prepared(self, preprocessing: Preprocessing, device: torch.device) -> "Examples":
+        """Return the examples on `device`, their pixels shifted and scaled for the network."""
+
+    def in_order(self, *, distributed_over_ranks: bool = True):
+        """Return the batches of (images, labels) in order; each rank's own or, for one alone, all."""
+
+    def shuffled(
+        self, augment: Sequence[str], augmentation: Augmentation, *, batch_size: int, seed: int
+    ) -> Shuffled:
+        """Return the batches to train on, augmented."""
+
+
 class Split(NamedTuple):
-    """Images (N, C, H, W), float32, and their labels (N,), int64."""
+    """Images (N, C, H, W), float32, and their labels (N,), int64; its methods are those of `Examples`."""
 
     images: Tensor
     labels: Tensor
@@ -62,51 +88,51 @@ class Split(NamedTuple):
     def rows(self, index) -> "Split":
         return Split(self.images[index], self.labels[index])
 
-    def to(self, device: torch.device) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
+    def prepared(self, preprocessing: Preprocessing, device: torch.device) -> "Split":
+        mean, std = _per_channel(preprocessing)
+        # In float32 (p - 0) / 1 is p: the copy of a whole data set is saved where it would be one.
+        plain = not mean.any() and (std == 1).all()
+        images = self.images if plain else (self.images - mean) / std
+        return Split(images.to(device), self.labels.to(device))
+
+    def in_order(self, *, distributed_over_ranks: bool = True) -> InOrder:
+        return InOrder(*self, distributed_over_ranks=distributed_over_ranks)
+
+    def shuffled(
+        self, augment: Sequence[str], augmentation: Augmentation, *, batch_size: int, seed: int
+    ) -> TensorBatches:
+        return TensorBatches(*self, batch_size=batch_size, seed=seed, transform=augmentation(augment))
+
+
+def _per_channel(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return mean, std
 
 
 @dataclass(frozen=True)
 class ImageData:
     """What a run trains on, validates on, and (only where examples were held out) tests on once.
 
-    As loaded, the images are pixels in [0, 1]; as `prepared`, what the network takes: (pixel − mean) / std.
+    As loaded, the images are pixels in [0, 1]; as `prepared`, what the network takes. How that comes about,
+    `preprocessing` says.
     """
 
-    train: Split
-    valid: Split
-    test: Split | None
+    train: Examples
+    valid: Examples
+    test: Examples | None
     classes: tuple[str, ...]
-    mean: float = 0.0
-    std: float = 1.0
+    preprocessing: Preprocessing
 
-    def prepared(self, mean: float, std: float, device: torch.device) -> "ImageData":
-        """Return the data on `device`, its pixels shifted and scaled for the network."""
-
-        def prepare(split: Split | None) -> Split | None:
-            if split is None:
-                return None
-            # In float32 (p - 0) / 1 is p: the copy of a whole data set is saved where it would be one.
-            images = split.images if (mean, std) == (0, 1) else (split.images - mean) / std
-            return Split(images, split.labels).to(device)
-
-        splits = (prepare(split) for split in (self.train, self.valid, self.test))
-        return ImageData(*splits, self.classes, mean, std)
+    def prepared(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> "ImageData":
+        """Return the data on `device`, its pixels shifted and scaled, (pixel − mean) / std."""
+        how = replace(self.preprocessing, mean=tuple(mean), std=tuple(std))
+        splits = (split and split.prepared(how, device) for split in (self.train, self.valid, self.test))
+        return ImageData(*splits, self.classes, how)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return prepared images as pixels in [0, 1] again, on the CPU."""
-        return (images * self.std + self.mean).cpu()
-
-    @property
-    def black(self) -> float:
-        """What a black pixel is in a prepared image."""
-        return -self.mean / self.std
-
-    @property
-    def preprocessing(self) -> dict:
-        """What a checkpoint says of how its inputs were prepared."""
-        channels, size = self.train.images.shape[1:3]
-        return {"size": size, "channels": channels, "mean": [self.mean], "std": [self.std]}
+        mean, std = _per_channel(self.preprocessing)
+        return images.cpu() * std + mean
 
 
 def load(
@@ -130,11 +156,44 @@ def load(
         train, test = _sklearn_digits()
     else:
         train, test = (_idx_split(dataset, Path(data_dir), split) for split in ("train", "test"))
-    rest, held_out = _holdout(train, holdout)
+    rest, held_out = _holdout(train, holdout, "--holdout") if holdout else (train, None)
     train = rest if limit is None else rest.rows(_stratified_rows(rest.labels, limit, "--limit"))
     splits = [train, held_out or test, test if held_out else None]
     resized = [split and Split(resize(split.images, size), split.labels) for split in splits]
-    return ImageData(*resized, names)
+    return ImageData(*resized, names, Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,)))
+
+
+def unscaled(preprocessing: Preprocessing) -> Preprocessing:
+    """Return the same for pixels that are left in [0, 1]."""
+    channels = preprocessing.channels
+    return replace(preprocessing, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+def divide(
+    splits: Mapping[str, Examples], valid_fraction: float | None, limit: int | None
+) -> tuple[Examples, Examples, Examples | None]:
+    """Return what to train on, to validate on, and to test on once, if anything.
+
+    Args:
+        splits: `train`, and `valid` or `test` or both where a data set has its own. Validation is on
+            `valid`, or else on `test`, or else on a tenth of `train`.
+        valid_fraction: validate on this stratified share of `train` instead.
+        limit: keep a fixed stratified subset of this many training examples.
+
+    Raises:
+        UserError: a subset that cannot be taken, or two splits to validate on.
+    """
+    train, valid, test = map(splits.get, ("train", "valid", "test"))
+    if valid_fraction is not None and valid is not None:
+        raise UserError("--valid-fraction: there is a split to validate on already")
+    if valid is None and (test is None or valid_fraction is not None):
+        count = round((valid_fraction or 0.1) * len(train.labels))
+        train, valid = _holdout(train, count, "--valid-fraction gives")
+    elif valid is None:
+        valid, test = test, None
+    if limit is not None:
+        train = train.rows(_stratified_rows(train.labels, limit, "--limit"))
+    return train, valid, test
 
 
 def classes(dataset: str) -> tuple[str, ...]:
@@ -150,10 +209,11 @@ def classes(dataset: str) -> tuple[str, ...]:
     return FAMILIES[dataset].classes
 
 
-def without_examples(class_names: Sequence[str], channels: int, size: int) -> ImageData:
+def without_examples(class_names: Sequence[str], preprocessing: Preprocessing) -> ImageData:
     """Return data that has classes and a shape of images, but no examples."""
+    size, channels = preprocessing.size, preprocessing.channels
     nothing = Split(torch.zeros(0, channels, size, size), torch.zeros(0, dtype=torch.long))
-    return ImageData(nothing, nothing, None, tuple(class_names))
+    return ImageData(nothing, nothing, None, tuple(class_names), preprocessing)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -165,10 +225,8 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-def _holdout(train: Split, count: int) -> tuple[Split, Split | None]:
-    if not count:
-        return train, None
-    rows = _stratified_rows(train.labels, count, "--holdout")
+def _holdout(train: Examples, count: int, flag: str) -> tuple[Examples, Examples]:
+    rows = _stratified_rows(train.labels, count, flag)
     kept = torch.ones(len(train.labels), dtype=torch.bool)
     kept[rows] = False
     return train.rows(kept), train.rows(rows)
@@ -201,8 +259,7 @@ def _sklearn_digits() -> tuple[Split, Split]:
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().div_(digits.images.max()).unsqueeze(1)
     whole = Split(resize(images, 28), torch.from_numpy(digits.target).long())
-    rest, held_out = _holdout(whole, 360)
-    return rest, held_out
+    return _holdout(whole, 360, "digits")
 
 
 def _idx_split(dataset: str, data_dir: Path, split: str) -> Split:

@@ -1,4 +1,4 @@
-"""The feature picture: the same examples at each layer, by PCA above and by t-SNE below."""
+"""Features as points: examples at each layer, by PCA above and by t-SNE below; images at their points."""
 
 import math
 import textwrap
@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from lib.figures import style
 
@@ -53,6 +54,58 @@ def layer_panels(
         keys, names, loc="outside right center", ncols=columns, fontsize=fontsize, handletextpad=0.2
     )
     return figure
+
+
+def thumbnail_sheet(
+    points: np.ndarray,
+    thumbnails: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    layer: str,
+) -> Figure:
+    """Return one panel of images at their points, framed in the colours of their classes.
+
+    An image that would hide another is left out, and a mark of its class stands at its point.
+
+    Args:
+        points: (N, 2).
+        thumbnails: (N, H, W, 3) uint8.
+        labels: (N,) indices into `class_names`.
+        layer: whose features the points are.
+    """
+    figure = Figure(figsize=(9.5, 8))
+    axes = figure.subplots()
+    low, high = points.min(axis=0), points.max(axis=0)
+    places = (points - low) / np.where(high > low, high - low, 1)  # in a square of side 1
+    side = float(np.clip(0.9 / math.sqrt(len(points)), 0.025, 0.08))
+    drawn = _apart(places, side)
+    styles = style.class_styles(len(class_names))
+    for label, (colour, marker) in enumerate(styles):
+        marks = places[(labels == label) & ~drawn]
+        axes.plot(*marks.T, color=colour, marker=marker, linestyle="", markersize=2.5, markeredgewidth=0)
+    for index in np.flatnonzero(drawn):
+        (x, y), half = places[index], side / 2
+        extent = (x - half, x + half, y - half, y + half)
+        axes.imshow(thumbnails[index], extent=extent, zorder=3, interpolation="antialiased")
+        frame = {"edgecolor": styles[labels[index]][0], "facecolor": "none", "linewidth": 1.6, "zorder": 4}
+        axes.add_patch(Rectangle((x - half, y - half), side, side, **frame))
+    axes.set(xlim=(-side, 1 + side), ylim=(-side, 1 + side), aspect="equal")
+    axes.set_axis_off()
+    axes.set_title(f"t-SNE of {style.literal(layer)}: {drawn.sum()} of {len(points)} images", fontsize=10)
+    names = [style.literal(name) for name in class_names]
+    columns = math.ceil(len(names) / 30)
+    keys = _keys(len(names), 9)
+    figure.legend(keys, names, loc="outside right center", ncols=columns, fontsize=8, handletextpad=0.2)
+    return figure
+
+
+def _apart(places: np.ndarray, side: float) -> np.ndarray:
+    """Return which of `places` (N, 2) to draw a square of `side` at, (N,), so that no two hide each other."""
+    drawn = np.zeros(len(places), dtype=bool)
+    for index in np.random.default_rng(0).permutation(len(places)):
+        distance = np.abs(places[drawn] - places[index]).max(axis=1)
+        drawn[index] = not (distance < side).any()
+    return drawn
 
 
 def _heading(layer: str, size: int) -> str:

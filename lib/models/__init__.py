@@ -1,14 +1,21 @@
 """The networks, made by name: `build('lenet5', classes=10, channels=1, size=28)`."""
 
+from functools import partial
+
 from torch import nn
 
 from lib.errors import UserError
-from lib.models import digits, recurrent
+from lib.models import digits, pretrained, recurrent, rows, small, transfer
 
 _MAKERS = {
     "mnist-classifier": digits.MnistClassifier,
     "lenet5": digits.LeNet5,
     "deep-cnn": digits.DeepCNN,
+    "simple-cnn": small.SimpleCNN,
+    "fast-cnn": small.FastCNN,
+    "row-rnn": partial(rows.RowClassifier, "rnn"),
+    "row-lstm": partial(rows.RowClassifier, "lstm"),
+    "row-gru": partial(rows.RowClassifier, "gru"),
     "lstm": recurrent.SentimentClassifier,
     "plain": recurrent.PlainClassifier,
     "ensemble": lambda members, member: recurrent.Ensemble(
@@ -18,14 +25,35 @@ _MAKERS = {
 
 
 def build(name: str, **config) -> nn.Module:
-    """Return a new network; `config` holds plain values, as a checkpoint keeps them.
+    """Return a new network, one of this project's or of torchvision's classifiers.
+
+    Args:
+        name: which.
+        config: plain values, as a checkpoint keeps them.
 
     Raises:
         UserError: no network of this name, or one that cannot be made so.
     """
-    if name not in _MAKERS:
-        raise UserError(f"there is no model {name!r}; there are {', '.join(_MAKERS)}")
+    check_name(name)
+    make = _MAKERS.get(name) or partial(transfer.build, name)
     try:
-        return _MAKERS[name](**config)
+        return make(**config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model {name} cannot be made from {config}: {error}") from None
+
+
+def is_own(name: str) -> bool:
+    """Return whether `name` is one of this project's networks, and not of torchvision's."""
+    return name in _MAKERS
+
+
+def check_name(name: str) -> None:
+    """Raise a UserError, which says what networks there are, if there is none of this name."""
+    if is_own(name):
+        return
+    try:
+        pretrained.check_name(name)
+    except UserError as error:
+        raise UserError(
+            f"there is no model {name!r}; there are {', '.join(_MAKERS)}, and torchvision's: {error}"
+        ) from None

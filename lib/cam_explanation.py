@@ -1,0 +1,189 @@
+"""What run-grad-cam.py does: class activation maps, guided backpropagation, the check by re-drawn weights."""
+
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.explain import activations, gradients
+from lib.explain.scores import Scores, class_scores
+from lib.explain.subject import Subject
+from lib.image_explanation import Answer, Panel, Question, Session, answers
+
+# As people write them.
+TITLES = {
+    "grad-cam": "Grad-CAM",
+    "hires-cam": "HiResCAM",
+    "layer-cam": "LayerCAM",
+    "grad-cam++": "Grad-CAM++",
+    "guided": "guided backprop",
+    "deconvnet": "deconvnet",
+}
+
+
+def list_layers(run: Session) -> None:
+    """Write a line for each layer that has a spatial map: name, kind and size; the default one is marked."""
+    for subject in run.subjects:
+        example = _example(subject)
+        chosen = activations.default_layer(subject.model, example)
+        found = activations.spatial_layers(subject.model, example)
+        if len(run.subjects) > 1:
+            sys.stdout.write(f"{subject.name}:\n")
+        name, kind = (max(len(getattr(row, key)) for row in found) for key in ("name", "kind"))
+        for row in found:
+            size = "×".join(map(str, row.shape))
+            mark = "  (default)" if row.name == chosen else ""
+            sys.stdout.write(f"{row.name:<{name}}  {row.kind:<{kind}}  {size}{mark}\n")
+
+
+def _example(subject: Subject) -> Tensor:
+    pixels = torch.full((1, subject.channels, subject.size, subject.size), 0.5, device=subject.device)
+    return subject.normalise(pixels)
+
+
+def explain(run: Session) -> None:
+    """Answer every question of the run: a row of panels for each image, network and layer."""
+    asked = run.questions()
+    layer_names = [
+        run.flags.layer or [activations.default_layer(subject.model, _example(subject))]
+        for subject in run.subjects
+    ]
+    rows = [
+        row
+        for questions in asked
+        for question, names in zip(questions, layer_names, strict=True)
+        for row in _rows(run, question, names)
+    ]
+    run.report(rows, animate=run.flags.animate)
+
+
+def _rows(run: Session, question: Question, layer_names: Sequence[str]) -> list[list[Panel]]:
+    """Return the panels of each layer: of the network as it is, then with more and more layers re-drawn."""
+    originals = _panels(run, question, layer_names)
+    # From the most layers down, for there may be fewer: that is to be said before much is computed.
+    depths = [_with_redrawn(run, question, originals, count) for count in range(run.flags.randomise, 0, -1)]
+    return [list(itertools.chain(*parts)) for parts in zip(originals, *reversed(depths), strict=True)]
+
+
+def _with_redrawn(
+    run: Session, question: Question, originals: Sequence[Sequence[Panel]], count: int
+) -> list[list[Panel]]:
+    """Return the panels as `originals`, but of the network with its last `count` layers re-drawn."""
+    names = [row[0].layer for row in originals]
+    with gradients.randomised(question.subject.model, count, run.flags.seed) as redrawn:
+        rows = _panels(run, question, names)
+    return [
+        [_redrawn(*pair, redrawn) for pair in zip(row, before, strict=True)]
+        for row, before in zip(rows, originals, strict=True)
+    ]
+
+
+def _redrawn(panel: Panel, original: Panel, names: Sequence[str]) -> Panel:
+    correlation = rank_correlation(panel.values, original.values)
+    return dataclasses.replace(
+        panel,
+        redrawn=tuple(names),
+        note=f"{panel.note}\nre-drawn down to {names[-1]}\nrank correlation {correlation:.2f}",
+        numbers=panel.numbers | {"rank_correlation": correlation},
+    )
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Return Spearman's correlation of two maps, the measure of Adebayo et al. 2018; NaN if one is flat."""
+    from scipy import stats  # slow to import, and seldom needed
+
+    ranks = [stats.rankdata(values) for values in (a.flatten().numpy(), b.flatten().numpy())]
+    if min(map(np.ptp, ranks)) == 0:
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _panels(run: Session, question: Question, layer_names: Sequence[str]) -> list[list[Panel]]:
+    """Return, for each layer, the panels of each class in turn."""
+    rows = _cams(run, question, layer_names)
+    if not run.flags.guided:
+        return rows
+    values, numbers = _guided(run, question)
+    return [
+        [panel for each in zip(row, values, strict=True) for panel in _with_guided(*each, run, numbers)]
+        for row in rows
+    ]
+
+
+def _scores(run: Session, question: Question) -> Scores:
+    scores = class_scores(question.classes, run.flags.score)
+    return (lambda output: -scores(output)) if run.flags.counterfactual else scores
+
+
+def _cams(run: Session, question: Question, layer_names: Sequence[str]) -> list[list[Panel]]:
+    """Return, for each layer, the class activation map of each class."""
+    flags, subject, started = run.flags, question.subject, time.perf_counter()
+    images, scores = subject.normalise(question.pixels), _scores(run, question)
+    found = gradients.grad_cam(subject.model, layer_names, images, scores, method=flags.method)
+    maps = {name: each[:, 0].cpu() for name, each in found.maps.items()}
+    costs = _costs(1, len(question.classes), started)
+    said = answers(question, found.output, flags.score)
+
+    def panel(layer: str, answer: Answer, raw_map: Tensor) -> Panel:
+        note = f"{_title(flags.method, flags.counterfactual)}, max {raw_map.max():.3g}"
+        large = gradients.upsample(raw_map, subject.size)
+        return Panel(question, answer, flags.method, large, layer, raw_map, note=note, numbers=costs)
+
+    return [[panel(layer, *each) for each in zip(said, maps[layer], strict=True)] for layer in layer_names]
+
+
+def _guided(run: Session, question: Question) -> tuple[Tensor, dict[str, float]]:
+    """Return the gradients of each class by the rule, (T, C, H, W), and what they cost."""
+    flags, subject, started = run.flags, question.subject, time.perf_counter()
+    images, scores = subject.normalise(question.pixels), _scores(run, question)
+
+    def explain(shown: Tensor) -> Tensor:
+        return gradients.guided_backprop(subject.model, shown, scores, rule=flags.rule).values
+
+    if flags.smooth:
+        values = gradients.smooth(explain, images, samples=flags.smooth, noise=flags.noise, seed=flags.seed)
+    else:
+        values = explain(images)
+    values, runs = values[:, 0].cpu(), flags.smooth or 1
+    return values, _costs(runs, runs * len(question.classes), started)
+
+
+def _with_guided(cam: Panel, values: Tensor, run: Session, costs: dict) -> list[Panel]:
+    """Return a class activation map, its class's gradients (C, H, W) by a rule, and their product."""
+    flags = run.flags
+    product = gradients.guided_grad_cam(cam.raw_map[None, None], values[None, None])[0, 0]
+    found = {flags.rule: values, f"{flags.rule}-{flags.method}": product}
+    return [
+        cam,
+        *(
+            dataclasses.replace(
+                cam,
+                method=method,
+                map=each.sum(0),
+                raw_map=None,
+                signed=True,
+                note=_title(method, flags.counterfactual),
+                numbers=costs,
+            )
+            for method, each in found.items()
+        ),
+    ]
+
+
+def _title(method: str, counterfactual: bool) -> str:
+    """Return the name of a method, or of a product of two, as people write it."""
+    title = TITLES.get(method) or " × ".join(TITLES[part] for part in method.split("-", 1))
+    return f"{title} against it" if counterfactual else title
+
+
+def _costs(forward: int, backward: int, started: float) -> dict[str, float]:
+    return {
+        "forward_passes": forward,
+        "backward_passes": backward,
+        "seconds": round(time.perf_counter() - started, 4),
+    }

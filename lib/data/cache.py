@@ -1,0 +1,72 @@
+"""What was made of files and took long, kept in the user's cache folder until one of the files changes."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.errors import RunFailed, UserError, warn
+from lib.files import replaced, writable_folder
+
+FORMAT = 1
+
+
+def folder() -> Path:
+    """Return where the cache is: `$XDG_CACHE_HOME/look-inside`, as .ci/run has it, or below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "look-inside"
+
+
+def cached(kind: str, root: Path, files: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `make` made of `files` when they were as they are now: their names, sizes and times.
+
+    Only the latest result for a kind and a root is kept. Where nothing can be kept, that is a warning.
+
+    Args:
+        kind: what is made, with all that it depends on besides the files.
+        root: the folder that the files are in.
+        files: paths below it, which begin with its own.
+        make: makes it: a dict of plain values and tensors.
+    """
+    family = _digest(f"{FORMAT} {kind} {root.resolve()}")
+    kept = folder() / "images" / f"{family}-{_fingerprint(root, files)}.pt"
+    found = _read(kept)
+    if found is not None:
+        return found
+    made = make()
+    _write(kept, made, family)
+    return made
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _fingerprint(root: Path, files: Sequence[str]) -> str:
+    start = len(str(root))
+    states = ((file[start:], os.stat(file)) for file in files)
+    return _digest("\n".join(f"{name}\0{state.st_size}\0{state.st_mtime_ns}" for name, state in states))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception:  # as in `lib.checkpoint`: a damaged file raises nearly anything, and is made anew
+        return None
+
+
+def _write(path: Path, content: dict[str, Any], family: str) -> None:
+    try:
+        writable_folder(path.parent)
+        with replaced(path) as file:
+            torch.save(content, file)
+    except (UserError, RunFailed, RuntimeError) as error:  # torch's own, of a disk that is full
+        warn(f"nothing is kept for the next start: {error}")
+        return
+    for older in path.parent.glob(f"{family}-*.pt"):
+        if older != path:
+            older.unlink(missing_ok=True)

@@ -1,0 +1,186 @@
+"""Folders of images: which files there are, of which classes, in which splits."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lib.errors import UserError, warn
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+SPELLINGS = {
+    "train": ("train", "training"),
+    "valid": ("valid", "val", "validation"),
+    "test": ("test", "testing"),
+}
+MOST_NAMED = 3
+
+
+class Files(NamedTuple):
+    """Image files and their labels, numbers of classes. Paths are text, for of 50,000 that is faster."""
+
+    paths: list[str]
+    labels: list[int]
+
+
+class Folder(NamedTuple):
+    """The `Files` of the splits of a folder (`train`, and `valid` or `test` or both), and its classes."""
+
+    splits: dict[str, Files]
+    classes: tuple[str, ...]
+
+
+def find(folder: str | Path, only: Sequence[str] = ()) -> Folder:
+    """Return what a folder of images holds, in one of these layouts.
+
+        CLASS/*.jpg                          all of it `train`
+        train/CLASS/*.jpg, valid/…, test/…   each split but `train` may be missing; SPELLINGS says how
+        Images/nXXXXXXXX-CLASS/*.jpg         Stanford Dogs, with train_list.mat and test_list.mat beside it
+                                             or in lists/
+
+    Classes are numbered in the order of their names. Hidden files are passed over, files of other kinds
+    (and folders) beside the images too, with a warning.
+
+    Args:
+        folder: with images.
+        only: names of classes; the images of others are left out.
+
+    Raises:
+        UserError: no folder, no images, fewer than two classes, a class without images, a class that training
+            does not have, two spellings of a split, or no such class.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    found = _stanford(folder) or _splits(folder)
+    if only:
+        found = _selected(found, only, folder)
+    return _checked(found, folder)
+
+
+def _selected(found: Folder, only: Sequence[str], folder: Path) -> Folder:
+    unknown = [name for name in only if name not in found.classes]
+    if unknown:
+        raise UserError(f"there is no class {unknown[0]!r} in {folder}: there are {', '.join(found.classes)}")
+    classes = tuple(name for name in found.classes if name in only)
+    number = {found.classes.index(name): new for new, name in enumerate(classes)}
+
+    def select(files: Files) -> Files:
+        kept = [(path, number[label]) for path, label in zip(*files, strict=True) if label in number]
+        return Files([path for path, _ in kept], [label for _, label in kept])
+
+    return Folder({split: select(files) for split, files in found.splits.items()}, classes)
+
+
+def _checked(found: Folder, folder: Path) -> Folder:
+    if not found.classes:
+        raise UserError(f"{folder} has no folders of classes: images go into {folder / 'CLASS'}")
+    if len(found.classes) < 2:
+        raise UserError(f"{folder} has one class alone, {found.classes[0]}: to tell apart there must be two")
+    present = set(found.splits["train"].labels)
+    empty = [name for label, name in enumerate(found.classes) if label not in present]
+    if empty:
+        raise UserError(f"the class {some(empty)} in {folder} has no images to train on")
+    for split, files in found.splits.items():
+        if not files.paths:
+            raise UserError(f"the {split} split of {folder} has no images")
+    return found
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first few of some names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def _splits(folder: Path) -> Folder:
+    below = {split: _spelled(folder, names) for split, names in SPELLINGS.items()}
+    there = {split: path for split, path in below.items() if path}
+    if there and "train" not in there:
+        other = next(iter(there.values()))
+        raise UserError(f"{folder} has {other.name}/ but no train/ to learn from")
+    roots = there or {"train": folder}
+    classes = tuple(sorted(_class_folders(roots["train"])))
+    strangers: list[str] = []
+    splits = {split: _files(root, classes, strangers) for split, root in roots.items()}
+    if strangers:
+        warn(f"left out in {folder}, for they are no image files: {some(strangers)}")
+    return Folder(splits, classes)
+
+
+def _spelled(folder: Path, names: Sequence[str]) -> Path | None:
+    there = [folder / name for name in names if (folder / name).is_dir()]
+    if len(there) > 1:
+        raise UserError(f"{folder} has two spellings of one split, {there[0].name}/ and {there[1].name}/")
+    return there[0] if there else None
+
+
+def _class_folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _files(root: Path, classes: Sequence[str], strangers: list[str]) -> Files:
+    """The images of a split; what else is in the folders of classes is added to `strangers`."""
+    found = Files([], [])
+    for name in sorted(_class_folders(root)):
+        if name not in classes:
+            raise UserError(f"{root} has the class {name}, which the images to train on have not")
+        with os.scandir(root / name) as entries:
+            entries = sorted(
+                (each for each in entries if not each.name.startswith(".")), key=lambda e: e.name
+            )
+        images = [each for each in entries if each.name.lower().endswith(SUFFIXES) and each.is_file()]
+        kept = {each.name for each in images}
+        strangers += [f"{name}/{each.name}" for each in entries if each.name not in kept]
+        found.paths.extend(each.path for each in images)
+        found.labels.extend([classes.index(name)] * len(images))
+    return found
+
+
+def _stanford(folder: Path) -> Folder | None:
+    """Stanford Dogs (Khosla et al. 2011), None if the folder has another layout.
+
+    Its lists name every image with its class, `n02085620-Chihuahua/n02085620_5927.jpg`.
+    """
+    images = folder / "Images"
+    lists = {split: _list_file(folder, f"{split}_list.mat") for split in ("train", "test")}
+    if not images.is_dir() or not any(lists.values()):
+        return None
+    missing = [f"{split}_list.mat" for split, path in lists.items() if not path]
+    if missing:
+        raise UserError(f"{folder} has Images/ and one list of a split, but no {missing[0]}")
+    names = {split: _listed(path) for split, path in lists.items()}
+    folders = sorted({name.partition("/")[0] for name in names["train"]})
+    splits = {}
+    for split, listed in names.items():
+        unseen = {name.partition("/")[0] for name in listed}.difference(folders)
+        if unseen:
+            raise UserError(f"{lists[split]} has the class {min(unseen)}, which {lists['train']} has not")
+        absent = [name for name in listed if not (images / name).is_file()]
+        if absent:
+            raise UserError(f"{len(absent)} images of {lists[split]} are not in {images}: {some(absent)}")
+        numbers = {name: number for number, name in enumerate(folders)}
+        splits[split] = Files(
+            [str(images / name) for name in listed], [numbers[name.partition("/")[0]] for name in listed]
+        )
+    return Folder(splits, tuple(map(_breed, folders)))
+
+
+def _list_file(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / "lists" / name) if path.is_file()), None)
+
+
+def _listed(path: Path) -> list[str]:
+    from scipy.io import loadmat
+
+    try:
+        return [str(name.item()) for name in loadmat(path)["file_list"].ravel()]
+    except Exception:  # MATLAB's format has many ways to be damaged, and scipy as many exceptions
+        raise UserError(f"{path} is no list of Stanford Dogs, or is damaged") from None
+
+
+def _breed(name: str) -> str:
+    """`n02085620-Chihuahua` to `Chihuahua`."""
+    return re.sub(r"^n\d{8}-", "", name).replace("_", " ")

@@ -1,0 +1,256 @@
+"""Image files as examples: small ones decoded once and kept in memory, larger ones read when needed."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lib import distributed
+from lib.data import folders, photographs
+from lib.data.augment import CROP_AREA, CROP_ASPECT
+from lib.data.batches import FileBatches, FilesInOrder
+from lib.data.cache import cached
+from lib.data.images import Augmentation, Examples, ImageData, Split, divide, unscaled
+from lib.data.preprocessing import Preprocessing
+from lib.errors import UserError, warn
+
+LARGEST_IN_MEMORY = 64  # pixels a side; larger images are read anew in every epoch
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Image files and their labels (N,), read by workers; its methods are those of `images.Examples`.
+
+    Attributes:
+        files: their paths.
+        labels: (N,), int64, on the CPU.
+        preprocessing: how an image becomes an input.
+        workers: processes that read.
+        device: where batches go.
+    """
+
+    files: tuple[str, ...]
+    labels: Tensor
+    preprocessing: Preprocessing
+    workers: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def rows(self, index) -> "FileSplit":
+        numbers = torch.arange(len(self.files))[index.cpu()]
+        files = tuple(self.files[number] for number in numbers.tolist())
+        return replace(self, files=files, labels=self.labels[numbers])
+
+    def prepared(self, preprocessing: Preprocessing, device: torch.device) -> "FileSplit":
+        return replace(self, preprocessing=preprocessing, device=device)
+
+    def in_order(self, *, distributed_over_ranks: bool = True) -> FilesInOrder:
+        return FilesInOrder(
+            _Reader(self),
+            len(self.files),
+            finish=self._scaled,
+            workers=self.workers,
+            device=self.device,
+            distributed_over_ranks=distributed_over_ranks,
+        )
+
+    def shuffled(
+        self, augment: Sequence[str], augmentation: Augmentation, *, batch_size: int, seed: int
+    ) -> FileBatches:
+        # A window is cropped from the whole photograph, before it is made small; the rest can wait for the
+        # batch, on its device.
+        transform = augmentation([name for name in augment if name != "crop"])
+
+        def finish(images: Tensor) -> Tensor:
+            images = self._scaled(images)
+            return transform(images) if transform else images
+
+        return FileBatches(
+            _Reader(self, crops="crop" in augment),
+            len(self.files),
+            batch_size=batch_size,
+            seed=seed,
+            finish=finish,
+            workers=self.workers,
+            device=self.device,
+        )
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        pixels = images.to(self.device, non_blocking=True).float() / 255
+        mean, std = (
+            pixels.new_tensor(values).view(-1, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return (pixels - mean) / std
+
+
+class _Reader:
+    """Reads an image for a batch, in a worker process; see `lib.data.batches.Reader`."""
+
+    def __init__(self, split: FileSplit, crops: bool = False):
+        self.files, self.labels = split.files, split.labels.tolist()
+        self.preprocessing, self.crops = split.preprocessing, crops
+
+    def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, int]:
+        number, seed = item
+        crops = self.crops and seed is not None
+        image = self._window(number, seed) if crops else _decode(self.files[number], self.preprocessing)
+        return image, self.labels[number]
+
+    def _window(self, number: int, seed: int) -> Tensor:
+        from torchvision.transforms import v2
+
+        size = [self.preprocessing.size] * 2
+        window = v2.RandomResizedCrop(size, scale=CROP_AREA, ratio=CROP_ASPECT, antialias=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return v2.functional.pil_to_tensor(window(photographs.read(self.files[number])))
+
+
+def _decode(path: str, preprocessing: Preprocessing) -> Tensor:
+    """Return an image file as the network sees it, (C, H, W), uint8."""
+    return (preprocessing.read(path) * 255).round().to(torch.uint8)
+
+
+def load(
+    folder: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    only: Sequence[str] = (),
+    valid_fraction: float | None = None,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    workers: int = 0,
+) -> ImageData:
+    """Load a folder of images, laid out as `lib.data.folders.find` says.
+
+    Images of up to 64 px that fit in memory are decoded once, and kept in the user's cache folder; of
+    larger ones every file is tried once, and what cannot be read is kept there.
+
+    Args:
+        folder: which.
+        preprocessing: how they are scaled and cropped; the rest of it is for `ImageData.prepared`.
+        only: names of classes; all by default.
+        valid_fraction, limit: see `lib.data.images.divide`.
+        skip_bad: leave out what cannot be read.
+        workers: processes that read larger images.
+
+    Raises:
+        UserError: as `find` and `divide` do; images that cannot be read.
+    """
+    found = folders.find(folder, only)
+    how = unscaled(preprocessing)
+    files = [path for split in found.splits.values() for path in split.paths]
+    read = _decoded if _fits(len(files), how) else _tried
+    with distributed.main_first():
+        examples, bad = read(Path(folder), files, found, how, workers)
+    _complain(bad, files, skip_bad)
+    splits, first = {}, 0
+    for name, split in found.splits.items():
+        rows = torch.tensor([row for row in range(first, first + len(split.paths)) if row not in bad])
+        first += len(split.paths)
+        splits[name] = examples.rows(rows.long())
+    _check_left(splits, found.classes, folder)
+    divided = map(_as_pixels, divide(splits, valid_fraction, limit))
+    return ImageData(*divided, found.classes, how)
+
+
+def _as_pixels(split: Examples | None) -> Examples | None:
+    # At the very end: until they are divided, bytes are copied four times as fast as floats.
+    if isinstance(split, Split):
+        return split._replace(images=split.images.float().div_(255))
+    return split
+
+
+def _fits(images: int, how: Preprocessing) -> bool:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Twice in float32: as pixels, and as what the network takes.
+    needed = 2 * images * how.channels * how.size**2 * 4
+    return how.size <= LARGEST_IN_MEMORY and needed < memory / 2
+
+
+def _labels(found: folders.Folder) -> Tensor:
+    return torch.tensor([label for split in found.splits.values() for label in split.labels])
+
+
+def _decoded(
+    folder: Path, files: list[str], found: folders.Folder, how: Preprocessing, _workers: int
+) -> tuple[Examples, set[int]]:
+    """Return all images in memory, as bytes, and the numbers of those that cannot be read: they are black."""
+
+    def decode() -> dict:
+        pixels = torch.zeros(len(files), how.channels, how.size, how.size, dtype=torch.uint8)
+        bad = []
+        for number, image in enumerate(_in_threads(lambda path: _decode(path, how), files, "decoding")):
+            if image is None:
+                bad.append(number)
+            else:
+                pixels[number] = image
+        return {"pixels": pixels, "bad": bad}
+
+    kept = cached(f"pixels of {how}", folder, files, decode)
+    return Split(kept["pixels"], _labels(found)), set(kept["bad"])
+
+
+def _tried(
+    folder: Path, files: list[str], found: folders.Folder, how: Preprocessing, workers: int
+) -> tuple[Examples, set[int]]:
+    """Return the images as files, and the numbers of those that cannot be read."""
+
+    def attempt() -> dict:
+        outcomes = _in_threads(lambda path: photographs.read(path).size, files, "trying")
+        return {"bad": [number for number, outcome in enumerate(outcomes) if outcome is None]}
+
+    kept = cached("readable", folder, files, attempt)
+    return FileSplit(tuple(files), _labels(found), how, workers), set(kept["bad"])
+
+
+def _in_threads(function: Callable, files: Sequence[str], what: str) -> Iterator:
+    """Yield `function(file)` of each file in order, None where it is a mistake of the user's."""
+
+    def attempt(file: str):
+        try:
+            return function(file)
+        except UserError:
+            return None
+
+    # Decoding and scaling let go of the interpreter, so threads share the cores.
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from tqdm(pool.map(attempt, files), what, len(files), unit=" images", leave=False, disable=None)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _complain(bad: set[int], files: Sequence[str], skip_bad: bool) -> None:
+    if not bad:
+        return
+    paths = [files[number] for number in sorted(bad)]
+    if not skip_bad:
+        raise UserError(
+            f"{len(bad):,} of {len(files):,} images cannot be read ({_cause(paths[0])}): "
+            "put them right, or leave them out with --skip-bad"
+        )
+    warn(f"{len(bad):,} of {len(files):,} images cannot be read and are left out: {folders.some(paths)}")
+
+
+def _cause(path: str) -> str:
+    try:
+        photographs.read(path)
+    except UserError as error:
+        return str(error)
+    return f"{path} is too long for its width"
+
+
+def _check_left(splits: dict[str, Examples], classes: Sequence[str], folder: str | Path) -> None:
+    left = set(splits["train"].labels.tolist())
+    gone = [name for label, name in enumerate(classes) if label not in left]
+    if gone:
+        raise UserError(f"no image of the class {folders.some(gone)} in {folder} can be read")
+    for name, split in splits.items():
+        if not len(split.labels):
+            raise UserError(f"no image of the {name} split of {folder} can be read")

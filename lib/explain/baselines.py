@@ -1,0 +1,51 @@
+"""Baselines: what stands in an image for nothing."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+KINDS = ("black", "grey", "mean", "blur", "noise")
+
+# Of the blur, as a share of the image's side: enough to leave of an object no more than its colour.
+_BLUR = 1 / 14
+
+
+def baseline(kind: str, pixels: Tensor, *, seed: int = 42) -> Tensor:
+    """Return the baseline of images (B, C, H, W), or of one (C, H, W), all in [0, 1] and of the same shape.
+
+    black, grey   0 or ½ everywhere
+    mean          the image's own mean colour
+    blur          the image, blurred (Gaussian)
+    noise         drawn uniformly and independently for every number (Sturmfels et al. 2020)
+
+    Args:
+        kind: one of `KINDS`.
+        seed: of the noise, which is the same on every device.
+    """
+    return _MAKERS[kind](pixels, seed)
+
+
+def _mean(pixels: Tensor, _seed: int) -> Tensor:
+    return pixels.mean((-2, -1), keepdim=True).expand_as(pixels).contiguous()
+
+
+def _blur(pixels: Tensor, _seed: int) -> Tensor:
+    from torchvision.transforms.functional import gaussian_blur
+
+    sigma = _BLUR * min(pixels.shape[-2:])
+    return gaussian_blur(pixels, 2 * round(2.5 * sigma) + 1, sigma)
+
+
+def _noise(pixels: Tensor, seed: int) -> Tensor:
+    drawn = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(seed), dtype=pixels.dtype)
+    return drawn.to(pixels.device)
+
+
+_MAKERS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "black": lambda pixels, _seed: torch.zeros_like(pixels),
+    "grey": lambda pixels, _seed: torch.full_like(pixels, 0.5),
+    "mean": _mean,
+    "blur": _blur,
+    "noise": _noise,
+}

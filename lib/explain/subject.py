@@ -1,0 +1,203 @@
+"""What is explained: a network with its class names and its preprocessing, and the pictures it is shown."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lib import checkpoint, models
+from lib.data import images, photographs
+from lib.data.preprocessing import Preprocessing
+from lib.errors import UserError
+from lib.models import pretrained
+
+TASK = "image-classification"
+
+
+class Picture(NamedTuple):
+    """An image as a network sees it.
+
+    Attributes:
+        name: for titles and for names of files: the image file's without its suffix, or `digits-7`.
+        pixels: (C, H, W) in [0, 1], on the CPU: the crop that the network sees.
+        label: name of its class, where a data set knows it.
+    """
+
+    name: str
+    pixels: Tensor
+    label: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network to look inside: frozen, in eval mode, on its device.
+
+    Attributes:
+        name: for titles and for names of files, e.g. `resnet18`.
+        model: normalised images (B, C, size, size) to logits (B, classes).
+        classes: their names.
+        preprocessing: how an image becomes an input.
+        epoch: after which it was saved, counted from 0; None if that is not known.
+    """
+
+    name: str
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    epoch: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Side length of the images in pixels."""
+        return self.preprocessing.size
+
+    @property
+    def channels(self) -> int:
+        """How many the images have: 1 or 3."""
+        return self.preprocessing.channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return pixels (…, C, H, W) in [0, 1] as the network takes them: (pixels − mean) / std."""
+        mean, std = (
+            pixels.new_tensor(values).view(-1, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return (pixels - mean) / std
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return the logits (B, classes) of pixels (B, C, H, W) in [0, 1]; gradients go through to them."""
+        return self.model(self.normalise(pixels.to(self.device)))
+
+    def read(
+        self, inputs: Sequence[str], data_dir: str | Path = "data", *, invert: bool = False
+    ) -> list[Picture]:
+        """Return the pictures that `inputs` name.
+
+        Args:
+            inputs: image files of any kind, or examples of the validation split of a data set:
+                `digits:7` is the eighth.
+            data_dir: where data sets are; see `lib.data.images.load`.
+            invert: image files are negatives of what the network was trained on.
+
+        Raises:
+            UserError: no such file, data set or example; a file that cannot be read as an image.
+        """
+        datasets: dict[str, images.ImageData] = {}
+        return [self._read(name, datasets, data_dir, invert) for name in inputs]
+
+    def _read(self, name: str, datasets: dict, data_dir: str | Path, invert: bool) -> Picture:
+        if _is_file(name):
+            pixels = self.preprocessing.read(name)
+            return Picture(Path(name).stem, 1 - pixels if invert else pixels)
+        dataset, _, index = name.rpartition(":")
+        if dataset not in datasets:
+            datasets[dataset] = images.load(dataset, data_dir)
+        return self._example(datasets[dataset], dataset, int(index))
+
+    def _example(self, data: images.ImageData, dataset: str, index: int) -> Picture:
+        count = len(data.valid.labels)
+        if index >= count:
+            raise UserError(f"there is no {dataset}:{index}: its validation split has 0 to {count - 1}")
+        image, label = data.valid.rows(index)
+        pixels = images.resize(image[None], self.size)[0]
+        if len(pixels) != self.channels:
+            pixels = pixels.mean(0, keepdim=True).expand(self.channels, -1, -1).contiguous()
+        return Picture(f"{dataset}-{index}", pixels, data.classes[label])
+
+
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Complain of the first of some inputs that cannot be read, before a network is fetched or loaded."""
+    for name in inputs:
+        if _is_file(name):
+            photographs.read(name)
+        else:
+            images.classes(name.rpartition(":")[0])
+
+
+def _is_file(name: str) -> bool:
+    _, colon, index = name.rpartition(":")
+    return not (colon and index.isdecimal()) or os.path.exists(name)
+
+
+def load_pretrained(
+    ptm: str, weights: str | None = None, device: torch.device | str = "cpu", *, seed: int = 42
+) -> Subject:
+    """Return one of torchvision's classifiers; arguments and errors as `lib.models.pretrained.load`."""
+    found = pretrained.load(ptm, weights, seed=seed)
+    return Subject(ptm, _to_look_at(found.model, device), found.classes, found.preprocessing)
+
+
+def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Subject:
+    """Return the image classifier that a checkpoint of this project holds.
+
+    Raises:
+        UserError: no such file, a damaged one, of another task, or without a network or class names.
+    """
+    saved = checkpoint.load(file, task=TASK)
+    if "model" not in saved:
+        raise UserError(f"{file} is a bare state_dict: --ptm NAME --weights FILE says whose")
+    network, classes = saved["model"], saved.get("classes")
+    if not isinstance(classes, list | tuple) or not classes:
+        raise UserError(f"{file} does not name its classes")
+    preprocessing = Preprocessing.of(saved.get("preprocessing"), file)
+    model = models.build(network["name"], **network["config"])
+    checkpoint.restore_weights(model, saved["state_dict"], file)
+    epoch = saved.get("epoch")
+    return Subject(
+        network["name"],
+        _to_look_at(model, device),
+        tuple(map(str, classes)),
+        preprocessing,
+        epoch if isinstance(epoch, int) else None,
+    )
+
+
+def _to_look_at(model: nn.Module, device: torch.device | str) -> nn.Module:
+    return model.eval().requires_grad_(False).to(device)
+
+
+def find_classes(subject: Subject, targets: Sequence[str]) -> list[int]:
+    """Return the indices of the classes that `targets` name, whatever the case, or number.
+
+    Raises:
+        UserError: a name that no class has, with the nearest that there are; a number that is too large.
+    """
+    return [_find_class(subject.classes, str(target)) for target in targets]
+
+
+def _find_class(classes: Sequence[str], target: str) -> int:
+    folded = [name.casefold() for name in classes]
+    if target.casefold() in folded:
+        return folded.index(target.casefold())
+    if not target.isdecimal():
+        nearest = ", ".join(_nearest(classes, target))
+        raise UserError(f"there is no class {target!r}; the nearest names are {nearest}")
+    if int(target) >= len(classes):
+        raise UserError(f"there is no class {target}: the network's are 0 to {len(classes) - 1}")
+    return int(target)
+
+
+def _nearest(classes: Sequence[str], target: str, most: int = 5) -> list[str]:
+    wanted = target.casefold()
+
+    def likeness(name: str) -> tuple[bool, float]:
+        # A word of the name goes before any likeness of its letters: 'cat' means 'tiger cat', not 'bat'.
+        return wanted in name.casefold().split(), difflib.SequenceMatcher(a=wanted, b=name.casefold()).ratio()
+
+    return sorted(classes, key=likeness, reverse=True)[:most]
+
+
+def check_top(subject: Subject, k: int) -> None:
+    """Raise a UserError if the network has fewer than `k` classes."""
+    if k > len(subject.classes):
+        raise UserError(f"-k {k} is more than the {len(subject.classes)} classes of {subject.name}")

@@ -1,0 +1,114 @@
+"""Hyper-parameters of a Gaussian process whose covariance is a weighted sum: how large each part is.
+
+The data y (m, T), T columns with the same covariance
+
+    K = Σ_k θ_k K_k + θ_ε diag(d) + 1e-10 I,
+
+have the negative log marginal likelihood ½ tr(yᵀ K⁻¹ y) + T/2 log|K|. With α = K⁻¹ y its gradient is
+½ (T tr(K⁻¹ K_k) − tr(αᵀ K_k α)), and its Hessian lies near the “average information”
+½ tr(αᵀ K_k K⁻¹ K_l α), which takes no more matrix products (Gilmour, Thompson & Cullis 1995, Biometrics 51).
+That makes Newton's method cheap: some six steps where a method without curvature takes forty.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+JITTER = 1e-10  # keeps K positive definite to rounding
+LOWEST, HIGHEST = -25.0, 8.0  # of log θ, for data of mean square 1
+MOST_STEPS = 30
+LONGEST_STEP = 2.0  # in log θ
+ENOUGH = 0.3  # nats: a smaller gain in likelihood is not worth a step
+COARSEST_ROWS = 256
+PRIOR_DEVIATION = 4.0  # of log θ: weak, and keeps a part that the data do not speak of where it started
+
+
+class _Point(NamedTuple):
+    """Where the search stands: log θ, the objective there, and the Cholesky factor of K."""
+
+    log_theta: Tensor
+    objective: float
+    lower: Tensor
+
+
+def covariance(grams: Tensor, noise: Tensor, log_theta: Tensor) -> Tensor:
+    """Return K (m, m) of `grams` (K, m, m), the noise's diagonal `noise` (m,), and `log_theta` (K + 1,)."""
+    theta = log_theta.exp()
+    result = torch.tensordot(theta[:-1], grams, 1)
+    result.diagonal().add_(theta[-1] * noise + JITTER)
+    return result
+
+
+def fit(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, start: Tensor | None = None) -> Tensor:
+    """Return the log θ (K + 1,) of greatest posterior density, the noise's last.
+
+    Args:
+        grams: (K, m, m) float64.
+        noise: d (m,).
+        y: (m, T), of mean square about 1.
+        prior: (K + 1,) what log θ is without data.
+        start: where to search from, if not there.
+    """
+    rows = len(y) // 2
+    if rows >= COARSEST_ROWS:  # most of the way is gone where a step costs an eighth
+        part = slice(rows)
+        start = fit(grams[:, part, part], noise[part], y[part], prior, start)
+    damping = 1e-3
+
+    def at(log_theta: Tensor) -> _Point:
+        return _evaluate(grams, noise, y, prior, log_theta)
+
+    point = at(prior if start is None else start)
+    gradient, curvature = _derivatives(grams, noise, y, prior, point)
+    for _ in range(MOST_STEPS):
+        # What the average leaves out of the Hessian in log θ is the gradient, on its diagonal. Its size
+        # there keeps a part that hardly matters from overshooting, back and forth.
+        damped = curvature + torch.diag(gradient.abs() + damping * curvature.diagonal())
+        step = -torch.linalg.solve(damped, gradient).clamp(-LONGEST_STEP, LONGEST_STEP)
+        candidate = at((point.log_theta + step).clamp(LOWEST, HIGHEST))
+        expected = -float(gradient @ step + 0.5 * step @ curvature @ step)
+        if candidate.objective < point.objective:
+            gain = point.objective - candidate.objective
+            point = candidate
+            if max(gain, expected) < ENOUGH:
+                break
+            damping = max(damping / 5, 1e-4)
+            gradient, curvature = _derivatives(grams, noise, y, prior, point)
+        elif expected < ENOUGH:
+            break
+        else:
+            damping = 10 * max(damping, 0.01)
+    return point.log_theta
+
+
+def _evaluate(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, log_theta: Tensor) -> _Point:
+    lower, failed = torch.linalg.cholesky_ex(covariance(grams, noise, log_theta))
+    if failed:
+        return _Point(log_theta, float("inf"), lower)
+    whitened = torch.linalg.solve_triangular(lower, y, upper=False)
+    misfit = 0.5 * whitened.square().sum() + y.shape[1] * lower.diagonal().log().sum()
+    surprise = 0.5 * ((log_theta - prior) / PRIOR_DEVIATION).square().sum()
+    return _Point(log_theta, float(misfit + surprise), lower)
+
+
+def _derivatives(
+    grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, point: _Point
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient (K + 1,) and the curvature (K + 1, K + 1), both with respect to log θ."""
+    inverse = torch.cholesky_inverse(point.lower)
+    alpha = inverse @ y
+    theta = point.log_theta.exp()
+    parts = torch.cat([grams @ alpha, (noise[:, None] * alpha)[None]])  # K_k α, (K + 1, m, T)
+    traces = torch.cat([grams.flatten(1) @ inverse.flatten(), (inverse.diagonal() @ noise)[None]])
+    gradient = 0.5 * theta * (y.shape[1] * traces - torch.einsum("mt,kmt->k", alpha, parts))
+    whitened = torch.linalg.solve_triangular(point.lower, parts.transpose(0, 1).flatten(1), upper=False).view(
+        len(y), len(theta), -1
+    )
+    information = 0.5 * torch.einsum("mkt,mlt->kl", whitened, whitened)
+    curvature = theta[:, None] * theta * information
+    precision = PRIOR_DEVIATION**-2
+    return (
+        gradient + precision * (point.log_theta - prior),
+        curvature + precision * torch.eye(len(theta), dtype=theta.dtype),
+    )

@@ -1,0 +1,92 @@
+"""Pictures of convolutions: the weights of the first, and what all of them put out."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.figures import style
+
+if TYPE_CHECKING:
+    from lib.views import Activations
+
+MOST_FILTERS = 256
+MOST_PANELS = 60
+PANEL_INCHES = (1.9, 1.45)
+
+
+def filters(weights: np.ndarray, layer: str) -> Figure:
+    """Return the filters (N, C, h, w) of a convolution side by side, all on one scale.
+
+    Filters of three channels are drawn in red, green and blue, a weight of zero as middle grey; those of
+    others as the mean over channels, red above zero and blue below.
+    """
+    shown = weights[:MOST_FILTERS]
+    in_colour = weights.shape[1] == 3
+    limit = max(float(np.abs(shown).max()), 1e-12)
+    tiles = shown.transpose(0, 2, 3, 1) / (2 * limit) + 0.5 if in_colour else shown.mean(axis=1)
+    columns = math.ceil(math.sqrt(1.6 * len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    mosaic = _mosaic(tiles, columns)
+    width = 0.45 * columns + 1
+    figure = Figure(figsize=(max(3.6, width), max(1.6, 0.45 * rows + 0.8)))
+    axes = figure.subplots()
+    axes.set_axis_off()
+    if in_colour:
+        axes.imshow(mosaic, interpolation="nearest")
+    else:
+        limit = max(float(np.abs(tiles).max()), 1e-12)
+        image = axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
+    axes.set_title(_heading(weights, layer, limit), fontsize=9, pad=6)
+    return figure
+
+
+def _heading(weights: np.ndarray, layer: str, limit: float) -> str:
+    number, channels, height, width = weights.shape
+    which = f"the first {MOST_FILTERS} of {number}" if number > MOST_FILTERS else f"{number}"
+    scale = f"grey is 0, black and full colour ∓{limit:.2g}" if channels == 3 else f"±{limit:.2g}"
+    return f"{style.literal(layer)}: {which} filters of {height}×{width}\n{scale}"
+
+
+def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Tiles (N, h, w) or (N, h, w, 3) on a grid, with a gap of a pixel between them, which is white."""
+    count, height, width = tiles.shape[:3]
+    rows = math.ceil(count / columns)
+    empty = 1.0 if tiles.ndim == 4 else np.nan
+    grid = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *tiles.shape[3:]), empty)
+    for index, tile in enumerate(tiles):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        grid[top : top + height, left : left + width] = tile
+    return grid
+
+
+def activations(rows: Sequence["Activations"]) -> Figure:
+    """Return a histogram of what each convolution put out, under its mean, deviation and sparsity."""
+    shown = rows[:MOST_PANELS]
+    columns = max(1, min(6, math.ceil(math.sqrt(1.4 * len(shown)))))
+    lines = max(1, math.ceil(len(shown) / columns))
+    figure = Figure(figsize=(max(3.4, PANEL_INCHES[0] * columns), PANEL_INCHES[1] * lines + 0.35))
+    panels = figure.subplots(lines, columns, squeeze=False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, row in zip(panels.flat, shown, strict=False):
+        _histogram(axes, row)
+    figure.supxlabel("output of the convolution", fontsize=9)
+    figure.supylabel("share of outputs", fontsize=9)
+    return figure
+
+
+def _histogram(axes: Axes, row: "Activations") -> None:
+    edges = np.linspace(*row.limits, len(row.counts) + 1)
+    axes.stairs(row.counts / row.counts.sum(), edges, fill=True, color=style.PALETTE[0])
+    axes.axvline(0, color=style.INK, linewidth=0.8)
+    axes.set_yscale("log")
+    axes.tick_params(labelsize=6.5, length=2)
+    axes.minorticks_off()
+    sparsity = "" if row.sparsity is None else f", {row.sparsity:.0%} zeros"
+    facts = f"{row.mean:.2g} ± {math.sqrt(max(row.variance, 0)):.2g}{sparsity}"
+    axes.set_title(f"{style.literal(row.layer)}\n{facts}", fontsize=7, pad=3)

@@ -1,0 +1,160 @@
+"""What `--eval-only` draws of a network that classifies images: its mistakes, its layers, its filters."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lib import distributed, embed, views
+from lib.data.images import Examples, ImageData, resize
+from lib.errors import UserError
+from lib.figures import classification as pictures
+from lib.figures import features as feature_pictures
+from lib.figures import filters as filter_pictures
+from lib.figures import style
+from lib.files import writable_folder
+from lib.image_classification import predictions_of, report
+from lib.models import layers
+from lib.session import Session
+
+# The longest side of an image that stands for a point: a thousand of them fit on a sheet.
+THUMBNAIL_SIDE = 64
+# What is a photograph, or made of colours: a palette would spoil it.
+IN_ALL_COLOURS = ("mistakes", "filters", "thumbnails")
+
+
+def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
+    """Report, and show what the network learnt.
+
+    Logged: a table of classes, and one of the convolutions' activations. Drawn: the confusion matrix, the
+    worst mistakes, the first filters, the activations, the layers' features, and with `--thumbnails` the
+    images at their points.
+
+    Raises:
+        UserError: a layer that is not there, too few samples for the perplexity, thumbnails in space, a
+            folder that cannot be written; all before anything is computed.
+    """
+    rows = _sample(run, data)
+    layer_names = list(layers.resolve(model, run.flags.layers or model.stages))
+    if run.flags.thumbnails and run.flags.dims != 2:
+        raise UserError("--thumbnails goes with --dims 2 alone")
+    if run.flags.projector:
+        writable_folder(run.flags.projector)
+    folder = writable_folder(run.flags.out_dir)
+    report(run, model, data)
+    if not distributed.is_main():
+        return
+    predictions = predictions_of(run, model, data.valid)
+    for line in views.per_class(predictions, data.classes):
+        run.log.text("CLASSES", line)
+    _draw(run, folder, "confusion", pictures.confusion_matrix(views.confusion(predictions), data.classes))
+    _draw(run, folder, "mistakes", _mistakes(data, predictions))
+    sample = data.valid.rows(rows)
+    _convolutions(run, model, sample, folder)
+    _embed(run, model, data, sample, layer_names, folder)
+
+
+def _sample(run: Session, data: ImageData) -> Tensor:
+    rows = views.stratified_sample(data.valid.labels.cpu(), run.flags.samples)
+    if run.flags.perplexity >= len(rows):
+        raise UserError(f"--perplexity {run.flags.perplexity:g} must be less than the {len(rows)} samples")
+    return rows.to(data.valid.labels.device)
+
+
+def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
+    rows = views.most_confident_mistakes(predictions, 24)
+    true, answered = predictions.labels[rows], predictions.classes[rows]
+    return pictures.mistakes(
+        _coloured(_pixels(data, data.valid.rows(rows.to(data.valid.labels.device)))),
+        [data.classes[label] for label in true],
+        [data.classes[label] for label in answered],
+        predictions.probabilities[rows, answered].tolist(),
+    )
+
+
+def _convolutions(run: Session, model: nn.Module, sample: Examples, folder: Path) -> None:
+    """Draw the first convolution's weights, and log and draw the activations of all, where there are any."""
+    first = next(((name, each) for name, each in model.named_modules() if isinstance(each, nn.Conv2d)), None)
+    if first is None:
+        return
+    name, convolution = first
+    weights = convolution.weight.detach().float().cpu().numpy()
+    _draw(run, folder, "filters", filter_pictures.filters(weights, name))
+    with distributed.autocast(run.device, run.flags.amp):
+        activations = views.activation_statistics(model, _images(sample))
+    for line in views.activation_table(activations):
+        run.log.text("ACTIVATIONS", line)
+    _draw(run, folder, "activations", filter_pictures.activations(activations))
+
+
+def _embed(
+    run: Session, model: nn.Module, data: ImageData, sample: Examples, layer_names: list[str], folder: Path
+) -> None:
+    flags = run.flags
+    with distributed.autocast(run.device, flags.amp):
+        features = views.layer_features(model, layer_names, _images(sample), flags.pool)
+    labels = sample.labels.cpu()
+    embedding = views.embed_layers(
+        features, labels, data.classes, dims=flags.dims, perplexity=flags.perplexity, seed=flags.seed
+    )
+    for layer, scores in embedding.accuracies.items():
+        named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
+        run.log.event("FEATURE", layer=layer, **named)
+    _draw(run, folder, "feature", embedding.figure)
+    if not (flags.projector or flags.thumbnails):
+        return
+    thumbnails = _thumbnails(_pixels(data, sample))
+    if flags.thumbnails:
+        layer = _deepest_map(model, sample, layer_names)
+        points = embedding.points[layer]["tsne"]
+        sheet = feature_pictures.thumbnail_sheet(points, thumbnails, labels.numpy(), data.classes, layer)
+        _draw(run, folder, "thumbnails", sheet)
+    if flags.projector:
+        names = [data.classes[label] for label in labels]
+        embed.write_projector(flags.projector, features, names, thumbnails)
+        run.log.event("PROJECTOR", folder=flags.projector)
+
+
+def _deepest_map(model: nn.Module, sample: Examples, layer_names: list[str]) -> str:
+    """The last of some layers that puts out maps of more than one pixel; of none, the last layer."""
+    example = next(_images(sample))[:1]
+    with (
+        layers.evaluating(model),
+        layers.record(layers.resolve(model, layer_names)) as outputs,
+        torch.no_grad(),
+    ):
+        model(example)
+    maps = [name for name in layer_names if outputs[name].dim() == 4 and outputs[name][0, 0].numel() > 1]
+    return (maps or layer_names)[-1]
+
+
+def _images(split: Examples) -> Iterator[Tensor]:
+    return (inputs for inputs, _ in split.in_order(distributed_over_ranks=False))
+
+
+def _pixels(data: ImageData, split: Examples) -> Tensor:
+    """The images of a split as pixels in [0, 1], (N, C, H, W), on the CPU."""
+    batches = list(_images(split))
+    channels, size = data.preprocessing.channels, data.preprocessing.size
+    return data.pixels(torch.cat(batches) if batches else torch.zeros(0, channels, size, size))
+
+
+def _coloured(pixels: Tensor) -> np.ndarray:
+    """Pixels (N, C, H, W) in [0, 1] as (N, H, W, 3) uint8."""
+    colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+    return (colour.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _thumbnails(pixels: Tensor) -> np.ndarray:
+    return _coloured(resize(pixels, min(pixels.shape[-1], THUMBNAIL_SIDE)))
+
+
+def _draw(run: Session, folder: Path, what: str, figure: Figure) -> None:
+    colours = None if what in IN_ALL_COLOURS else 256
+    path = style.save(
+        figure, folder / f"{what}-{run.flags.dataset}.png", show=run.flags.show, colours=colours
+    )
+    run.log.event("FIGURE", file=path)

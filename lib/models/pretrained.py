@@ -1,0 +1,201 @@
+"""Torchvision's image classifiers by name, with its own weights, those of a file, or random ones."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lib import checkpoint
+from lib.data.preprocessing import Preprocessing
+from lib.errors import UserError
+
+if TYPE_CHECKING:
+    from torchvision.models import Weights
+
+RANDOM = "random"
+
+# DenseNets were saved under names that PyTorch does not allow any more.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)")
+# Classifiers half-way up GoogLeNet and Inception v3, which nothing but their training uses.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+class Pretrained(NamedTuple):
+    """A classifier on the CPU, the names of its classes, and how its inputs are prepared."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+def names() -> list[str]:
+    """Return the names of the classifiers that there are."""
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+def check_name(name: str) -> None:
+    """Raise a UserError that suggests the nearest names, if there is no classifier `name`."""
+    if name not in names():
+        nearest = difflib.get_close_matches(name.lower(), names(), n=5, cutoff=0)
+        raise UserError(f"there is no network {name!r}; the nearest names are {', '.join(nearest)}")
+
+
+def build(name: str, *, classes: int = 1000, image_size: int | None = None) -> nn.Module:
+    """Return the network `name` as it is before any training.
+
+    Args:
+        classes: how many it tells apart.
+        image_size: side length of its images; a vision transformer takes no other than this one.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    check_name(name)
+    from torchvision import models
+
+    options = {}
+    if name in ("googlenet", "inception_v3"):
+        # Their published weights expect inputs that are scaled otherwise: transform_input does that.
+        options = {"aux_logits": False, "transform_input": True, "init_weights": False}
+    elif name.startswith("vit_") and image_size:
+        options = {"image_size": image_size}
+    return models.get_model(name, weights=None, num_classes=classes, **options)
+
+
+def load(name: str, weights: str | None = None, *, seed: int = 42) -> Pretrained:
+    """Return the network `name` with its weights, in training mode as a new one is.
+
+    Args:
+        name: torchvision's, e.g. `resnet18`.
+        weights: torchvision's name for them, e.g. `IMAGENET1K_V1`, fetched on first use; a file with their
+            state_dict; `random`; or None for those that torchvision takes by default.
+        seed: of random weights.
+
+    Class names and preprocessing are those of the published weights. A file's are told by its name, and
+    taken to be the default ones' otherwise; of other than their number of classes, the names are numbers.
+
+    Raises:
+        UserError: no such network, weights or file, a file that does not fit, or no way to fetch it.
+    """
+    check_name(name)
+    if weights == RANDOM:
+        published = _published(name).DEFAULT
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build(name, image_size=_image_size(published))
+        return _described(model, 1000, published)
+    published = _choose(name, weights)
+    file = _fetch(name, published) if published else Path(weights)
+    published = published or _published_as(name, file)
+    state_dict = _read(file)
+    classes = count_classes(state_dict)
+    model = build(name, classes=classes, image_size=_image_size(published))
+    checkpoint.restore_weights(model, state_dict, file)
+    return _described(model, classes, published)
+
+
+def _published(name: str) -> type["Weights"]:
+    from torchvision import models
+
+    return models.get_model_weights(name)
+
+
+def _choose(name: str, weights: str | None) -> "Weights | None":
+    """Return the published weights that `weights` names, None if it is a file.
+
+    Raises:
+        UserError: it is neither.
+    """
+    published = _published(name)
+    if weights is None:
+        return published.DEFAULT
+    # VGG-16 has weights of its features alone, whose classifier is all NaN.
+    known = {each.name: each for each in published if each.meta["categories"]}
+    if weights in known:
+        return known[weights]
+    if os.path.exists(weights) or Path(weights).suffix or os.path.dirname(weights):
+        return None
+    raise UserError(
+        f"{name} has no weights {weights!r}: there are {', '.join(known)}, {RANDOM}, or a file's name"
+    )
+
+
+def _published_as(name: str, file: Path) -> "Weights":
+    published = _published(name)
+    return next((each for each in published if _file_name(each) == file.name), published.DEFAULT)
+
+
+def _file_name(published: "Weights") -> str:
+    return published.url.rpartition("/")[2]
+
+
+def _fetch(name: str, published: "Weights") -> Path:
+    """Return the file of `published` in torch's cache folder, where it is put on first use."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / _file_name(published)
+    if file.exists():
+        return file
+    hash_prefix = re.search(r"-([0-9a-f]{8,})\.", file.name)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            published.url, str(file), hash_prefix and hash_prefix[1], progress=sys.stderr.isatty()
+        )
+    except (OSError, RuntimeError, HTTPException) as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"the weights of {name} could not be fetched ({cause}): put {published.url} into {file.parent}, "
+            f"or name the file with --weights FILE; --weights {RANDOM} needs none"
+        ) from None
+    return file
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    saved = checkpoint.load(file)
+    if "format" in saved:
+        raise UserError(f"{file} is a checkpoint of this project: give it to --restore-file alone")
+    return {
+        _OLD_DENSENET.sub(r"\1", key): value
+        for key, value in saved["state_dict"].items()
+        if not key.startswith(_AUXILIARY)
+    }
+
+
+def count_classes(state_dict: dict[str, Tensor]) -> int:
+    """Return how many classes the classifier with these weights tells apart."""
+    # What torchvision registers last, in every one of its classifiers, has a row for each class.
+    last = next(reversed(state_dict.values()))
+    return len(last) if last.dim() else 1000
+
+
+def _image_size(published: "Weights") -> int:
+    return published.transforms().crop_size[0]
+
+
+def _described(model: nn.Module, classes: int, published: "Weights") -> Pretrained:
+    return Pretrained(model, class_names(classes, published.meta["categories"]), _preprocessing(published))
+
+
+def class_names(classes: int, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the `known` names of the classes, or numbers where these are not as many."""
+    return tuple(known) if len(known) == classes else tuple(map(str, range(classes)))
+
+
+def _preprocessing(published: "Weights") -> Preprocessing:
+    preset = published.transforms()
+    return Preprocessing(
+        size=preset.crop_size[0],
+        channels=3,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        resize=preset.resize_size[0],
+        interpolation=preset.interpolation.value,
+    )

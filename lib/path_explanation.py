@@ -1,0 +1,157 @@
+"""What run-integrated-gradients.py does: what each pixel adds to a score, and how well the sum comes out."""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib.errors import UserError, warn
+from lib.explain import gradients
+from lib.explain.baselines import KINDS, baseline
+from lib.explain.integrated_gradients import Attributions, integrated_gradients
+from lib.explain.scores import class_scores
+from lib.image_explanation import Answer, Panel, Question, Session, answers
+
+
+def explain(run: Session) -> None:
+    """Answer every question of the run: a row of panels for each image and network."""
+    run.report([_row(run, question) for questions in run.questions() for question in questions])
+
+
+def _row(run: Session, question: Question) -> list[Panel]:
+    """Return the attributions of each class."""
+    flags, subject, started = run.flags, question.subject, time.perf_counter()
+    start = _baseline(run, question)
+    scores = class_scores(question.classes, flags.score)
+    found: list[Attributions] = []
+
+    def attribute(shown: Tensor) -> Tensor:
+        each = integrated_gradients(
+            lambda points: scores(subject.logits(points)),
+            shown[0],
+            start,
+            rule=flags.rule,
+            steps=flags.steps,
+            tolerance=flags.tolerance,
+            batch_size=flags.batch_size,
+        )
+        found.append(each)
+        return each.values
+
+    if flags.smooth:
+        values = gradients.smooth(
+            attribute, question.pixels, samples=flags.smooth, noise=flags.noise, seed=flags.seed
+        )
+    else:
+        values = attribute(question.pixels)
+    with torch.no_grad():
+        said = answers(question, subject.logits(question.pixels), flags.score)
+    sums = [_Completeness.of(found, index) for index in range(len(said))]
+    _warn(run, question, sums)
+    maps = values.sum(1).cpu()
+    seconds = round(time.perf_counter() - started, 4)
+    return [_panel(run, question, *each, seconds) for each in zip(said, maps, sums, strict=True)]
+
+
+class _Completeness(NamedTuple):
+    """How well attributions add up: of one class, the mean over noisy images where there are several.
+
+    Attributes:
+        baseline_score: F(x′).
+        difference: F(x) − F(x′).
+        gap: of their sum from that.
+        change: that the last trebling of the steps made to the map, the largest; NaN if steps were given.
+        steps: the most there were.
+        evaluations: points at which gradients were taken, all of them.
+    """
+
+    baseline_score: float
+    difference: float
+    gap: float
+    change: float
+    steps: int
+    evaluations: int
+
+    @classmethod
+    def of(cls, found: Sequence[Attributions], index: int) -> "_Completeness":
+        count = len(found)
+        return cls(
+            baseline_score=float(found[0].baseline_score[index]),
+            difference=sum(float((each.score - each.baseline_score)[index]) for each in found) / count,
+            gap=sum(float(each.gap[index]) for each in found) / count,
+            change=max(each.change for each in found),
+            steps=max(each.steps for each in found),
+            evaluations=sum(each.evaluations for each in found),
+        )
+
+    @property
+    def gap_share(self) -> float:
+        """The gap as a share of the difference."""
+        return abs(self.gap / self.difference) if self.difference else math.inf if self.gap else 0.0
+
+    def within(self, tolerance: float) -> bool:
+        """Tell whether the steps were enough. NaN, of steps that were given, is no change to complain of."""
+        return self.gap_share <= tolerance and not self.change > tolerance
+
+
+def _warn(run: Session, question: Question, sums: Sequence[_Completeness]) -> None:
+    flags = run.flags
+    short = [index for index, each in enumerate(sums) if not each.within(flags.tolerance)]
+    if short and flags.steps is None:
+        worst = max(short, key=lambda index: sums[index].gap_share)
+        name = question.subject.classes[question.classes[worst]]
+        warn(
+            f"{question.picture.name}: {sums[worst].steps} steps do not bring {len(short)} of {len(sums)} "
+            f"maps within --tolerance {flags.tolerance:g}; that of {name} misses "
+            f"{100 * sums[worst].gap_share:.2g} % of the difference"
+        )
+
+
+def _panel(
+    run: Session, question: Question, answer: Answer, map_: Tensor, sums: _Completeness, seconds: float
+) -> Panel:
+    flags, runs = run.flags, run.flags.smooth or 1
+    return Panel(
+        question,
+        answer,
+        "integrated-gradients",
+        map_,
+        signed=True,
+        note=(
+            f"{flags.score} {_spell(answer.score)}, baseline's {_spell(sums.baseline_score)}\n"
+            f"gap {_spell(sums.gap, '.1e')} ({100 * sums.gap_share:.2g} %), {sums.steps} steps"
+        ),
+        numbers={
+            "baseline": flags.baseline,
+            "rule": flags.rule,
+            "baseline_score": sums.baseline_score,
+            "score_difference": sums.difference,
+            "completeness_gap": sums.gap,
+            "gap_share": sums.gap_share,
+            "map_change": sums.change,
+            **({} if flags.steps else {"converged": sums.within(flags.tolerance)}),
+            "steps": sums.steps,
+            "forward_passes": sums.evaluations + 2 * runs,
+            "backward_passes": sums.evaluations * len(question.classes),
+            "seconds": seconds,
+        },
+    )
+
+
+def _spell(value: float, how: str = ".3g") -> str:
+    return format(value, how).replace("-", "−")
+
+
+def _baseline(run: Session, question: Question) -> Tensor:
+    """Return the baseline (C, H, W) that `--baseline` names, as the question's network sees it."""
+    flags, subject = run.flags, question.subject
+    if flags.baseline in KINDS:
+        return baseline(flags.baseline, question.pixels[0], seed=flags.seed)
+    if "." not in flags.baseline and ":" not in flags.baseline and not os.path.exists(flags.baseline):
+        raise UserError(f"--baseline {flags.baseline} is neither a file nor one of {', '.join(KINDS)}")
+    (picture,) = subject.read([flags.baseline], flags.data_dir, invert=flags.invert)
+    return picture.pixels.to(subject.device)

@@ -1,0 +1,369 @@
+"""What run-shapley-value.py does: who plays, how their values are estimated, and what is said of them."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lib import distributed
+from lib.data import photographs
+from lib.errors import Interrupted, RunFailed, UserError, warn
+from lib.explain import interactions, players, shapley
+from lib.explain.baselines import KINDS, baseline
+from lib.explain.games import Evaluation, MaskedImage, Record, largest_batch
+from lib.explain.players import Players
+from lib.explain.scores import class_scores
+from lib.explain.shapley import Estimate, Plan
+from lib.figures import shapley as pictures
+from lib.figures import style
+from lib.files import existing_file, replaced, writable_file, write_atomically
+from lib.image_explanation import Answer, Question, Session, answers, as_bytes
+from lib.interrupts import Signals
+from lib.runlog import RunLog
+
+# Without --patch-side-len.
+PATCHES_A_SIDE = 8
+# Without --budget: where a forward pass takes little, all coalitions of few players are within reach.
+EVALUATIONS_A_PLAYER = 32
+SMALL_IMAGE = 64
+ENUMERATED_PLAYERS = 16
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The Shapley values of one question's classes.
+
+    Attributes:
+        question: image, network and classes.
+        answers: what the network says of each class, T of them.
+        players: the parts of the image.
+        estimator: name of the one that was used.
+        estimate: their values.
+        budget: evaluations that there might have been.
+        reused: evaluations that a record knew.
+        rate: forward passes a second; NaN if there were none.
+        seconds: from the first look at the image to the last value.
+    """
+
+    question: Question
+    answers: Sequence[Answer]
+    players: Players
+    estimator: str
+    estimate: Estimate
+    budget: int
+    reused: int
+    rate: float
+    seconds: float
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the numbers of each class, as standard output and `--json` have them."""
+        found = self.estimate
+        shared = {
+            "image": self.question.picture.name,
+            "model": self.question.subject.name,
+            "estimator": self.estimator,
+            "players": self.players.count,
+        }
+        return [
+            {
+                **shared,
+                "class": self.question.subject.classes[answer.target],
+                "target": answer.target,
+                "probability": answer.probability,
+                "value_full": float(found.full[row]),
+                "value_empty": float(found.empty[row]),
+                "values_sum": float(found.values[row].sum()),
+                "efficiency_gap": float(found.values[row].sum() - (found.full[row] - found.empty[row])),
+                "half_width": shapley.HALF_WIDTH * float(found.standard_errors[row].max()),
+                "evaluations": found.evaluations,
+                "reused": self.reused,
+                "converged": found.converged,
+                "evaluations_per_second": round(self.rate, 2),
+                "seconds": round(self.seconds, 3),
+            }
+            for row, answer in enumerate(self.answers)
+        ]
+
+    @property
+    def maps(self) -> Tensor:
+        """Each pixel's player's value, (T, H, W)."""
+        return self.estimate.values[:, self.players.map]
+
+
+def explain(run: Session) -> None:
+    """Answer every question of the run: a picture of each image, the numbers of each class.
+
+    Raises:
+        UserError: flags that do not go together or do not suit the image.
+        Interrupted: Ctrl-C; what was known by then is drawn.
+    """
+    device = run.subjects[0].device
+    with distributed.process_group(device), Signals() as signals:
+        run = replace(run, log=RunLog(run.name, enabled=distributed.is_main()))
+        done = []
+        for question in [question for questions in run.questions() for question in questions]:
+            done.append(_explain_one(run, question, signals))
+            files = _report(run, done[-1])
+            if signals.received:
+                break
+        if distributed.is_main():
+            _write(run, done)
+    if signals.received:
+        last = done[-1].estimate
+        raise Interrupted(
+            f"interrupted after {last.evaluations} of {done[-1].budget} evaluations: "
+            f"what is known is in {files[0]}",
+            signals.received,
+        )
+
+
+def check(flags: SimpleNamespace, typed: dict) -> None:
+    """Raise a UserError where flags do not go together, before anything is loaded."""
+    if flags.players != "patches" and "patch_side_len" in typed:
+        raise UserError("--patch-side-len goes with --players patches alone")
+    if flags.players != "slic" and "segments" in typed:
+        raise UserError("--segments goes with --players slic alone")
+    if flags.players not in ("patches", "slic"):
+        existing_file(flags.players)
+    if flags.max_context and flags.estimator != "per-patch":
+        raise UserError("--max-context goes with --estimator per-patch alone")
+    if flags.max_context and flags.budget:
+        raise UserError("--max-context and --budget both say how many evaluations: choose one")
+    if flags.interactions and flags.estimator == "per-patch":
+        raise UserError("--interactions needs complementary pairs, which --estimator per-patch does not ask")
+    if flags.baseline not in KINDS:
+        existing_file(flags.baseline)
+    if flags.resume_values:
+        if not flags.resume_values.endswith(".npz"):
+            raise UserError(f"--resume-values {flags.resume_values}: the name ends in .npz")
+        writable_file(flags.resume_values)
+
+
+def _explain_one(run: Session, question: Question, signals: Signals) -> Explained:
+    flags, started = run.flags, time.perf_counter()
+    found = _players(flags, question)
+    if found.note and distributed.is_main():
+        warn(found.note)
+    estimator, budget = _settle(flags, found.count, question.subject.size)
+    game = _game(run, question, found, exact=estimator == "exact")
+    record = None
+    if flags.resume_values:
+        key = game.fingerprint(list(question.classes), flags.score)
+        record = Record(Path(flags.resume_values), key)
+    with torch.inference_mode():
+        said = answers(question, question.subject.logits(question.pixels), flags.score)
+    with _progress(question, budget) as bar:
+        evaluation = Evaluation(
+            game,
+            question.subject.device,
+            largest_batch(game.image),
+            record=record,
+            is_stopped=lambda: bool(signals.received),
+            progress=bar.update,
+        )
+        plan = Plan(
+            budget,
+            flags.tolerance,
+            flags.seed,
+            report=lambda half_width: bar.set_postfix(half_width=f"{half_width:.3g}"),
+            watched=bool(distributed.any_rank(int(not bar.disable), question.subject.device)),
+        )
+        try:
+            estimate = shapley.ESTIMATORS[estimator](evaluation, found.positions, plan)
+        except RunFailed as error:
+            if signals.received:
+                raise Interrupted(f"interrupted: {error}", signals.received) from None
+            raise
+        finally:
+            if record:
+                record.save()
+    fresh = estimate.evaluations - evaluation.reused
+    rate = fresh / evaluation.seconds if fresh else float("nan")
+    seconds = time.perf_counter() - started
+    return Explained(question, said, found, estimator, estimate, budget, evaluation.reused, rate, seconds)
+
+
+def _players(flags: SimpleNamespace, question: Question) -> Players:
+    if flags.players == "patches":
+        size = question.subject.size
+        return players.patches(size, flags.patch_side_len or -(-size // PATCHES_A_SIDE))
+    if flags.players == "slic":
+        return players.superpixels(question.picture.pixels, flags.segments)
+    return players.from_label_image(flags.players, question.subject.size)
+
+
+def _settle(flags: SimpleNamespace, n: int, size: int) -> tuple[str, int]:
+    """Return the estimator for n players in an image of so many pixels a side, and its budget."""
+    if flags.max_context:
+        return "per-patch", 2 + 2 * n * flags.max_context
+    affordable = size <= SMALL_IMAGE and n <= ENUMERATED_PLAYERS and flags.estimator == "auto"
+    budget = flags.budget or (2**n if affordable else EVALUATIONS_A_PLAYER * n)
+    if flags.estimator == "exact" and not flags.budget and n <= ENUMERATED_PLAYERS:
+        budget = 2**n
+    estimator = shapley.choose(n, budget) if flags.estimator == "auto" else flags.estimator
+    if estimator == "exact":
+        if 2**n > budget:
+            raise UserError(f"--estimator exact needs 2^{n} = {2**n} evaluations of {n} players: --budget")
+        return estimator, 2**n
+    if budget < shapley.FEWEST_EVALUATIONS_A_PLAYER * n:
+        raise UserError(
+            f"--budget {budget} is less than {shapley.FEWEST_EVALUATIONS_A_PLAYER} evaluations for each of "
+            f"{n} players: {shapley.FEWEST_EVALUATIONS_A_PLAYER * n} or more, or fewer players"
+        )
+    return estimator, budget
+
+
+def _game(run: Session, question: Question, found: Players, exact: bool) -> MaskedImage:
+    flags, subject, pixels = run.flags, question.subject, question.pixels[0]
+    if flags.amp and exact and distributed.is_main():
+        warn("--amp is off: rounding would undo what exact values are for")
+    return MaskedImage(
+        subject.model,
+        subject.normalise(pixels),
+        subject.normalise(_baseline(run, question)),
+        found.map,
+        class_scores(question.classes, flags.score),
+        amp=flags.amp and not exact,
+    )
+
+
+def _baseline(run: Session, question: Question) -> Tensor:
+    """Return the baseline (C, H, W) in [0, 1] that `--baseline` names."""
+    flags, subject = run.flags, question.subject
+    if flags.baseline in KINDS:
+        return baseline(flags.baseline, question.pixels[0], seed=flags.seed)
+    size = photographs.read(flags.baseline).size
+    if size != (subject.size, subject.size):
+        raise UserError(
+            f"the baseline {flags.baseline} has {size[0]}×{size[1]} pixels; "
+            f"the network sees {subject.size}×{subject.size}"
+        )
+    (picture,) = subject.read([flags.baseline], flags.data_dir, invert=flags.invert)
+    return picture.pixels.to(subject.device)
+
+
+@contextlib.contextmanager
+def _progress(question: Question, budget: int) -> Iterator[tqdm]:
+    name = f"{question.picture.name}, {question.subject.name}"
+    disable = None if distributed.is_main() else True
+    with tqdm(total=budget, unit=" evaluations", desc=name, disable=disable, leave=False) as bar:
+        yield bar
+
+
+def _report(run: Session, explained: Explained) -> list[Path]:
+    """Log the numbers of one question and draw its pictures; return their paths, the main one first."""
+    if not distributed.is_main():
+        return []
+    for record in explained.records():
+        run.log.event("PANEL", **record)
+    stem = f"{run.name}-{explained.question.subject.name}-{explained.question.picture.name}"
+    files = []
+    for suffix, figure in _figures(run, explained):
+        path = Path(run.flags.out_dir) / f"{stem}{suffix}.png"
+        files.append(style.save(figure, path, show=run.flags.show))
+        run.log.event("FIGURE", file=path)
+    return files
+
+
+def _figures(run: Session, explained: Explained) -> Iterator[tuple[str, Any]]:
+    flags, found, parts = run.flags, explained.estimate, explained.players
+    scene = pictures.Scene(
+        as_bytes(explained.question.picture.pixels), parts.map.numpy(), _heading(explained), flags.score
+    )
+    names = [_title(record) for record in explained.records()]
+    yield "", pictures.attributions(scene, names, found.values.numpy())
+    if flags.show_uncertainty:
+        uncertain = found.values.abs() <= shapley.HALF_WIDTH * found.standard_errors
+        yield "-uncertainty", pictures.attributions(scene, names, found.values.numpy(), uncertain.numpy())
+    if flags.interactions:
+        pairwise = (
+            interactions.exact(found.coalitions, found.outcomes)
+            if found.evaluations == 2**parts.count
+            else interactions.estimate(found.coalitions, found.outcomes, parts.positions)
+        )
+        yield "-interactions", pictures.interactions(scene, names, found.values.numpy(), pairwise.numpy())
+
+
+def _title(record: dict[str, Any]) -> str:
+    """Return what stands over a class's panel."""
+    ends = f"v(N) {record['value_full']:.3g}, v(∅) {record['value_empty']:.3g}".replace("-", "−")
+    error = f", ±{record['half_width']:.2g} (95 %)" if record["half_width"] else ""
+    return f"{record['class']}: {record['probability']:.3f}\n{ends}{error}"
+
+
+def _heading(explained: Explained) -> list[str]:
+    """Return what stands over the image: its name, the network's, and how the values came about."""
+    picture, found = explained.question.picture, explained.estimate
+    label = f" ({picture.label})" if picture.label else ""
+    how = f"{explained.estimator}, {found.evaluations} evaluations"
+    stopped = not found.converged and found.evaluations < explained.budget - 2 * explained.players.count
+    return [
+        picture.name + label,
+        explained.question.subject.name,
+        f"stopped early: {how} of {explained.budget}" if stopped else how,
+    ]
+
+
+def _write(run: Session, done: Sequence[Explained]) -> None:
+    flags = run.flags
+    if flags.json:
+        records = [record for explained in done for record in explained.records()]
+        write_atomically(Path(flags.json), f"{json.dumps(records, indent=1, ensure_ascii=False)}\n".encode())
+        run.log.event("RECORDS", file=flags.json)
+    if flags.save_values:
+        save_values(Path(flags.save_values), done)
+        run.log.event("VALUES", file=flags.save_values)
+
+
+def save_values(path: Path, done: Sequence[Explained]) -> None:
+    """Write the arrays behind the pictures, a row for each class of each image in turn, as an .npz file.
+
+    maps (P, H, W) at input size; inputs (P, H, W, 3) uint8; names, models, classes (P,) text; targets,
+    probabilities, scores, empty_scores, evaluations (P,); values, standard_errors (P, players), NaN beyond an
+    image's players where others have more; player_map (H, W), or (P, H, W) where images have their own.
+
+    Raises:
+        UserError: the networks take images of different sizes.
+        RunFailed: the file cannot be written.
+    """
+    if len({explained.players.map.shape for explained in done}) > 1:
+        raise UserError(f"{path} cannot hold maps of different sizes: ask the networks one by one")
+    records = [record for explained in done for record in explained.records()]
+    rows = [explained for explained in done for _ in explained.answers]
+    maps = [explained.players.map for explained in rows]
+    same = all(torch.equal(each, maps[0]) for each in maps)
+    arrays = {
+        "maps": torch.cat([explained.maps for explained in done]).numpy(),
+        "inputs": np.stack([as_bytes(explained.question.picture.pixels) for explained in rows]),
+        "names": np.array([record["image"] for record in records]),
+        "models": np.array([record["model"] for record in records]),
+        "classes": np.array([record["class"] for record in records]),
+        "targets": np.array([record["target"] for record in records]),
+        "probabilities": np.array([record["probability"] for record in records]),
+        "scores": np.array([record["value_full"] for record in records]),
+        "empty_scores": np.array([record["value_empty"] for record in records]),
+        "evaluations": np.array([record["evaluations"] for record in records]),
+        "values": _side_by_side([explained.estimate.values for explained in done]),
+        "standard_errors": _side_by_side([explained.estimate.standard_errors for explained in done]),
+        "player_map": maps[0].numpy() if same else torch.stack(maps).numpy(),
+    }
+    with replaced(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> np.ndarray:
+    """Return rows (T, n) of different lengths one below the other, NaN at their ends."""
+    width = max(part.shape[1] for part in parts)
+    padded = [
+        np.pad(part.numpy(), ((0, 0), (0, width - part.shape[1])), constant_values=np.nan) for part in parts
+    ]
+    return np.concatenate(padded)

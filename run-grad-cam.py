@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Draw where in an image a classifier finds its classes: Grad-CAM, its kin, and guided backpropagation.
+
+run-grad-cam.py --ptm resnet18 --input cat.jpg                        the three likeliest classes
+run-grad-cam.py --ptm vgg16 --input dog.jpg -k 5 --guided             with fine lines: guided Grad-CAM
+run-grad-cam.py --ptm resnet18 --input a.jpg b.jpg --layer layer3 layer4     images × layers on one sheet
+run-grad-cam.py --restore-file CKPT --input digits:7                  a network trained here, offline
+run-grad-cam.py --restore-file CKPT CKPT … --input 7.png --animate    how it changes from epoch to epoch
+run-grad-cam.py --ptm resnet18 --list-layers                          layers to choose from
+"""
+
+from lib import cli
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(prog="run-grad-cam.py", description=__doc__)
+    cli.add_explanation_flags(parser)
+    add = parser.add_argument_group("method").add_argument
+    methods = ("grad-cam", "hires-cam", "layer-cam", "grad-cam++")
+    add("--method", choices=methods, default="grad-cam", help="of the heat maps")
+    add("--layer", nargs="+", metavar="NAME", help="whose maps; default: the last with a spatial map")
+    add("--list-layers", action="store_true", help="list the layers that have one, and end")
+    add("--counterfactual", action="store_true", help="what speaks against the class")
+    add("--guided", action="store_true", help="add columns of guided backprop and guided Grad-CAM")
+    add("--rule", choices=("guided", "deconvnet"), default="guided", help="of the ReLUs, with --guided")
+    cli.add_smoothing_flags(parser, "guided backprop")
+    add(
+        "--randomise",
+        type=cli.integer(0),
+        default=0,
+        metavar="N",
+        help="add columns with random weights in the last 1 … N layers: "
+        "a map that does not change explains nothing",
+    )
+    add("--animate", action="store_true", help="write a GIF, too, one frame a network")
+    return parser
+
+
+def main(argv=None) -> None:
+    typed, defaults = make_parser().parse_typed(argv)
+    cli.check_needs(typed, {"rule": "guided", "smooth": "guided", "noise": "smooth"})
+    from lib import cam_explanation as task
+    from lib import image_explanation
+
+    with image_explanation.start("gradcam", typed, defaults) as run:
+        if run.flags.list_layers:
+            task.list_layers(run)
+        else:
+            task.explain(run)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Classify photographs, those of CIFAR-10 or of a folder, with a small network or one of torchvision's.
+
+run-image-classification.py                                      train on CIFAR-10, fetched to ./data
+run-image-classification.py --dataset folder --data-dir DIR      train on DIR/CLASS/*.jpg or DIR/train/CLASS/…
+run-image-classification.py … --model resnet18 --weights IMAGENET1K_V1 --freeze
+                                                                 teach a new head old features
+run-image-classification.py --resume                             go on after any kind of stop
+run-image-classification.py --eval-only --restore-file CKPT      evaluate, and draw what it learnt
+run-image-classification.py --predict-only --restore-file CKPT   write its predictions
+torchrun --nproc-per-node 2 run-image-classification.py …        train on several devices
+
+A study of optimizers, its runs in one picture:
+
+for run in adam:1e-2 adam:1e-3 adam:1e-4 sgd:1e-2 sgd:1e-3; do
+    run-image-classification.py --model lenet5 --schedule constant --optimizer ${run%:*} -lr ${run#*:} \\
+        --checkpoint-dir ckpts/lenet5-$run > logs/lenet5-$run.log
+done
+plot-log.py --log-file logs/lenet5-*.log --prefix lenet5
+"""
+
+import os
+
+from lib import cli
+
+TASK = "image-classification"
+STRUCTURAL = ("model", "size", "bn", "dropout", "hidden", "depth")
+
+# What each model trains best with, chosen on held-out training images. Any flag may say otherwise.
+PLAIN = {
+    "batch_size": 32,
+    "max_epoch": 8,
+    "optimizer": "adam",
+    "learning_rate": 0.001,
+    "schedule": "one-cycle",
+    "warmup": 0.1,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "augment": ("flip",),
+    "shift_pixels": 2,
+}
+DEEPER = PLAIN | {
+    "batch_size": 128,
+    "max_epoch": 20,
+    "optimizer": "adamw",
+    "learning_rate": 0.004,
+    "weight_decay": 0.05,
+    "augment": ("shift", "flip"),
+}
+ROWS = DEEPER | {"learning_rate": 0.002, "clip_norm": 1.0, "hidden": 256, "depth": 1}
+TORCHVISION = PLAIN | {
+    "batch_size": 32,
+    "max_epoch": 20,
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "augment": (),
+}
+RECIPES = {
+    "lenet5": PLAIN,
+    "simple-cnn": DEEPER,
+    "deep-cnn": DEEPER | {"learning_rate": 0.007, "label_smoothing": 0.05, "ema": 0.99},
+    "fast-cnn": DEEPER
+    | {
+        "max_epoch": 10,
+        "learning_rate": 0.01,
+        "label_smoothing": 0.1,
+        "ema": 0.999,
+    },
+    "row-rnn": ROWS,
+    "row-lstm": ROWS,
+    "row-gru": ROWS,
+}
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog="run-image-classification.py",
+        description=__doc__,
+        epilog=cli.describe_recipes(RECIPES | {"a network of torchvision's": TORCHVISION}),
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=("cifar10", "folder"), default="cifar10")
+    add("--data-dir", default="data", metavar="DIR", help="the folder, or what holds cifar-10-batches-py/…")
+    add("--classes", type=_names, default=(), metavar="NAME,…", help="of a folder, these classes alone")
+    add(
+        "--valid-fraction",
+        type=cli.number(0, 0.9, above=True),
+        metavar="X",
+        help="validate on this share of the training images; default: on the split there is for it, or 0.1",
+    )
+    add("--limit", type=cli.integer(1), metavar="N", help="train on a fixed stratified subset of so many")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    add(
+        "--size",
+        type=cli.integer(8, 1024),
+        metavar="N",
+        help="side of the images; default: 32, or the weights'",
+    )
+    add(
+        "--workers",
+        type=cli.integer(0, 64),
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that read images above 64 px",
+    )
+    add = parser.add_argument_group("network").add_argument
+    add("--model", default="fast-cnn", metavar="NAME", help=f"{', '.join(RECIPES)}, or one of torchvision's")
+    add(
+        "--weights",
+        metavar="WHICH",
+        help="to begin with: torchvision's name such as IMAGENET1K_V1, a file of this network, or random",
+    )
+    add("--freeze", action="store_true", help="train the last layer alone, on features computed once")
+    add(
+        "--trunk-lr",
+        type=cli.number(0, above=True),
+        metavar="X",
+        help="learning rate of all but the last layer",
+    )
+    add("--bn", action="store_true", help="simple-cnn: with batch normalisation")
+    add("--dropout", type=cli.number(0, 0.95), metavar="X", help="simple-cnn: share of features dropped")
+    cli.add_row_flags(parser)
+    cli.add_run_flags(parser)
+    cli.add_training_flags(parser, "the recipe of the model")
+    cli.add_augmentation_flags(parser, "color", "affine", "crop", "flip", "erase", "shift", "rotate", "scale")
+    views = cli.add_view_flags(parser)
+    views.add_argument(
+        "--pool", choices=("gap", "flatten"), default="gap", help="how a feature map becomes a vector"
+    )
+    cli.add_thumbnail_flag(views)
+    cli.add_input_flags(parser)
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def recipe(flags) -> dict:
+    return RECIPES.get(flags.model, TORCHVISION)
+
+
+def main(argv=None) -> None:
+    typed, defaults = make_parser().parse_typed(argv)
+    from lib import image_classification as task
+    from lib import image_views, session
+
+    task.check_input(typed.get("input", ()))
+    with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
+        given = task.given_weights(run)
+        data = task.load_photographs(run, given)
+        model = task.build(run, data, given)
+        if run.flags.predict_only:
+            task.predict(run, model, data)
+        elif run.flags.eval_only:
+            image_views.look_inside(run, model, data)
+        else:
+            data = task.freeze(run, model, data)
+            task.fit(run, model, data, task.trunk_rate(run, model))
+            task.report(run, model, data)
+
+
+if __name__ == "__main__":
+    cli.run(main)

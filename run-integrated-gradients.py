@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Draw what each pixel of an image adds to a classifier's score, by integrated gradients.
+
+run-integrated-gradients.py --ptm resnet18 --input cat.jpg --tolerance 0.01    the three likeliest classes
+run-integrated-gradients.py --ptm vgg16 --input cat.jpg --target 'Egyptian cat' tabby --baseline blur
+run-integrated-gradients.py --restore-file CKPT --input digits:7               a network trained here, offline
+run-integrated-gradients.py --ptm resnet18 --input cat.jpg --steps 50 --rule gauss-legendre
+
+The values add up to the difference between the image's score and the baseline's, but for the gap that is
+printed with every map.
+"""
+
+from lib import cli
+from lib.errors import UserError
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(prog="run-integrated-gradients.py", description=__doc__)
+    cli.add_explanation_flags(parser)
+    add = parser.add_argument_group("method").add_argument
+    add(
+        "--baseline",
+        default="black",
+        metavar="WHICH",
+        help="where the path begins: black, grey, mean (colour), blur, noise, or an image file",
+    )
+    rules = ("midpoint", "trapezoid", "gauss-legendre", "right")
+    add("--rule", choices=rules, default="midpoint", help="of the integral")
+    add("--steps", type=cli.integer(1), metavar="N", help="of the path, whatever the tolerance")
+    add(
+        "--tolerance",
+        type=cli.number(0, above=True),
+        default=0.01,
+        metavar="X",
+        help="treble the steps until the gap is less than this share of the difference, and the map still",
+    )
+    add(
+        "-bs",
+        "--batch-size",
+        type=cli.integer(1),
+        default=18,
+        metavar="N",
+        help="points of the path at once; memory grows with it, and not with the steps",
+    )
+    cli.add_smoothing_flags(parser, "the values")
+    return parser
+
+
+def main(argv=None) -> None:
+    typed, defaults = make_parser().parse_typed(argv)
+    cli.check_needs(typed, {"noise": "smooth"})
+    if "steps" in typed and "tolerance" in typed:
+        raise UserError("--steps and --tolerance both say how many steps: choose one")
+    from lib import image_explanation
+    from lib import path_explanation as task
+
+    with image_explanation.start("ig", typed, defaults) as run:
+        task.explain(run)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,99 @@
+"""CIFAR-10 in torchvision's own format, on files that the tests write."""
+
+import io
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+from lib.data import cifar
+from lib.errors import UserError
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes bytes as Python 2 wrote its strings, which is how the archive was made."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value: bytes) -> None:
+        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+
+    dispatch[bytes] = save_bytes
+
+
+def pickled(content) -> bytes:
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol=2).dump(content)
+    return buffer.getvalue()
+
+
+def write_cifar10(root, images: int = 20):
+    """Write batches of so many random images each, as the archive holds them."""
+    folder = root / cifar.FOLDER
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in (name for names in cifar.FILES.values() for name in names):
+        content = {
+            b"batch_label": name.encode(),
+            b"labels": (np.arange(images) % 10).tolist(),
+            b"data": generator.integers(0, 256, (images, 3072), dtype=np.uint8),
+            b"filenames": [b"x.png"] * images,
+        }
+        (folder / name).write_bytes(pickled(content))
+    (folder / "batches.meta").write_bytes(
+        pickled({b"label_names": [name.encode() for name in cifar.CLASSES]})
+    )
+    return root
+
+
+def test_images_and_labels_are_those_that_torchvision_reads(tmp_path, monkeypatch):
+    splits = cifar.load(write_cifar10(tmp_path))
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda _: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    for name, split in splits.items():
+        theirs = CIFAR10(str(tmp_path), train=name == "train")
+        pixels = torch.from_numpy(theirs.data).permute(0, 3, 1, 2)
+        assert torch.equal((split.images * 255).round().to(torch.uint8), pixels)
+        assert split.labels.tolist() == theirs.targets
+        assert tuple(theirs.classes) == cifar.CLASSES
+    assert [len(split.labels) for split in splits.values()] == [100, 20]
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        os.urandom(50),
+        pickle.dumps({b"labels": [1]}),
+        pickle.dumps({b"labels": [11], b"data": np.zeros((1, 3072), np.uint8)}),
+        pickle.dumps({b"labels": [1, 2], b"data": np.zeros((1, 3072), np.uint8)}),
+        pickle.dumps({b"labels": [1], b"data": np.zeros((1, 3072), np.float32)}),
+        pickle.dumps({b"labels": [1], b"data": Code()}),
+    ],
+)
+def test_a_damaged_file_is_one_line_and_never_runs_code(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (write_cifar10(tmp_path) / cifar.FOLDER / "data_batch_3").write_bytes(content)
+    with pytest.raises(UserError, match=r"data_batch_3 is no file of CIFAR-10, or is damaged$"):
+        cifar.load(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_without_files_and_network_the_line_says_what_goes_where(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    def fail(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    with pytest.raises(UserError, match=r"could not be downloaded .*data_batch_1, .*test_batch into"):
+        cifar.load(tmp_path / "data")

@@ -1,0 +1,264 @@
+"""The Grad-CAM script from end to end: sheets, numbers, arrays, filmstrips, refusals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Ended, call, write_checkpoint
+from PIL import Image
+from scipy.stats import spearmanr
+
+from lib import runlog
+from lib.cam_explanation import rank_correlation
+from lib.explain import gradients
+from lib.explain import subject as subjects
+from lib.explain.scores import class_scores
+
+SCRIPT = "run-grad-cam.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Checkpoints of three epochs of an untrained network, one photograph. Tests may not write to it."""
+    folder = tmp_path_factory.mktemp("subjects")
+    for epoch in (11, 0, 2):
+        torch.manual_seed(epoch)
+        write_checkpoint(folder / f"epoch_{epoch + 1}.pt", epoch=epoch)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture
+def explain(tmp_path, folder):
+    """Call the script on one checkpoint and one example, or as other flags say, in a folder of its own."""
+
+    def run(*flags, own=True) -> Ended:
+        usual = ("--restore-file", folder / "epoch_1.pt", "--input", "digits:7") if own else ()
+        return call(SCRIPT, *usual, *flags, folder=tmp_path)
+
+    return run
+
+
+def records(done: Ended) -> list[dict]:
+    assert (done.status, done.stderr) == (0, "")
+    return runlog.parse(done.stdout.splitlines(keepends=True)).runs[-1].events["PANEL"]
+
+
+def test_a_sheet_is_drawn_and_every_panel_has_a_line_of_numbers(explain, tmp_path):
+    done = explain()
+    assert [path.name for path in (tmp_path / "imgs").iterdir()] == ["gradcam-lenet5-digits-7.png"]
+    panels = records(done)
+    assert len(panels) == 3
+    assert [panel["probability"] for panel in panels] == sorted(
+        (panel["probability"] for panel in panels), reverse=True
+    )
+    for panel in panels:
+        assert (panel["image"], panel["model"], panel["method"]) == ("digits-7", "lenet5", "grad-cam")
+        assert {"layer", "class", "target", "score", "map_maximum", "zero_share", "seconds"} <= panel.keys()
+        assert (panel["forward_passes"], panel["backward_passes"]) == (1, 3)
+
+
+def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, folder):
+    done = explain(
+        "--target", "3", "8", "--layer", "c1", "s4", "--save-values", "v.npz", "--json", "out/v.json"
+    )
+    subject = subjects.load_checkpoint(folder / "epoch_1.pt")
+    (picture,) = subject.read(["digits:7"])
+    images = subject.normalise(picture.pixels[None])
+    found = gradients.grad_cam(subject.model, ["c1", "s4"], images, class_scores([3, 8]))
+    expected = [found.maps[layer][target, 0] for layer in ("c1", "s4") for target in range(2)]
+    with np.load(tmp_path / "v.npz") as values:
+        assert values["layers"].tolist() == ["c1", "c1", "s4", "s4"]
+        assert values["classes"].tolist() == ["3", "8", "3", "8"]
+        assert values["names"].tolist() == ["digits-7"] * 4
+        assert values["inputs"].shape == (4, 28, 28, 3)
+        np.testing.assert_array_equal(values["inputs"][0, ..., 0], np.round(picture.pixels[0].numpy() * 255))
+        for index, raw in enumerate(expected):
+            height, width = values["raw_sizes"][index]
+            np.testing.assert_allclose(values["raw_maps"][index, :height, :width], raw, rtol=1e-6)
+            assert np.isnan(values["raw_maps"][index, height:]).all()
+            np.testing.assert_allclose(values["maps"][index], gradients.upsample(raw, 28), rtol=1e-6)
+        np.testing.assert_allclose(values["scores"][:2], found.output[0, [3, 8]], rtol=1e-6)
+    written = json.loads((tmp_path / "out" / "v.json").read_text())
+    assert [record["map_maximum"] for record in written] == [float(raw.max()) for raw in expected]
+    for record, logged in zip(written, records(done), strict=True):
+        assert record["probability"] == pytest.approx(logged["probability"], rel=1e-4)
+        assert record["class"] == str(logged["class"])
+
+
+def test_guided_adds_two_columns_a_class(explain, tmp_path, folder):
+    panels = records(explain("--guided", "-k", 2, "--save-values", "v.npz"))
+    assert [panel["method"] for panel in panels] == ["grad-cam", "guided", "guided-grad-cam"] * 2
+    subject = subjects.load_checkpoint(folder / "epoch_1.pt")
+    images = subject.normalise(subject.read(["digits:7"])[0].pixels[None])
+    values = gradients.guided_backprop(subject.model, images, class_scores([panels[0]["target"]])).values
+    with np.load(tmp_path / "v.npz") as saved:
+        np.testing.assert_allclose(saved["maps"][1], values[0, 0].sum(0), rtol=1e-5, atol=1e-9)
+        product = saved["maps"][0] * saved["maps"][1]
+        np.testing.assert_allclose(saved["maps"][2], product, rtol=1e-5, atol=1e-9)
+
+
+def test_smoothing_and_the_rule_change_the_guided_columns_alone(explain):
+    plain = records(explain("--guided", "-k", 1))
+    smooth = records(explain("--guided", "-k", 1, "--smooth", 3))
+    deconvnet = records(explain("--guided", "-k", 1, "--rule", "deconvnet"))
+    for other in (smooth, deconvnet):
+        assert other[0]["map_maximum"] == plain[0]["map_maximum"]
+        assert other[1]["map_maximum"] != plain[1]["map_maximum"]
+    assert (smooth[1]["forward_passes"], smooth[1]["backward_passes"]) == (3, 3)
+    assert records(explain("--guided", "-k", 1, "--smooth", 3))[1]["map_maximum"] == smooth[1]["map_maximum"]
+
+
+def test_redrawn_layers_add_columns_that_say_how_far_the_map_moved(explain):
+    panels = records(explain("--randomise", 2, "-k", 2))
+    assert len(panels) == 6
+    assert [panel.get("redrawn", "").count(",") for panel in panels[2:]] == [0, 0, 1, 1]
+    assert panels[4]["redrawn"].startswith(panels[2]["redrawn"])
+    assert all(-1 <= panel["rank_correlation"] <= 1 for panel in panels[2:])
+    assert "rank_correlation" not in panels[0]
+    assert panels[0]["score"] != panels[2]["score"]
+
+
+def test_the_counterfactual_is_a_map_of_the_negated_score(explain):
+    plain, negated = records(explain("--target", 3)), records(explain("--target", 3, "--counterfactual"))
+    assert plain[0]["score"] == negated[0]["score"]
+    assert plain[0]["map_maximum"] != negated[0]["map_maximum"]
+
+
+def test_checkpoints_are_a_filmstrip_in_the_order_of_their_epochs_about_the_classes_of_the_last(
+    explain, folder, tmp_path
+):
+    files = [folder / f"epoch_{epoch}.pt" for epoch in (1, 12, 3)]
+    done = explain(
+        "--restore-file", *files, "--input", "digits:7", folder / "photo.png", "--animate", own=False
+    )
+    panels = records(done)
+    assert [panel["epoch"] for panel in panels] == [0, 0, 0, 2, 2, 2, 11, 11, 11] * 2
+    assert [panel["image"] for panel in panels] == ["digits-7"] * 9 + ["photo"] * 9
+    for first in (0, 9):
+        targets = [panel["target"] for panel in panels[first : first + 9]]
+        assert targets[:3] == targets[3:6] == targets[6:]
+    stem = "gradcam-lenet5-digits-7-photo"
+    assert sorted(path.name for path in (tmp_path / "imgs").iterdir()) == [f"{stem}.gif", f"{stem}.png"]
+    with Image.open(tmp_path / "imgs" / f"{stem}.gif") as animation:
+        assert animation.n_frames == 3
+
+
+def test_layers_are_listed_with_their_sizes_and_the_default_is_marked(explain, folder):
+    done = explain("--restore-file", folder / "epoch_1.pt", "--list-layers", own=False)
+    assert (done.status, done.stderr) == (0, "")
+    assert any(line.split() == ["c1", "Conv2d", "6×28×28"] for line in done.stdout.splitlines())
+    (default,) = [line.split()[0] for line in done.stdout.splitlines() if "(default)" in line]
+    assert {panel["layer"] for panel in records(explain())} == {default}
+
+
+def test_a_network_of_torchvisions_explains_a_photograph(folder, tmp_path):
+    flags = ("--ptm", "squeezenet1_1", "--weights", "random", "--input", folder / "photo.png", "-k", 1)
+    panels = records(call(SCRIPT, *flags, folder=tmp_path))
+    assert len(panels) == 1
+    assert (tmp_path / "imgs" / "gradcam-squeezenet1_1-photo.png").exists()
+
+
+def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
+    explain("--guided", "--smooth", 2, "--randomise", 1, "--out-dir", "once")
+    explain("--guided", "--smooth", 2, "--randomise", 1, "--out-dir", "again")
+    once, again = (next((tmp_path / name).iterdir()).read_bytes() for name in ("once", "again"))
+    assert once == again
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (("--layer", "c9"), "no layer 'c9'; choose from"),
+        (("--layer", "f6"), "'f6' has no spatial map"),
+        (("--target", "cat"), "no class 'cat'"),
+        (("--target", "10"), "0 to 9"),
+        (("-k", "11"), "-k 11 is more than the 10 classes"),
+        (("-k", "2", "--target", "3"), "choose one"),
+        (("--weights", "random"), "--weights goes with --ptm alone"),
+        (("--rule", "deconvnet"), "--rule goes with --guided alone"),
+        (("--smooth", "3"), "--smooth goes with --guided alone"),
+        (("--randomise", "99"), "99"),
+        (("--animate",), "two checkpoints or more"),
+        (("--ptm", "resnet18"), "not allowed with"),
+        (("--input", "nothere.jpg"), "there is no file nothere.jpg"),
+        (("--input", "digits:360"), "0 to 359"),
+        (("--save-values", "v.txt"), "ends in .npz"),
+        (("--device", "nonesuch"), "--device nonesuch"),
+        (("--method", "cam"), "invalid choice"),
+    ],
+)
+def test_a_mistake_is_one_line_and_draws_nothing(explain, tmp_path, flags, match):
+    done = explain(*flags)
+    assert (done.status, done.stdout) == (2, "")
+    assert done.is_one_line_error(), done.stderr
+    assert match in done.stderr
+    assert not list(tmp_path.glob("imgs/*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ((), "--ptm NAME"),
+        (("--ptm", "resnet18"), "--input FILE"),
+        (("--ptm", "resnet", "--input", "digits:7"), "nearest names are resnet"),
+        (("--restore-file", "missing.pt", "--input", "digits:7"), "there is no file missing.pt"),
+    ],
+)
+def test_without_a_network_or_an_image_one_line_says_what_is_missing(explain, flags, match):
+    done = explain(*flags, own=False)
+    assert done.status == 2
+    assert done.is_one_line_error(), done.stderr
+    assert match in done.stderr
+
+
+def test_damaged_files_are_one_line(explain, tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    write_checkpoint(tmp_path / "text.pt", task="text-classification")
+    (tmp_path / "half.pt").write_bytes((tmp_path / "text.pt").read_bytes()[:1000])
+    for flags in (
+        ("--input", "text.jpg"),
+        ("--input", "digits:7", "empty.png"),
+        ("--restore-file", "text.pt"),
+        ("--restore-file", "half.pt"),
+    ):
+        done = explain(*flags)
+        assert done.status == 2
+        assert done.is_one_line_error(), done.stderr
+        assert flags[-1] in done.stderr
+
+
+@pytest.mark.parametrize("script", [SCRIPT, "run-integrated-gradients.py"])
+def test_help_answers_without_importing_torch(script):
+    code = (
+        "import atexit, runpy, sys; sys.argv[1:] = ['--help']; "
+        "atexit.register(lambda: print('torch' in sys.modules or 'numpy' in sys.modules)); "
+        f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "--save-values" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_an_interrupt_ends_in_one_line_and_leaves_no_picture(explain, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gradients, "guided_backprop", interrupt)
+    done = explain("--guided", "--save-values", "v.npz")
+    assert (done.status, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_rank_correlation_is_spearmans_and_unknown_for_a_flat_map():
+    a, b = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(0))
+    b = (b * 4).round()  # with ties
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic)
+    assert rank_correlation(a, a**3) == pytest.approx(1)
+    assert np.isnan(rank_correlation(a, torch.zeros(7, 7)))

@@ -1,0 +1,213 @@
+"""Networks to look inside and the pictures they are shown: exactly what the network sees, or one line."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_checkpoint
+from PIL import Image
+from torch import nn
+from torchvision import models
+
+from lib.data.preprocessing import Preprocessing
+from lib.errors import UserError
+from lib.explain import subject as subjects
+from lib.explain.subject import Subject
+
+IMAGENET = Preprocessing(24, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=32)
+
+
+def small(preprocessing: Preprocessing = IMAGENET, classes=("tabby", "tiger cat", "Egyptian cat", "bat")):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(preprocessing.channels * preprocessing.size**2, len(classes))
+    )
+    return Subject("small", network.eval(), classes, preprocessing)
+
+
+def photograph(path, size=(50, 40), mode="RGB"):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    image.save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory) -> Subject:
+    return subjects.load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("ckpts") / "own.pt"))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("size", [(50, 40), (40, 50), (32, 32), (31, 97), (24, 24)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_photograph_is_prepared_exactly_as_torchvisions_preset_prepares_it(tmp_path, size, interpolation):
+    file = photograph(tmp_path / "photo.png", size)
+    mode = models.ResNet18_Weights.DEFAULT.transforms().interpolation.__class__(interpolation)
+    preset = models.ResNet18_Weights.DEFAULT.transforms(crop_size=24, resize_size=32, interpolation=mode)
+    subject = small(Preprocessing(24, 3, IMAGENET.mean, IMAGENET.std, 32, interpolation))
+    (picture,) = subject.read([file])
+    with Image.open(file) as image:
+        torch.testing.assert_close(subject.normalise(picture.pixels), preset(image))
+    assert (picture.name, picture.label) == ("photo", None)
+    assert picture.pixels.shape == (3, 24, 24)
+    assert picture.pixels.min() >= 0
+    assert picture.pixels.max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_photographs_of_every_mode_have_three_channels(tmp_path, mode):
+    file = photograph(tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png"), mode=mode)
+    (picture,) = small().read([file])
+    assert picture.pixels.shape == (3, 24, 24)
+    assert (picture.pixels[0] != picture.pixels[2]).any() == (mode != "L")
+
+
+def test_an_example_of_a_data_set_is_the_row_that_the_network_validates_on(restored):
+    from lib.data import images
+
+    data = images.load("digits", "nowhere")
+    first, second = restored.read(["digits:7", "digits:0"])
+    assert torch.equal(first.pixels, data.valid.images[7])
+    assert torch.equal(second.pixels, data.valid.images[0])
+    assert first.name == "digits-7"
+    assert first.label == data.classes[data.valid.labels[7]]
+
+
+def test_a_grey_example_shown_to_a_network_for_colours_keeps_its_shape_and_has_three_channels():
+    (picture,) = small().read(["digits:7"])
+    assert picture.pixels.shape == (3, 24, 24)
+    assert torch.equal(picture.pixels[0], picture.pixels[2])
+
+
+def test_inverted_files_are_negatives(tmp_path, restored):
+    file = photograph(tmp_path / "photo.png")
+    (plain,), (negative,) = restored.read([file]), restored.read([file], invert=True)
+    torch.testing.assert_close(negative.pixels, 1 - plain.pixels)
+    assert plain.pixels.shape == (1, 28, 28)
+
+
+def test_a_file_whose_name_looks_like_an_example_is_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 40), "red").save("digits:7", "PNG")
+    (picture,) = small().read(["digits:7"])
+    assert picture.label is None
+    assert torch.equal(picture.pixels[0], torch.ones(24, 24))
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path, restored):
+    (tmp_path / "text.jpg").write_text("not an image")
+    long = tmp_path / "long.png"
+    Image.new("L", (40_000, 1)).save(long)
+    for name, match in {
+        str(tmp_path / "text.jpg"): "not an image",
+        str(tmp_path / "missing.jpg"): "there is no file",
+        "letters:3": "no data set 'letters'",
+        "digits:360": r"has 0 to 359",
+    }.items():
+        with pytest.raises(UserError, match=match):
+            restored.read([name])
+    with pytest.raises(UserError, match="too long for its width: 40000×1"):
+        small(Preprocessing(224, 3, IMAGENET.mean, IMAGENET.std, 256)).read([str(long)])
+
+
+def test_inputs_are_checked_without_a_network(tmp_path):
+    subjects.check_inputs([photograph(tmp_path / "photo.png"), "digits:99999", "mnist:0"])
+    for name, match in {
+        str(tmp_path / "missing.jpg"): "there is no file",
+        "letters:3": "no data set",
+    }.items():
+        with pytest.raises(UserError, match=match):
+            subjects.check_inputs([photograph(tmp_path / "photo.png"), name])
+
+
+# Networks
+
+
+def test_logits_are_the_networks_own_of_normalised_pixels():
+    subject = small()
+    pixels = torch.rand(2, 3, 24, 24)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
+    torch.testing.assert_close(subject.logits(pixels), subject.model((pixels - mean) / std))
+
+
+def test_gradients_reach_the_pixels_and_no_weight(restored):
+    pixels = torch.rand(2, 1, 28, 28, requires_grad=True)
+    restored.logits(pixels).sum().backward()
+    assert pixels.grad.abs().sum() > 0
+    assert all(weight.grad is None and not weight.requires_grad for weight in restored.model.parameters())
+    assert not any(module.training for module in restored.model.modules())
+
+
+def test_a_checkpoint_brings_its_name_classes_preprocessing_and_epoch(restored):
+    assert (restored.name, restored.epoch) == ("lenet5", 0)
+    assert restored.classes == tuple("0123456789")
+    assert (restored.size, restored.channels) == (28, 1)
+    assert restored.normalise(torch.ones(1, 28, 28)).unique().tolist() == [1.5]
+
+
+def test_a_checkpoint_gives_the_logits_of_the_weights_it_was_saved_with(tmp_path, restored):
+    from lib import checkpoint
+    from lib import models as networks
+
+    path = write_checkpoint(tmp_path / "own.pt")
+    network = networks.build("lenet5", classes=10, channels=1, size=28).eval()
+    network.load_state_dict(checkpoint.load(path)["state_dict"])
+    pixels = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(restored.logits(pixels), network((pixels - 0.25) / 0.5), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ({"task": "text-classification"}, "trained for text-classification"),
+        ({"classes": None}, "does not name its classes"),
+        ({"preprocessing": None}, "how its inputs were prepared"),
+        ({"preprocessing": {"size": 28, "channels": 1, "mean": [0.0], "std": [0.0]}}, "how its inputs"),
+        ({"preprocessing": {"size": 28, "channels": 3, "mean": [0, 0], "std": [1]}}, "how its inputs"),
+        ({"model": {"name": "nonesuch", "config": {}}}, "no model 'nonesuch'"),
+        ({"state_dict": {"c1.weight": torch.zeros(1)}}, "does not fit LeNet5"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_explained_is_one_line(tmp_path, entries, match):
+    path = write_checkpoint(tmp_path / "odd.pt", **entries)
+    with pytest.raises(UserError, match=match):
+        subjects.load_checkpoint(path)
+
+
+def test_a_bare_state_dict_asks_for_the_name_of_its_network(tmp_path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "bare.pt")
+    with pytest.raises(UserError, match="--ptm NAME --weights FILE"):
+        subjects.load_checkpoint(tmp_path / "bare.pt")
+
+
+def test_preprocessing_goes_into_a_checkpoint_and_comes_out_the_same():
+    saved = IMAGENET.as_dict()
+    assert all(type(value) in (int, str, list) for value in saved.values())
+    assert Preprocessing.of(saved, "it") == IMAGENET
+
+
+# Classes
+
+
+def test_classes_are_found_by_name_whatever_the_case_and_by_number():
+    assert subjects.find_classes(small(), ["egyptian CAT", "3", "tabby"]) == [2, 3, 0]
+
+
+def test_a_name_goes_before_a_number():
+    assert subjects.find_classes(small(classes=("7", "3", "1", "0")), ["1", "2"]) == [2, 2]
+
+
+def test_an_unknown_class_suggests_the_nearest_by_word_then_by_letters():
+    with pytest.raises(UserError, match=r"no class 'cat'.*tiger cat, Egyptian cat, bat"):
+        subjects.find_classes(small(), ["cat"])
+    with pytest.raises(UserError, match=r"nearest names are Egyptian cat"):
+        subjects.find_classes(small(), ["Egiptian cat"])
+    with pytest.raises(UserError, match="the network's are 0 to 3"):
+        subjects.find_classes(small(), ["4"])
+
+
+def test_more_likeliest_classes_than_there_are_is_one_line():
+    subjects.check_top(small(), 4)
+    with pytest.raises(UserError, match="-k 5 is more than the 4 classes of small"):
+        subjects.check_top(small(), 5)
