@@ -15,8 +15,6 @@ weights, bit for bit on a CPU, as one that never stopped.
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -29,6 +27,7 @@ from tqdm import tqdm
 
 from lib import checkpoint, distributed
 from lib.errors import Interrupted, RunFailed, UserError
+from lib.interrupts import Signals
 from lib.models import layers
 from lib.optimisation import Settings, WeightAverage, learning_rate_factor, make_optimizer
 from lib.runlog import RunLog
@@ -188,7 +187,7 @@ class _Run:
             self._save(self.checkpoints.last, resumable=True)
         runner = self._runner()
         self.model.train()
-        with _Signals() as signals, _progress_bar(updates, self.progress.update) as bar:
+        with Signals() as signals, _progress_bar(updates, self.progress.update) as bar:
             for batch in self._batches(training, updates):
                 self._step(runner, batch, updates)
                 bar.update()
@@ -253,7 +252,7 @@ class _Run:
             self._save(self.checkpoints.last, resumable=True)
             self.pending.restart_clock()
 
-    def _stop_if(self, signals: "_Signals", unless: bool) -> None:
+    def _stop_if(self, signals: Signals, unless: bool) -> None:
         received = distributed.any_rank(signals.received, self.device)
         if not received or unless:
             return
@@ -387,30 +386,6 @@ class _PendingLosses:
         self.losses, self.counts = [], []
         self.restart_clock()
         return losses, float(examples), seconds
-
-
-class _Signals:
-    """Within the block Ctrl-C and SIGTERM are noted and end nothing; a second Ctrl-C ends the process."""
-
-    def __init__(self):
-        self.received = 0
-        self._before = {}
-
-    def __enter__(self) -> "_Signals":
-        # Only the main thread may set handlers; elsewhere whoever owns the process handles its signals.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame) -> None:
-        if self.received == number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
 
 
 def _progress_bar(updates: int, done: int) -> tqdm:
