@@ -48,7 +48,12 @@ def make_parser() -> cli.Parser:
         help="evaluations; default: 32 a player, or all of up to 16 players where images have up to 64 px",
     )
     positive = cli.number(0, above=True)
-    add("--tolerance", type=positive, metavar="X", help="stop when the largest 95%% half-width is X or less")
+    add(
+        "--tolerance",
+        type=positive,
+        metavar="X",
+        help="stop when all values are known to X, in units of the score, with 95%% confidence",
+    )
     add(
         "-m",
         "--max-context",

@@ -63,7 +63,7 @@ class Game:
     def n(self) -> int:
         return len(self.positions)
 
-    def torch(self, coalitions: torch.Tensor) -> torch.Tensor:
+    def of_tensor(self, coalitions: torch.Tensor) -> torch.Tensor:
         """The game as `lib.explain.shapley` wants it."""
         started = time.perf_counter()
         values = self.value(coalitions)[:, None]
@@ -71,10 +71,10 @@ class Game:
         self.seconds += time.perf_counter() - started
         return values
 
-    def numpy(self, coalitions) -> np.ndarray:
+    def of_array(self, coalitions) -> np.ndarray:
         """The game as other packages want it: numbers that are 0 or 1, to values."""
         rows = np.atleast_2d(np.asarray(coalitions)) > 0.5
-        return self.torch(torch.from_numpy(rows))[:, 0].numpy()
+        return self.of_tensor(torch.from_numpy(rows))[:, 0].numpy()
 
     def squared_error(self, values: torch.Tensor) -> float:
         """The mean squared error; the product of two independent ones has no bias from the references'."""
@@ -97,9 +97,7 @@ def table_game(name: str, table: torch.Tensor) -> Game:
     """Return the game of 2ⁿ values, n a square number, with its exact Shapley values."""
     n = round(math.log2(len(table)))
     if len(table) != 2**n or math.isqrt(n) ** 2 != n:
-        raise SystemExit(
-            f"{name}: {len(table)} values are not those of all coalitions of a square of players"
-        )
+        raise SystemExit(f"{name}: {len(table)} values are not those of the coalitions of a square")
     place = 2 ** torch.arange(n)
     truth = shapley_weights(all_coalitions(n)).T @ table
     return Game(name, grid(math.isqrt(n)), lambda s: table[(s * place).sum(1)], (truth, truth))
@@ -114,7 +112,7 @@ def digit_games(images: int) -> Iterator[Game]:
     from lib.optimisation import Settings
     from lib.runlog import RunLog
 
-    digits = data.load("digits", "data").prepared(0.0, 1.0, torch.device("cpu"))
+    digits = data.load("digits", "data").prepared((0.0,), (1.0,), torch.device("cpu"))
     torch.manual_seed(0)
     model = models.build("mnist-classifier")
     settings = Settings(seed=0, max_epoch=20, learning_rate=0.01, schedule="one-cycle", weight_decay=0.01)
@@ -174,7 +172,7 @@ def network_games(folder: Path) -> Iterator[Game]:
 
 def ours(name: str) -> Callable:
     def estimate(game: Game, budget: int, seed: int):
-        found = shapley.ESTIMATORS[name](game.torch, game.positions, Plan(budget, seed=seed))
+        found = shapley.ESTIMATORS[name](game.of_tensor, game.positions, Plan(budget, seed=seed))
         return found.values[0], found.standard_errors[0]
 
     return estimate
@@ -184,7 +182,7 @@ def shap_permutation(game: Game, budget: int, seed: int) -> np.ndarray:
     import shap
 
     masker = shap.maskers.Independent(np.zeros((1, game.n)))
-    explainer = shap.PermutationExplainer(game.numpy, masker, seed=seed)
+    explainer = shap.PermutationExplainer(game.of_array, masker, seed=seed)
     return explainer(np.ones((1, game.n)), max_evals=max(budget, 2 * game.n + 1), silent=True).values[0]
 
 
@@ -192,7 +190,7 @@ def shap_kernel(game: Game, budget: int, seed: int) -> np.ndarray:
     import shap
 
     np.random.seed(seed)
-    explainer = shap.KernelExplainer(game.numpy, np.zeros((1, game.n)))
+    explainer = shap.KernelExplainer(game.of_array, np.zeros((1, game.n)))
     full = np.ones((1, game.n))
     return explainer.shap_values(full, nsamples=budget - 2, l1_reg=False, silent=True)[0]
 
@@ -205,7 +203,7 @@ def shap_partition(game: Game, budget: int, seed: int) -> np.ndarray:
     masker = shap.maskers.Partition(
         np.zeros((1, game.n)), clustering=linkage(game.positions.numpy(), "complete")
     )
-    explainer = shap.PartitionExplainer(game.numpy, masker)
+    explainer = shap.PartitionExplainer(game.of_array, masker)
     return explainer(np.ones((1, game.n)), max_evals=budget, silent=True).values[0]
 
 
@@ -215,7 +213,7 @@ def captum(method: str, samples: Callable[[int, int], int]) -> Callable:
 
         torch.manual_seed(seed)
         np.random.seed(seed)
-        explainer = getattr(attr, method)(lambda inputs: torch.from_numpy(game.numpy(inputs)))
+        explainer = getattr(attr, method)(lambda inputs: torch.from_numpy(game.of_array(inputs)))
         ones = torch.ones(1, game.n, dtype=torch.float64)
         return explainer.attribute(ones, n_samples=samples(budget, game.n))[0].double().numpy()
 
@@ -227,7 +225,7 @@ def shapiq(method: str, **options) -> Callable:
         from shapiq import approximator
 
         explainer = getattr(approximator, method)(n=game.n, random_state=seed, **options)
-        found = explainer.approximate(budget=budget, game=game.numpy)
+        found = explainer.approximate(budget=budget, game=game.of_array)
         return np.array([found[(player,)] for player in range(game.n)])
 
     return estimate
@@ -313,16 +311,8 @@ def table(family: str, rows: Sequence[dict], budgets: Sequence[int]) -> list[str
         found = (cells.get((name, budget)) for budget in budgets)
         lines.append(line(name, (f"{row['median_mse']:.1e}" if row else "–" for row in found)))
     own = [cells[OURS[0], budget] for budget in budgets]
-    best = [
-        min(
-            (
-                row["median_mse"]
-                for row in rows
-                if row["evaluations"] == budget and row["estimator"] != OURS[0]
-            )
-        )
-        for budget in budgets
-    ]
+    others = [row for row in rows if row["estimator"] != OURS[0]]
+    best = [min(row["median_mse"] for row in others if row["evaluations"] == budget) for budget in budgets]
     ratios = (f"{row['median_mse'] / other:.2f}" for row, other in zip(own, best, strict=True))
     lines.append(line("odd-gp / best of the others", ratios))
     lines.append(line("odd-gp: coverage of 95 % intervals", (f"{row['coverage']:.3f}" for row in own)))
@@ -342,7 +332,7 @@ def promises(family: str, games: Sequence[Game], seeds: int, most: int) -> dict:
         for share in (0.6, 0.3, 0.15):
             for seed in range(seeds):
                 plan = Plan(most, tolerance=share * spread, seed=seed)
-                found = shapley.odd_gp(game.torch, game.positions, plan)
+                found = shapley.odd_gp(game.of_tensor, game.positions, plan)
                 if not found.converged:
                     continue
                 first, second = game.references

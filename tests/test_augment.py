@@ -203,3 +203,50 @@ def test_the_same_random_numbers_make_the_same_images(name):
         outcomes.append(augment.augmentation((name,))(images))
     assert torch.equal(outcomes[0], outcomes[1])
     assert not torch.equal(outcomes[0], outcomes[2])
+
+
+def test_a_crop_shows_a_window_of_the_image_enlarged():
+    """On a ramp from left to right and one from top to bottom, a window is where its values are."""
+    ramp = torch.linspace(-1, 1, 32)
+    images = torch.stack([ramp.expand(32, 32), ramp.view(-1, 1).expand(32, 32)]).repeat(400, 1, 1, 1)
+    out = augment.crop(images)
+    across, down = (
+        (out[:, 0, 16, -2] - out[:, 0, 16, 1]) / 2 * 32 / 29,
+        (out[:, 1, -2, 16] - out[:, 1, 1, 16]) / 2 * 32 / 29,
+    )
+    area, aspect = across * down, across / down
+    low, high = augment.CROP_AREA
+    assert low * 0.85 < area.min() < low * 1.3
+    assert 0.85 * high < area.max() < high * 1.15
+    assert 0.6 < aspect.min() < 0.85
+    assert 1.2 < aspect.max() < 1.6
+    assert out.min() >= -1
+    assert out.max() <= 1
+
+
+def test_color_changes_brightness_contrast_and_saturation_alone():
+    grey = torch.full((400, 3, 4, 4), 0.5)
+    brightness = augment.color(grey)[:, 0, 0, 0]
+    assert 0.3 <= brightness.min() < 0.32
+    assert 0.68 < brightness.max() <= 0.7
+    out = augment.color(photos(200, channels=3))
+    assert out.min() >= 0
+    assert out.max() <= 1
+    reds = torch.tensor([0.6, 0.3, 0.3]).view(1, 3, 1, 1).expand(400, 3, 4, 4)
+    red, green, blue = augment.color(reds)[:, :, 0, 0].unbind(1)
+    assert torch.equal(green, blue)
+    assert (red > green).all()
+    saturation = (red - green) / red
+    assert saturation.max() - saturation.min() > 0.1
+
+
+def test_affine_slants_and_shifts_besides_turning():
+    images = torch.zeros(400, 1, 41, 41)
+    images[:, :, 17:24, 17:24] = 1
+    right, down = map(torch.tensor, centres(augment.augmentation(("affine",))(images)))
+    assert 3.5 < torch.hypot(right, down).max() < 4.1 * math.sqrt(2) * 1.3
+    slanted = augment.warp(images[:100], shear=0.3)
+    right, down = map(torch.tensor, centres(slanted))
+    assert torch.allclose(right, torch.zeros(100), atol=0.05)
+    top = slanted[:, 0, 18].argmax(1) - slanted[:, 0, 22].argmax(1)
+    assert top.min() < 0 < top.max()

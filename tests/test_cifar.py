@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from lib.errors import UserError
 class Python2Pickler(pickle._Pickler):
     """Writes bytes as Python 2 wrote its strings, which is how the archive was made."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_bytes(self, value: bytes) -> None:
         self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)

@@ -19,7 +19,7 @@ def parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "channels"), itertools.product(PHOTOGRAPHS, (16, 32, 33, 64), (1, 3))
+    ("name", "size", "channels"), list(itertools.product(PHOTOGRAPHS, (16, 33, 64), (1, 3)))
 )
 def test_networks_take_images_of_many_sizes(name, size, channels):
     model = models.build(name, classes=7, channels=channels, size=size).eval()

@@ -102,7 +102,7 @@ def test_cifar10_in_its_own_format_trains_and_is_tested_once(run, tmp_path):
     assert set(done.run().events["TEST"][0]) == {"Test_loss", "Test_accuracy"}
     official = run("--model", "lenet5", "--max-epoch", 1)
     assert "TEST" not in official.run().events
-    assert official.run().events["PLAN"][0]["Steps_per_epoch"] == 7  # 200 images, 32 a batch, 8 left
+    assert official.run().events["PLAN"][0]["Steps_per_epoch"] == 13  # 200 images, 16 a batch, 8 left
 
 
 @pytest.mark.parametrize("model", ["row-gru", "deep-cnn", "fast-cnn"])
@@ -231,7 +231,7 @@ def test_bad_input_is_one_line_and_exit_2(run, flags, photos, trained, tmp_path)
     assert not (tmp_path / "ckpts").exists()
 
 
-def test_an_image_that_cannot_be_read_is_one_line_or_is_left_out(run, photos, tmp_path):
+def test_an_image_that_cannot_be_read_is_one_line_or_is_left_out(run, tmp_path):
     folder = write_folder(tmp_path / "photos", 12)
     (folder / "red" / "005.png").write_bytes(b"no image")
     done = run(*BRIEF, "--data-dir", folder)

@@ -119,7 +119,7 @@ def test_examples_held_out_choose_the_checkpoint_and_the_test_split_is_reported_
 
 
 def test_every_model_trains_and_restores(classify, mnist_folder):
-    for model, size in (("lenet5", 32), ("deep-cnn", 28)):
+    for model, size in (("lenet5", 32), ("deep-cnn", 28), ("row-lstm", 28)):
         flags = ("--data-dir", mnist_folder, "--limit", 50, "--max-epoch", 1, "-bs", 25, "--model", model)
         done = classify(*flags, "--size", size)
         assert done.status == 0, done.stderr

@@ -131,7 +131,7 @@ def test_a_trunk_comes_from_a_network_of_other_classes_and_the_head_is_new(name)
 
 
 def test_the_trunk_of_another_network_is_refused():
-    with pytest.raises(UserError, match="file.pt does not fit ResNet"):
+    with pytest.raises(UserError, match=r"file\.pt does not fit ResNet"):
         transfer.load_trunk(network("resnet18"), network("fast-cnn").state_dict(), "file.pt")
 
 
@@ -152,6 +152,6 @@ def test_a_network_of_torchvisions_takes_colours_alone():
 
 def test_an_unknown_network_is_answered_with_those_there_are():
     with pytest.raises(
-        UserError, match="there is no model 'resnet81'; there are mnist-classifier, .*resnet18"
+        UserError, match=r"there is no model 'resnet81'; there are mnist-classifier, .*resnet18"
     ):
         models.build("resnet81")

@@ -153,7 +153,8 @@ def load(
     for name, split in found.splits.items():
         rows = torch.tensor([row for row in range(first, first + len(split.paths)) if row not in bad])
         first += len(split.paths)
-        splits[name] = examples.rows(rows.long())
+        # All of them are a copy of many megabytes that nobody needs.
+        splits[name] = examples if len(rows) == len(files) else examples.rows(rows.long())
     _check_left(splits, found.classes, folder)
     divided = map(_as_pixels, divide(splits, valid_fraction, limit))
     return ImageData(*divided, found.classes, how)
@@ -202,10 +203,11 @@ def _tried(
     """Return the images as files, and the numbers of those that cannot be read."""
 
     def attempt() -> dict:
-        outcomes = _in_threads(lambda path: photographs.read(path).size, files, "trying")
+        # As the network sees it, and not just opened: what fails now would else fail in a worker, later.
+        outcomes = _in_threads(lambda path: how.read(path).shape, files, "trying")
         return {"bad": [number for number, outcome in enumerate(outcomes) if outcome is None]}
 
-    kept = cached("readable", folder, files, attempt)
+    kept = cached(f"readable as {how}", folder, files, attempt)
     return FileSplit(tuple(files), _labels(found), how, workers), set(kept["bad"])
 
 

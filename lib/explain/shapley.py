@@ -26,7 +26,8 @@ from lib.explain.spatial_process import shapley_posterior
 
 Game = Callable[[Tensor], Tensor]
 
-HALF_WIDTH = 1.96  # standard errors: half of a 95 % interval
+CONFIDENCE = 0.95
+HALF_WIDTH = 1.96  # standard errors: half of an interval of that confidence
 FEWEST_EVALUATIONS_A_PLAYER = 3
 
 
@@ -36,7 +37,8 @@ class Plan:
 
     Attributes:
         budget: of evaluations.
-        tolerance: stop as soon as no 95 % interval is wider than twice this; None for the whole budget.
+        tolerance: stop as soon as all values of a game are within it of the truth with a probability of
+            95 %, which is a little more than that no 95 % interval is wider; None for the whole budget.
         seed: of the coalitions drawn.
         report: is told the largest half-width so far, at every look.
         watched: whether to look before the budget is spent, though there is no tolerance.
@@ -267,12 +269,20 @@ def _in_stages(
         if sample.is_stopped and not len(sample.units[1]):
             raise RunFailed("stopped before there was anything to say")
         values, errors = estimate()
-        half_width = HALF_WIDTH * float(errors.max())
-        plan.report(half_width)
-        if sample.is_stopped or (plan.tolerance and half_width <= plan.tolerance):
+        plan.report(HALF_WIDTH * float(errors.max()))
+        is_good = plan.tolerance is None or _confidence(errors, plan.tolerance) >= CONFIDENCE
+        if sample.is_stopped or (plan.tolerance and is_good):
             break
-    converged = not sample.is_stopped and (plan.tolerance is None or half_width <= plan.tolerance)
-    return _finish(sample, values, errors, converged)
+    return _finish(sample, values, errors, converged=is_good and not sample.is_stopped)
+
+
+def _confidence(errors: Tensor, tolerance: float) -> float:
+    """Return how probable it is that no value is off by more than `tolerance`, in the worst of T games.
+
+    Of 64 intervals of 95 %, three are expected to miss: who asks for values to a tolerance means all of them.
+    """
+    each = torch.erf(tolerance / (math.sqrt(2) * errors.clamp_min(1e-300)))
+    return float(each.prod(dim=1).min())
 
 
 def _finish(sample: _Sample, values: Tensor, errors: Tensor, converged: bool) -> Estimate:

@@ -48,7 +48,7 @@ def filters(weights: np.ndarray, layer: str) -> Figure:
 def _heading(weights: np.ndarray, layer: str, limit: float) -> str:
     number, channels, height, width = weights.shape
     which = f"the first {MOST_FILTERS} of {number}" if number > MOST_FILTERS else f"{number}"
-    scale = f"grey is 0, black and full colour ∓{limit:.2g}" if channels == 3 else f"±{limit:.2g}"
+    scale = f"black −{limit:.2g}, grey 0, full colour +{limit:.2g}" if channels == 3 else f"±{limit:.2g}"
     return f"{style.literal(layer)}: {which} filters of {height}×{width}\n{scale}"
 
 

@@ -1,0 +1,293 @@
+"""run-shapley-value.py from flags to pictures and numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Ended, call, environment, write_checkpoint
+from PIL import Image
+from test_distributed import free_port
+
+from lib.explain import games
+from lib.explain.subject import load_checkpoint
+
+SCRIPT = "run-shapley-value.py"
+FEW = ("-lp", "10", "-k", "1")  # 9 players
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint of an untrained network, and images. Tests may not write to it."""
+    folder = tmp_path_factory.mktemp("subjects")
+    write_checkpoint(folder / "own.pt")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / "photo.png")
+    Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / "square.png")
+    Image.fromarray((np.indices((28, 28)).sum(0) // 12).astype(np.uint8)).save(folder / "labels.png")
+    (folder / "text.png").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def explain(tmp_path, folder):
+    """Call the script on the checkpoint and one example, or as other flags say, in a folder of its own."""
+
+    def run(*flags) -> Ended:
+        usual = ("--restore-file", folder / "own.pt", "--input", "digits:7")
+        return call(SCRIPT, *usual, *flags, folder=tmp_path)
+
+    return run
+
+
+def panels(ended: Ended) -> list[dict]:
+    assert ended.status == 0, ended.stderr
+    return ended.run().events["PANEL"]
+
+
+def test_nine_players_are_exact_and_add_up(explain, tmp_path, folder):
+    ended = explain("-lp", "10", "--save-values", "values.npz", "--json", "numbers.json")
+    found = panels(ended)
+    assert [panel["estimator"] for panel in found] == ["exact"] * 3
+    assert {panel["evaluations"] for panel in found} == {512}
+    for panel in found:
+        assert abs(panel["efficiency_gap"]) < 1e-9
+        assert panel["values_sum"] == pytest.approx(panel["value_full"] - panel["value_empty"], abs=1e-4)
+    assert "the last row and column have 8 px" in ended.stderr
+    assert Image.open(tmp_path / "imgs" / "shap-lenet5-digits-7.png").size[0] > 500
+    assert [each["class"] for each in json.loads((tmp_path / "numbers.json").read_text())] == [
+        str(panel["class"]) for panel in found
+    ]
+    values = np.load(tmp_path / "values.npz")
+    assert values["values"].shape == values["standard_errors"].shape == (3, 9)
+    assert values["player_map"].shape == (28, 28)
+    assert np.array_equal(values["maps"], values["values"][:, values["player_map"]])
+    assert values["inputs"].shape == (3, 28, 28, 3)
+
+    subject = load_checkpoint(folder / "own.pt")
+    (picture,) = subject.read(["digits:7"])
+    with torch.no_grad():
+        full, empty = (
+            subject.logits(pixels[None])[0].double()
+            for pixels in (picture.pixels, torch.full_like(picture.pixels, 0.5))
+        )
+    target = values["targets"][0]
+    odds = [float(torch.special.logit(logits.softmax(0)[target])) for logits in (full, empty)]
+    assert odds == pytest.approx([values["scores"][0], values["empty_scores"][0]], abs=1e-4)
+
+
+def test_more_players_are_estimated_with_errors_that_hold_the_exact_values(explain, tmp_path):
+    explain(*FEW, "--save-values", "exact.npz")
+    (panel,) = panels(explain(*FEW, "--budget", "200", "--save-values", "estimated.npz"))
+    assert (panel["estimator"], panel["evaluations"]) == ("odd-gp", 200)
+    exact, found = (np.load(tmp_path / f"{name}.npz") for name in ("exact", "estimated"))
+    difference = np.abs(exact["values"] - found["values"])
+    assert (difference <= 4 * found["standard_errors"]).all()
+    assert panel["half_width"] == pytest.approx(1.96 * found["standard_errors"].max(), rel=1e-4)
+
+
+def test_more_classes_cost_no_more_evaluations(explain, monkeypatch):
+    asked = []
+    original = games.MaskedImage.__call__
+    monkeypatch.setattr(
+        games.MaskedImage, "__call__", lambda game, s: asked.append(len(s)) or original(game, s)
+    )
+    for flags in (("-k", "1"), ("--target", *"0123456789")):
+        asked.clear()
+        found = panels(explain("-lp", "7", "--budget", "256", *flags))
+        assert sum(asked) == found[0]["evaluations"] == 256
+
+
+@pytest.mark.parametrize("estimator", ["odd-gp", "permutation", "per-patch", "exact"])
+def test_every_estimator_draws(explain, tmp_path, estimator):
+    flags = ("--show-uncertainty", *(() if estimator == "per-patch" else ("--interactions",)))
+    (panel,) = panels(explain(*FEW, "--estimator", estimator, *flags))
+    assert panel["estimator"] == estimator
+    files = sorted(path.name for path in (tmp_path / "imgs").iterdir())
+    assert len(files) == 1 + len(flags)
+    for file in files:
+        assert np.asarray(Image.open(tmp_path / "imgs" / file).convert("L")).std() > 10
+
+
+@pytest.mark.parametrize("players", ["slic", "labels.png"])
+@pytest.mark.parametrize("baseline", ["mean", "blur", "noise", "square.png"])
+def test_other_players_and_baselines(explain, folder, players, baseline):
+    segments = ("--segments", "6") if players == "slic" else ()
+    named = {name: folder / name for name in ("labels.png", "square.png")}
+    flags = ("--players", named.get(players, players), "--baseline", named.get(baseline, baseline))
+    found = panels(explain("-k", "1", "--budget", "64", *flags, *segments))
+    assert 2 <= found[0]["players"] <= 8
+
+
+def test_scores_have_their_unit(explain):
+    for score, low, high in (("probability", 0, 1), ("logit", -99, 99)):
+        (panel,) = panels(explain(*FEW, "--score", score))
+        assert low <= panel["value_empty"] <= high
+        if score == "probability":
+            assert panel["value_full"] == pytest.approx(panel["probability"], abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(explain, tmp_path):
+    def values(seed):
+        assert explain(*FEW, "--budget", "100", "--seed", seed, "--save-values", "v.npz").status == 0
+        return np.load(tmp_path / "v.npz")["values"]
+
+    assert np.array_equal(values(1), values(1))
+    assert not np.array_equal(values(1), values(2))
+
+
+def test_tolerance_stops_early(explain):
+    flags = ("-lp", "4", "-k", "1", "--budget", "3000")
+    (whole,) = panels(explain(*flags))
+    (early,) = panels(explain(*flags, "--tolerance", 8 * whole["half_width"]))
+    assert early["evaluations"] < whole["evaluations"]
+    assert early["half_width"] <= 8 * whole["half_width"]
+    assert early["converged"]
+
+
+def test_several_images_and_players_of_their_own_share_a_file(explain, tmp_path, folder):
+    flags = ("--input", "digits:7", folder / "photo.png", "--players", "slic", "--segments", "9")
+    found = panels(explain("-k", "2", "--budget", "64", *flags, "--save-values", "v.npz"))
+    assert len(found) == 4
+    values = np.load(tmp_path / "v.npz")
+    assert values["values"].shape[0] == 4
+    if len(values["player_map"].shape) == 3:
+        for row, players in enumerate(values["player_map"]):
+            assert np.isfinite(values["values"][row][: players.max() + 1]).all()
+
+
+def interrupt_after(monkeypatch, batches, act):
+    """Do something before a batch of the script's evaluations."""
+    original, count = games.MaskedImage.__call__, iter(range(10**6))
+
+    def evaluate(game, coalitions):
+        if next(count) == batches:
+            act()
+        return original(game, coalitions)
+
+    monkeypatch.setattr(games.MaskedImage, "__call__", evaluate)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_with_what_is_known_by_then(explain, tmp_path, monkeypatch, number, status):
+    interrupt_after(monkeypatch, 8, lambda: os.kill(os.getpid(), number))
+    ended = explain("-lp", "4", "-k", "1", "--budget", "3000", "--save-values", "v.npz")
+    assert ended.status == status
+    assert "interrupted after" in ended.stderr
+    assert "of 3000 evaluations: what is known is in imgs/shap-lenet5-digits-7.png" in ended.stderr
+    assert (tmp_path / "imgs" / "shap-lenet5-digits-7.png").exists()
+    values = np.load(tmp_path / "v.npz")
+    assert 147 <= values["evaluations"][0] < 3000
+    assert np.isfinite(values["standard_errors"]).all()
+
+
+def test_an_interrupt_that_comes_too_early_is_one_line(explain, monkeypatch):
+    interrupt_after(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    ended = explain("-lp", "4", "-k", "1", "--budget", "3000")
+    assert ended.status == 130
+    assert ended.stderr.count("\n") == 1
+    assert "too few to say anything" in ended.stderr
+
+
+class Killed(BaseException):
+    """As a killed process does, it lets nothing be tidied up that asks for less."""
+
+
+def test_a_run_that_was_killed_reuses_the_evaluations_it_paid_for(explain, tmp_path, monkeypatch):
+    flags = ("-lp", "4", "-k", "1", "--budget", "1000", "--resume-values", "paid.npz")
+    (whole,) = panels(explain(*flags[:-2], "--save-values", "whole.npz"))
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(games, "SECONDS_BETWEEN_SAVES", 0.0)
+        interrupt_after(patched, 6, kill)
+        with pytest.raises(Killed):
+            explain(*flags)
+    (resumed,) = panels(explain(*flags, "--save-values", "resumed.npz"))
+    assert 50 < resumed["reused"] < 1000
+    assert resumed["evaluations"] == whole["evaluations"] == 1000
+    before, after = (np.load(tmp_path / f"{name}.npz")["values"] for name in ("whole", "resumed"))
+    assert np.allclose(before, after, rtol=0, atol=1e-4)
+    (again,) = panels(explain(*flags))
+    assert again["reused"] == 1000
+
+
+def test_under_torchrun_it_is_one_run_with_the_same_values(folder, explain, tmp_path):
+    flags = ("-lp", "4", "-k", "2", "--budget", "300")
+    assert explain(*flags, "--save-values", "one.npz").status == 0
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"),
+            *(free_port(), ROOT / SCRIPT, "--restore-file", folder / "own.pt", "--input", "digits:7"),
+            *(*flags, "--save-values", "two.npz"),
+        ],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(Ended(0, done.stdout, "").run().events["PANEL"]) == 2
+    one, two = (np.load(tmp_path / f"{name}.npz")["values"] for name in ("one", "two"))
+    assert np.allclose(one, two, rtol=0, atol=1e-4)
+
+
+def test_amp_changes_values_a_little_and_not_the_exact_ones(explain):
+    (plain,) = panels(explain(*FEW, "--budget", "100"))
+    (rounded,) = panels(explain(*FEW, "--budget", "100", "--amp"))
+    assert rounded["value_full"] != plain["value_full"]
+    assert rounded["value_full"] == pytest.approx(plain["value_full"], abs=0.05)
+    ended = explain(*FEW, "--amp")
+    assert "--amp is off" in ended.stderr
+    assert panels(ended)[0]["estimator"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-lp", "29"), "larger than the image"),
+        (("-lp", "1"), "784 players, more than 400: -lp 2 or more"),
+        (("-lp", "4", "--budget", "146"), "147 or more"),
+        (("--tolerance", "0"), "is not a number above 0"),
+        (("--tolerance", "nan"), "is not a number above 0"),
+        (("--players", "photo.png"), "has 80×60 pixels; the network sees 28×28"),
+        (("--players", "text.png"), "is no label image"),
+        (("--players", "nowhere.png"), "there is no file"),
+        (("--players", "slic", "-lp", "4"), "--patch-side-len goes with --players patches alone"),
+        (("--segments", "4"), "--segments goes with --players slic alone"),
+        (("--baseline", "photo.png"), "has 80×60 pixels; the network sees 28×28"),
+        (("--baseline", "text.png"), "is not an image"),
+        (("--baseline", "nowhere.png"), "there is no file"),
+        (("--estimator", "exact", "-lp", "4"), "needs 2^49"),
+        (("--max-context", "3"), "goes with --estimator per-patch alone"),
+        (("--estimator", "per-patch", "-m", "3", "--budget", "99"), "choose one"),
+        (("--estimator", "per-patch", "--interactions"), "complementary pairs"),
+        (("--resume-values", "photo.png"), "the name ends in .npz"),
+        (("--resume-values", "text.npz"), "holds no values of an earlier run"),
+        (("--target", "zebra"), "there is no class 'zebra'"),
+    ],
+)
+def test_a_mistake_is_one_line(explain, folder, tmp_path, flags, message):
+    for name in ("photo.png", "text.png"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "text.npz").write_text("no record")
+    ended = explain(*flags)
+    assert ended.status == 2
+    assert ended.stderr.count("error: ") == ended.stderr.count("\n") == 1
+    assert message in ended.stderr
+    assert not list(tmp_path.glob("imgs/*"))
+
+
+def test_help_needs_no_torch(process, tmp_path):
+    (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')")
+    ended = process(SCRIPT, "--help", PYTHONPATH=str(tmp_path))
+    assert ended.status == 0, ended.stderr
+    assert "--patch-side-len" in ended.stdout
