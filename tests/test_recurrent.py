@@ -184,7 +184,7 @@ def test_the_gradients_of_a_network_do_not_depend_on_the_cell():
     gradients = []
     for cell in recurrent.CELLS:
         # Not of embeddings: between two layers its mask follows the order of the states in memory.
-        model.configure(Dropout(0.2, 0.0, 0.4, 0.5), cell)
+        model.configure(Dropout(word=0.2, recurrent=0.4, head=0.5), cell)
         torch.manual_seed(3)
         gradients.append(torch.autograd.grad(model(phrases).sum(), list(model.parameters())))
     for fused, reference in zip(*gradients, strict=True):
@@ -198,6 +198,30 @@ def test_a_word_never_seen_is_told_from_another_by_its_ngrams():
     first, second, third = vectors(encoded.phrases(encoded.rows(torch.tensor([0]))))[0]
     assert not torch.allclose(first, second)
     torch.testing.assert_close(third, vectors.words.weight[0])
+
+
+def test_bigrams_stand_beside_the_words_and_tell_orders_apart():
+    model = sentiment(bigrams=64).eval()
+    encoded = VOCABULARY.encode([("films", "good"), ("good", "films")])
+    vectors = model.embed(encoded.phrases(encoded.rows(torch.arange(2))))
+    words, bigrams = vectors.split([8, recurrent.BIGRAM_SIZE], dim=2)
+    torch.testing.assert_close(words[0], words[1].flip(0))
+    # The first word's is that of the beginning and it; the second's, that of both.
+    assert not torch.allclose(bigrams[0, 1], bigrams[1, 0])
+    assert not torch.allclose(bigrams[0, 1], bigrams[1, 1])
+
+
+def test_bigrams_are_dropped_whole_and_the_rest_make_up_for_it():
+    vectors = sentiment(bigrams=64).bigrams.train()
+    encoded = VOCABULARY.encode([("films", "good")] * 400)
+    phrases = encoded.phrases(encoded.rows(torch.arange(400)))
+    whole = vectors(phrases)
+    vectors.dropout = 0.25
+    torch.manual_seed(0)
+    dropped = vectors(phrases)
+    kept = dropped.abs().sum(2) > 0
+    torch.testing.assert_close(dropped[kept], whole[kept] / 0.75)
+    assert 0.7 < float(kept.float().mean()) < 0.8
 
 
 def test_a_word_vector_is_its_own_plus_the_mean_of_its_ngrams():
@@ -254,7 +278,7 @@ def test_the_plain_network_has_the_published_sizes():
 
 def test_training_drops_and_evaluation_does_not():
     model = sentiment()
-    model.configure(Dropout(0.5, 0.5, 0.5, 0.5), "fused")
+    model.configure(Dropout(0.5, 0.5, 0.5, 0.5, 0.5), "fused")
     assert not torch.equal(logits_of(model, PHRASES), logits_of(model, PHRASES))
     model.eval()
     assert torch.equal(logits_of(model, PHRASES), logits_of(model, PHRASES))
