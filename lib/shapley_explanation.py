@@ -49,8 +49,9 @@ class Explained:
         estimator: name of the one that was used.
         estimate: their values.
         budget: evaluations that there might have been.
+        interrupted: whether Ctrl-C made them fewer.
         reused: evaluations that a record knew.
-        rate: forward passes a second; NaN if there were none.
+        rate: forward passes a second; 0 if there were none.
         seconds: from the first look at the image to the last value.
     """
 
@@ -60,6 +61,7 @@ class Explained:
     estimator: str
     estimate: Estimate
     budget: int
+    interrupted: bool
     reused: int
     rate: float
     seconds: float
@@ -112,17 +114,18 @@ def explain(run: Session) -> None:
         done = []
         for question in [question for questions in run.questions() for question in questions]:
             done.append(_explain_one(run, question, signals))
-            files = _report(run, done[-1])
-            if signals.received:
+            _report(run, done[-1])
+            received = distributed.any_rank(signals.received, device)
+            if received:
                 break
         if distributed.is_main():
             _write(run, done)
-    if signals.received:
-        last = done[-1].estimate
+    if received:
+        last = done[-1]
         raise Interrupted(
-            f"interrupted after {last.evaluations} of {done[-1].budget} evaluations: "
-            f"what is known is in {files[0]}",
-            signals.received,
+            f"interrupted after {last.estimate.evaluations} of {last.budget} evaluations: "
+            f"what is known is in {_path(run, last)}",
+            received,
         )
 
 
@@ -149,22 +152,18 @@ def check(flags: SimpleNamespace, typed: dict) -> None:
 
 
 def _explain_one(run: Session, question: Question, signals: Signals) -> Explained:
-    flags, started = run.flags, time.perf_counter()
+    flags, subject, started = run.flags, question.subject, time.perf_counter()
     found = _players(flags, question)
     if found.note and distributed.is_main():
         warn(found.note)
-    estimator, budget = _settle(flags, found.count, question.subject.size)
-    game = _game(run, question, found, exact=estimator == "exact")
-    record = None
-    if flags.resume_values:
-        key = game.fingerprint(list(question.classes), flags.score)
-        record = Record(Path(flags.resume_values), key)
+    estimator, budget = _settle(flags, found.count, subject.size)
     with torch.inference_mode():
-        said = answers(question, question.subject.logits(question.pixels), flags.score)
-    with _progress(question, budget) as bar:
+        said = answers(question, subject.logits(question.pixels), flags.score)
+    game = _game(run, question, found, exact=estimator == "exact")
+    with _progress(question, budget) as bar, _record(flags, game, question) as record:
         evaluation = Evaluation(
             game,
-            question.subject.device,
+            subject.device,
             largest_batch(game.image),
             record=record,
             is_stopped=lambda: bool(signals.received),
@@ -175,21 +174,41 @@ def _explain_one(run: Session, question: Question, signals: Signals) -> Explaine
             flags.tolerance,
             flags.seed,
             report=lambda half_width: bar.set_postfix(half_width=f"{half_width:.3g}"),
-            watched=bool(distributed.any_rank(int(not bar.disable), question.subject.device)),
+            watched=bool(distributed.any_rank(int(not bar.disable), subject.device)),
         )
         try:
             estimate = shapley.ESTIMATORS[estimator](evaluation, found.positions, plan)
         except RunFailed as error:
-            if signals.received:
-                raise Interrupted(f"interrupted: {error}", signals.received) from None
+            received = distributed.any_rank(signals.received, subject.device)
+            if received:
+                raise Interrupted(f"interrupted: {error}", received) from None
             raise
-        finally:
-            if record:
-                record.save()
     fresh = estimate.evaluations - evaluation.reused
-    rate = fresh / evaluation.seconds if fresh else float("nan")
-    seconds = time.perf_counter() - started
-    return Explained(question, said, found, estimator, estimate, budget, evaluation.reused, rate, seconds)
+    return Explained(
+        question,
+        said,
+        found,
+        estimator,
+        estimate,
+        budget,
+        interrupted=bool(signals.received) and not estimate.converged,
+        reused=evaluation.reused,
+        rate=fresh / evaluation.seconds if fresh else 0.0,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@contextlib.contextmanager
+def _record(flags: SimpleNamespace, game: MaskedImage, question: Question) -> Iterator[Record | None]:
+    """Yield the record that `--resume-values` names, if any, and write it however the block ends."""
+    if not flags.resume_values:
+        yield None
+        return
+    record = Record(Path(flags.resume_values), game.fingerprint(list(question.classes), flags.score))
+    try:
+        yield record
+    finally:
+        record.save()
 
 
 def _players(flags: SimpleNamespace, question: Question) -> Players:
@@ -203,6 +222,8 @@ def _players(flags: SimpleNamespace, question: Question) -> Players:
 
 def _settle(flags: SimpleNamespace, n: int, size: int) -> tuple[str, int]:
     """Return the estimator for n players in an image of so many pixels a side, and its budget."""
+    if flags.interactions and n < 2:
+        raise UserError("--interactions needs two players or more: a smaller --patch-side-len")
     if flags.max_context:
         return "per-patch", 2 + 2 * n * flags.max_context
     affordable = size <= SMALL_IMAGE and n <= ENUMERATED_PLAYERS and flags.estimator == "auto"
@@ -259,19 +280,20 @@ def _progress(question: Question, budget: int) -> Iterator[tqdm]:
         yield bar
 
 
-def _report(run: Session, explained: Explained) -> list[Path]:
-    """Log the numbers of one question and draw its pictures; return their paths, the main one first."""
+def _report(run: Session, explained: Explained) -> None:
+    """Log the numbers of one question and draw its pictures."""
     if not distributed.is_main():
-        return []
+        return
     for record in explained.records():
         run.log.event("PANEL", **record)
-    stem = f"{run.name}-{explained.question.subject.name}-{explained.question.picture.name}"
-    files = []
     for suffix, figure in _figures(run, explained):
-        path = Path(run.flags.out_dir) / f"{stem}{suffix}.png"
-        files.append(style.save(figure, path, show=run.flags.show))
+        path = style.save(figure, _path(run, explained, suffix), show=run.flags.show)
         run.log.event("FIGURE", file=path)
-    return files
+
+
+def _path(run: Session, explained: Explained, suffix: str = "") -> Path:
+    names = run.name, explained.question.subject.name, explained.question.picture.name
+    return Path(run.flags.out_dir) / f"{'-'.join(names)}{suffix}.png"
 
 
 def _figures(run: Session, explained: Explained) -> Iterator[tuple[str, Any]]:
@@ -305,12 +327,9 @@ def _heading(explained: Explained) -> list[str]:
     picture, found = explained.question.picture, explained.estimate
     label = f" ({picture.label})" if picture.label else ""
     how = f"{explained.estimator}, {found.evaluations} evaluations"
-    stopped = not found.converged and found.evaluations < explained.budget - 2 * explained.players.count
-    return [
-        picture.name + label,
-        explained.question.subject.name,
-        f"stopped early: {how} of {explained.budget}" if stopped else how,
-    ]
+    if explained.interrupted:
+        how = f"interrupted: {how} of {explained.budget}"
+    return [picture.name + label, explained.question.subject.name, how]
 
 
 def _write(run: Session, done: Sequence[Explained]) -> None:

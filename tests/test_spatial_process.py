@@ -116,12 +116,11 @@ def test_the_search_ends_where_nothing_is_left_to_gain():
     grams, noise, y = some_data()
     prior = torch.full((5,), -2.0, dtype=torch.float64)
     found = variance_components.fit(grams, noise, y, prior)
-    best = variance_components._evaluate(grams, noise, y, prior, found).objective
-    log_theta = found.clone()
+    log_theta = found.log_theta
     for _ in range(200):  # plain gradient descent from there on
         point = variance_components._evaluate(grams, noise, y, prior, log_theta)
         log_theta = log_theta - 0.02 * variance_components._derivatives(grams, noise, y, prior, point)[0]
-    assert best - point.objective < 2 * variance_components.ENOUGH
+    assert 0 <= found.objective - point.objective < 2 * variance_components.ENOUGH * y.shape[1]
 
 
 def test_the_posterior_is_that_of_a_dense_gaussian_in_float64():
@@ -141,7 +140,7 @@ def test_the_posterior_is_that_of_a_dense_gaussian_in_float64():
     noise[0] = 1e-8
     grams = torch.stack([kernel.gram(z, z) for kernel in kernels])
     start = torch.tensor([kernel.usual_log_weight for kernel in kernels] + [-6.0]).double()
-    theta = variance_components.fit(grams, noise, y / scale, start).exp()
+    theta = variance_components.fit(grams, noise, y / scale, start).log_theta.exp()
     everything = torch.cat([z, signs(coalitions)])
     joint = sum(t * k.gram(everything, everything) for t, k in zip(theta[:-1], kernels, strict=True))
     data = joint[:21, :21] + torch.diag(theta[-1] * noise + 1e-10)

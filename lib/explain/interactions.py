@@ -86,13 +86,12 @@ def estimate(coalitions: Tensor, outcomes: Tensor, positions: Tensor) -> Tensor:
     """Return the interactions (T, n, n) of T games from evaluations that hold complementary pairs.
 
     Args:
-        coalitions, outcomes: (S, n) and (S, T) as in `lib.explain.shapley.Estimate`: both ends, then pairs.
+        coalitions, outcomes: (S, n) and (S, T) as in `lib.explain.shapley.Estimate`, both ends among them.
         positions: (n, 2) as there.
     """
-    pairs = len(coalitions) // 2
-    halves = coalitions[: 2 * pairs].unflatten(0, (pairs, 2))[:ROWS_AT_ONCE]
-    even = outcomes[: 2 * pairs].unflatten(0, (pairs, 2)).mean(1)[:ROWS_AT_ONCE]
-    z = 2.0 * halves[:, 1].double() - 1  # of both ends the second is the full one
+    first, second = _complements(coalitions)[:ROWS_AT_ONCE].T
+    even = (outcomes[first] + outcomes[second]) / 2
+    z = 2.0 * coalitions[first].double() - 1
     mean, scale = even.mean(0), even.std(0, correction=0)
     y = (even - mean) / torch.where(scale > 0, scale, 1)
     kernels = even_kernels(positions)
@@ -101,11 +100,27 @@ def estimate(coalitions: Tensor, outcomes: Tensor, positions: Tensor) -> Tensor:
     grams = torch.stack([kernel.gram(z, z) for kernel in kernels] + [torch.ones(len(z), len(z)).double()])
     few = slice(ROWS_OF_LIKELIHOOD)
     start = torch.tensor([-3.0] * len(grams) + [-4.0]).double()
-    log_theta = variance_components.fit(grams[:, few, few], noise[few], y[few], start)
+    log_theta = variance_components.fit(grams[:, few, few], noise[few], y[few], start).log_theta
     lower = torch.linalg.cholesky(variance_components.covariance(grams, noise, log_theta))
     alpha = torch.cholesky_solve(y, lower) * scale
     parts = zip(log_theta.exp().tolist(), kernels, strict=False)  # the constant and the noise have none
     return sum(weight * kernel.interactions(z, alpha) for weight, kernel in parts)
+
+
+def _complements(coalitions: Tensor) -> Tensor:
+    """Return the rows of each coalition that holds the last player, and of its complement: (P, 2).
+
+    The grand coalition comes first.
+    """
+    rows = {row.tobytes(): number for number, row in enumerate(coalitions.numpy())}
+    inverses = [row.tobytes() for row in (~coalitions).numpy()]
+    full = int(coalitions.all(1).nonzero()[0])
+    pairs = [
+        (number, rows[inverses[number]])
+        for number in rows.values()
+        if coalitions[number, -1] and number != full and inverses[number] in rows
+    ]
+    return torch.tensor([(full, rows[inverses[full]]), *pairs])
 
 
 def exact(coalitions: Tensor, outcomes: Tensor) -> Tensor:

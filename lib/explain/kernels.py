@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Weights below it are left out of a product: each centre then has twenty neighbours and not n.
-NEGLIGIBLE_WEIGHT = 2e-3
+# Weights below it are left out of a product: each centre then has a dozen neighbours and not n.
+NEGLIGIBLE_WEIGHT = 1e-2
 # Exact for monomials of up to 96 players, and to rounding far beyond, where powers of ζ are smooth.
 MOST_NODES = 48
 ROWS_AT_ONCE = 128
@@ -97,11 +97,15 @@ class Products:
     def symmetric_gram(self, z: Tensor) -> Tensor:
         """Return `gram(z, z)` at half its cost: the lower triangle is computed, the upper one mirrored."""
         result = z.new_zeros(len(z), len(z))
+        # Few rows at once, for what a centre adds to them to stay in the cache.
+        blocks = [(start, min(start + ROWS_AT_ONCE, len(z))) for start in range(0, len(z), ROWS_AT_ONCE)]
         for left, right, cosine in exponents(self.weights, z, z):
-            for start in range(0, len(z), ROWS_AT_ONCE):  # few rows, for what a centre adds to stay cached
-                stop = min(start + ROWS_AT_ONCE, len(z))
-                _add_sinh(result[start:stop, :stop], left[start:stop] @ right[:, :stop], cosine / self._norm)
-        return result.tril() + result.tril(-1).T
+            for start, stop in blocks:
+                exponent = left[start:stop] @ right[:, :stop]
+                _add_sinh(result[start:stop, :stop], exponent, cosine / self._norm)
+        for start, stop in blocks:
+            result[:start, start:stop] = result[start:stop, :start].T
+        return result
 
     def shapley(self, t: Tensor) -> Tensor:
         """As for `Linear`."""

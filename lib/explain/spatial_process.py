@@ -71,11 +71,11 @@ def shapley_posterior(
         (torch.cat([full[0], part]), torch.cat([full[1], values]))
         for part, values in zip(z.split(rows), y.split(rows), strict=True)
     ]
-    log_theta, covariance = _fitted(kernels, *blocks[0])
+    log_theta, lower = _fitted(kernels, *blocks[0])
     theta = log_theta.exp()[:-1].tolist()
-    parts = [_condition(kernels, theta, covariance, *blocks[0])]
-    for block in blocks[1:]:
-        parts.append(_condition(kernels, theta, _covariance(kernels, block[0], log_theta), *block))
+    parts = [_condition(kernels, theta, lower, *blocks[0])]
+    for z, y in blocks[1:]:
+        parts.append(_condition(kernels, theta, _factor(kernels, z, log_theta), z, y))
     prior = sum(weight * kernel.prior_variance() for weight, kernel in zip(theta, kernels, strict=True))
     variance = prior - parts[0].half.square().sum(0)
     if len(parts) > 1:
@@ -92,28 +92,26 @@ def _noise(z: Tensor) -> Tensor:
 
 
 def _fitted(kernels: Sequence[Kernel], z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log θ, the noise's last, and K of all rows."""
+    """Return log θ, the noise's last, and the Cholesky factor of K of all rows."""
     few = z[:ROWS_OF_LIKELIHOOD]
     grams = torch.stack([kernel.symmetric_gram(few) for kernel in kernels])
     start = torch.tensor([kernel.usual_log_weight for kernel in kernels] + [USUAL_LOG_NOISE]).double()
-    log_theta = variance_components.fit(grams, _noise(few), y[:ROWS_OF_LIKELIHOOD], start)
-    if len(few) == len(z):
-        return log_theta, variance_components.covariance(grams, _noise(z), log_theta)
-    return log_theta, _covariance(kernels, z, log_theta)
+    found = variance_components.fit(grams, _noise(few), y[:ROWS_OF_LIKELIHOOD], start)
+    lower = found.lower if len(few) == len(z) else _factor(kernels, z, found.log_theta)
+    return found.log_theta, lower
 
 
-def _covariance(kernels: Sequence[Kernel], z: Tensor, log_theta: Tensor) -> Tensor:
-    """Return K, kernel by kernel: beside one another they would take many times its memory."""
+def _factor(kernels: Sequence[Kernel], z: Tensor, log_theta: Tensor) -> Tensor:
+    """Return the Cholesky factor of K, summed kernel by kernel: all at once take many times its memory."""
     total = variance_components.covariance(z.new_zeros(0, len(z), len(z)), _noise(z), log_theta[-1:])
     for kernel, weight in zip(kernels, log_theta.exp().tolist(), strict=False):
         total.add_(kernel.symmetric_gram(z), alpha=weight)
-    return total
+    return torch.linalg.cholesky(total)
 
 
 def _condition(
-    kernels: Sequence[Kernel], theta: Sequence[float], covariance: Tensor, z: Tensor, y: Tensor
+    kernels: Sequence[Kernel], theta: Sequence[float], lower: Tensor, z: Tensor, y: Tensor
 ) -> _Conditioned:
-    lower = torch.linalg.cholesky(covariance)
     functional = sum(weight * kernel.shapley(z) for weight, kernel in zip(theta, kernels, strict=True))
     solved = torch.linalg.solve_triangular(lower, torch.cat([functional, y], dim=1), upper=False)
     half, whitened = solved.split([functional.shape[1], y.shape[1]], dim=1)

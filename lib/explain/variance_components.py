@@ -24,8 +24,8 @@ COARSEST_ROWS = 256
 PRIOR_DEVIATION = 4.0  # of log θ: weak, and keeps a part that the data do not speak of where it started
 
 
-class _Point(NamedTuple):
-    """Where the search stands: log θ, the objective there, and the Cholesky factor of K."""
+class Fit(NamedTuple):
+    """Hyper-parameters: log θ (K + 1,), the noise's last; the objective there; the Cholesky factor of K."""
 
     log_theta: Tensor
     objective: float
@@ -40,61 +40,50 @@ def covariance(grams: Tensor, noise: Tensor, log_theta: Tensor) -> Tensor:
     return result
 
 
-def fit(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, start: Tensor | None = None) -> Tensor:
-    """Return the log θ (K + 1,) of greatest posterior density, the noise's last.
+def fit(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, start: Tensor | None = None) -> Fit:
+    """Return the log θ of greatest posterior density.
 
     Args:
         grams: (K, m, m) float64.
         noise: d (m,).
         y: (m, T), of mean square about 1.
-        prior: (K + 1,) what log θ is without data.
+        prior: (K + 1,) what log θ is without data, the noise's last.
         start: where to search from, if not there.
     """
     rows = len(y) // 2
     if rows >= COARSEST_ROWS:  # most of the way is gone where a step costs an eighth
         part = slice(rows)
-        start = fit(grams[:, part, part], noise[part], y[part], prior, start)
-    damping = 1e-3
-
-    def at(log_theta: Tensor) -> _Point:
-        return _evaluate(grams, noise, y, prior, log_theta)
-
-    point = at(prior if start is None else start)
+        start = fit(grams[:, part, part], noise[part], y[part], prior, start).log_theta
+    enough, damping = ENOUGH * y.shape[1], 1e-3
+    point = _evaluate(grams, noise, y, prior, prior if start is None else start)
     gradient, curvature = _derivatives(grams, noise, y, prior, point)
     for _ in range(MOST_STEPS):
         # What the average leaves out of the Hessian in log θ is the gradient, on its diagonal. Its size
         # there keeps a part that hardly matters from overshooting, back and forth.
         damped = curvature + torch.diag(gradient.abs() + damping * curvature.diagonal())
         step = -torch.linalg.solve(damped, gradient).clamp(-LONGEST_STEP, LONGEST_STEP)
-        candidate = at((point.log_theta + step).clamp(LOWEST, HIGHEST))
-        expected = -float(gradient @ step + 0.5 * step @ curvature @ step)
-        if candidate.objective < point.objective:
-            gain = point.objective - candidate.objective
-            point = candidate
-            if max(gain, expected) < ENOUGH:
-                break
-            damping = max(damping / 5, 1e-4)
-            gradient, curvature = _derivatives(grams, noise, y, prior, point)
-        elif expected < ENOUGH:
+        if -float(gradient @ step + 0.5 * step @ curvature @ step) < enough:
             break
+        candidate = _evaluate(grams, noise, y, prior, (point.log_theta + step).clamp(LOWEST, HIGHEST))
+        if candidate.objective < point.objective:
+            point, damping = candidate, max(damping / 5, 1e-4)
+            gradient, curvature = _derivatives(grams, noise, y, prior, point)
         else:
             damping = 10 * max(damping, 0.01)
-    return point.log_theta
+    return point
 
 
-def _evaluate(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, log_theta: Tensor) -> _Point:
+def _evaluate(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, log_theta: Tensor) -> Fit:
     lower, failed = torch.linalg.cholesky_ex(covariance(grams, noise, log_theta))
     if failed:
-        return _Point(log_theta, float("inf"), lower)
+        return Fit(log_theta, float("inf"), lower)
     whitened = torch.linalg.solve_triangular(lower, y, upper=False)
     misfit = 0.5 * whitened.square().sum() + y.shape[1] * lower.diagonal().log().sum()
     surprise = 0.5 * ((log_theta - prior) / PRIOR_DEVIATION).square().sum()
-    return _Point(log_theta, float(misfit + surprise), lower)
+    return Fit(log_theta, float(misfit + surprise), lower)
 
 
-def _derivatives(
-    grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, point: _Point
-) -> tuple[Tensor, Tensor]:
+def _derivatives(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, point: Fit) -> tuple[Tensor, Tensor]:
     """Return the gradient (K + 1,) and the curvature (K + 1, K + 1), both with respect to log θ."""
     inverse = torch.cholesky_inverse(point.lower)
     alpha = inverse @ y
