@@ -159,7 +159,7 @@ def subset_products(weights: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_sinh(total: Tensor, exponent: Tensor, factor: float) -> None:
-    """Add factor · sinh(exponent) to `total`, in place; a third faster than `torch.sinh`."""
+    """Add factor · sinh(exponent) to `total`, in place; a fifth faster than `torch.sinh`."""
     growth = exponent.exp_()
     total.add_(growth, alpha=factor / 2).addcdiv_(total.new_ones(()), growth, value=-factor / 2)
 
