@@ -3,16 +3,18 @@
 import contextlib
 import json
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lib import distributed
 from lib.data import text
+from lib.data.batches import start_worker
 from lib.data.text import Row, words_of
 from lib.files import replaced, writable_file
 from lib.models import layers
@@ -22,6 +24,14 @@ from lib.text_classification import Reader, answer, load
 # What is read, answered and written at a time, whatever the length of the input.
 CHUNK_ROWS = 16384
 CHUNK_CHARACTERS = 4_000_000
+
+
+class Chunk(NamedTuple):
+    """Phrases as they came, with their labels or None, and the number of the first."""
+
+    first: int
+    texts: list[str]
+    labels: list[str | None]
 
 
 def predict(run: Session, model: nn.Module, reader: Reader) -> None:
@@ -36,39 +46,55 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
         "glue" if run.flags.glue else run.flags.format
     ]
 
-    def answered(chunk: tuple[int, list[Row]]) -> tuple[int, str]:
-        first, rows = chunk
-        phrases = [words_of(row.text) for row in rows]
+    def answered(chunk: Chunk) -> tuple[int, Tensor]:
+        phrases = [words_of(phrase) for phrase in chunk.texts]
         probabilities = answer(model, reader, phrases, run.device, run.flags.amp).probabilities
-        lines = spell(rows, probabilities, reader.classes, first)
-        return len(rows), "".join(f"{line}\n" for line in lines)
+        lines = spell(chunk, probabilities, reader.classes)
+        # A tensor comes out of a worker in shared memory. A long text would wait for the pipe to be read: for
+        # ever, where this process has been killed.
+        text = bytearray("".join(f"{line}\n" for line in lines), "utf-8")
+        return len(phrases), torch.frombuffer(text, dtype=torch.uint8)
 
     # Somebody who types at a terminal is answered line by line.
     typing = run.flags.input == "-" and sys.stdin.isatty()
     chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS)
     done = 0
     with layers.evaluating(model), _destination(run.flags.out_file) as write_out:
-        for count, lines in map(answered, chunks) if typing else _in_threads(answered, chunks):
-            write_out(lines)
+        for count, text in map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device):
+            write_out(text.numpy().tobytes())
             done += count
     run.log.event("PREDICT", Examples=done, file=run.flags.out_file or "standard output")
 
 
-def _in_threads(function: Callable, items: Iterable) -> Iterator:
-    """Yield `function(item)` of each item, in order; of few items at a time, one on each core.
+class _Answers:
+    """The data set of a `DataLoader`: an item is what `answered` makes of a chunk, in one of its workers."""
 
-    Sharing out every step of an LSTM over the cores instead is slower, and ten times so where another
-    process wants one of them.
+    def __init__(self, answered: Callable):
+        self.answered = answered
+
+    def __getitem__(self, chunk: Chunk) -> tuple[int, Tensor]:
+        return self.answered(chunk)
+
+
+def _on_all_cores(answered: Callable, chunks: Iterator, device: torch.device) -> Iterable[tuple[int, Tensor]]:
+    """Yield `answered(chunk)` of each chunk, in order; of a few chunks at a time, one on each core.
+
+    In processes: threads wait for each other wherever Python splits and writes text. Sharing out every step
+    of an LSTM over the cores instead is slower still, and ten times so where another process wants one.
     """
-    workers = torch.get_num_threads()
-    waiting: deque = deque()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    first, second = next(chunks, None), next(chunks, None)
+    given = [chunk for chunk in (first, second) if chunk]
+    if len(given) < 2 or device.type != "cpu" or sys.platform != "linux":
+        return map(answered, chain(given, chunks))
+    # Workers that are forked have the network without its being sent to them.
+    return DataLoader(
+        _Answers(answered),
+        sampler=chain(given, chunks),
+        batch_size=None,
+        num_workers=torch.get_num_threads(),
+        worker_init_fn=start_worker,
+        multiprocessing_context="fork",
+    )
 
 
 def _rows(run: Session) -> Iterable[Row]:
@@ -91,58 +117,55 @@ def _names_a_file(given: str) -> bool:
     return Path(given[:255]).exists() or (" " not in given and Path(given).suffix in text.SUFFIXES)
 
 
-def _chunks(rows: Iterable[Row], most: int) -> Iterator[tuple[int, list[Row]]]:
-    """Yield rows by the chunk, with the number of the first."""
-    first, chunk, characters = 0, [], 0
+def _chunks(rows: Iterable[Row], most: int) -> Iterator[Chunk]:
+    chunk, characters = Chunk(0, [], []), 0
     for row in rows:
-        chunk.append(row)
+        chunk.texts.append(row.text)
+        chunk.labels.append(row.label)
         characters += len(row.text)
-        if len(chunk) >= most or characters >= CHUNK_CHARACTERS:
-            yield first, chunk
-            first, chunk, characters = first + len(chunk), [], 0
-    if chunk:
-        yield first, chunk
+        if len(chunk.texts) >= most or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = Chunk(chunk.first + len(chunk.texts), [], []), 0
+    if chunk.texts:
+        yield chunk
 
 
 @contextlib.contextmanager
-def _destination(path: str | None) -> Iterator[Callable[[str], None]]:
-    """Yield what writes text to the file, or to standard output as soon as it has it."""
+def _destination(path: str | None) -> Iterator[Callable[[bytes], None]]:
+    """Yield what writes text in UTF-8 to the file, or to standard output as soon as it has it."""
     if path is None:
-        yield lambda text: (sys.stdout.write(text), sys.stdout.flush())
+        yield lambda text: (sys.stdout.buffer.write(text), sys.stdout.buffer.flush())
         return
     with replaced(writable_file(path)) as file:
-        yield lambda text: file.write(text.encode())
+        yield file.write
 
 
-def _as_tsv(rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str], first: int) -> Iterator[str]:
-    labelled = rows[0].label is not None and rows[0].label in classes
-    if not first:
+def _as_tsv(chunk: Chunk, probabilities: Tensor, classes: Sequence[str]) -> Iterator[str]:
+    labelled = chunk.labels[0] is not None and chunk.labels[0] in classes
+    if not chunk.first:
         yield "\t".join(["sentence", *(["label"] if labelled else []), "prediction", "probability", *classes])
-    for row, chosen, each in _answers(rows, probabilities):
-        truth = [row.label] if labelled else []
+    for phrase, label, chosen, each in _answers(chunk, probabilities):
+        truth = [label] if labelled else []
         shares = [f"{share:.6f}" for share in each]
-        yield "\t".join([" ".join(row.text.split()), *truth, classes[chosen], shares[chosen], *shares])
+        yield "\t".join([" ".join(phrase.split()), *truth, classes[chosen], shares[chosen], *shares])
 
 
-def _as_json(
-    rows: Sequence[Row], probabilities: Tensor, classes: Sequence[str], _first: int
-) -> Iterator[str]:
-    for row, chosen, each in _answers(rows, probabilities):
+def _as_json(chunk: Chunk, probabilities: Tensor, classes: Sequence[str]) -> Iterator[str]:
+    for phrase, label, chosen, each in _answers(chunk, probabilities):
         shares = {name: round(share, 6) for name, share in zip(classes, each, strict=True)}
-        record = {"sentence": row.text, "prediction": classes[chosen], "probabilities": shares}
-        if row.label is not None:
-            record["label"] = row.label
+        record = {"sentence": phrase, "prediction": classes[chosen], "probabilities": shares}
+        if label is not None:
+            record["label"] = label
         yield json.dumps(record, ensure_ascii=False)
 
 
-def _as_glue(
-    rows: Sequence[Row], probabilities: Tensor, _classes: Sequence[str], first: int
-) -> Iterator[str]:
-    if not first:
+def _as_glue(chunk: Chunk, probabilities: Tensor, _classes: Sequence[str]) -> Iterator[str]:
+    if not chunk.first:
         yield "index\tprediction"
-    for number, (_, chosen, _) in enumerate(_answers(rows, probabilities), first):
+    for number, (_, _, chosen, _) in enumerate(_answers(chunk, probabilities), chunk.first):
         yield f"{number}\t{chosen}"
 
 
-def _answers(rows: Sequence[Row], probabilities: Tensor) -> Iterator[tuple[Row, int, list[float]]]:
-    return zip(rows, probabilities.argmax(1).tolist(), probabilities.tolist(), strict=True)
+def _answers(chunk: Chunk, probabilities: Tensor) -> Iterator[tuple[str, str | None, int, list[float]]]:
+    chosen = probabilities.argmax(1).tolist()
+    return zip(chunk.texts, chunk.labels, chosen, probabilities.tolist(), strict=True)

@@ -182,7 +182,7 @@ def _read(
         batch_sampler=list(batches),
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=start_worker,
         # Without one of its own, the loader would take its seed from the global random numbers, which
         # are those of the update.
         generator=torch.Generator().manual_seed(0),
@@ -191,7 +191,8 @@ def _read(
         yield finish(images), labels.to(device, non_blocking=True)
 
 
-def _ignore_interrupts(_worker: int) -> None:
+def start_worker(_number: int) -> None:
+    """Make this process, just started, a worker of a `DataLoader`."""
     # Ctrl-C reaches every process of the terminal; the main one saves, and then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

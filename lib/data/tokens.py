@@ -45,7 +45,7 @@ def tokenise(text: str) -> list[str]:
     stays as it is. Typographic quotes and dashes become the corpus' plain ones.
     """
     text = _LINE_BREAK.sub(" ", text.lower().translate(_TYPOGRAPHY))
-    return [token for chunk in text.split() for token in _split(chunk)]
+    return list(chain.from_iterable(map(_split, text.split())))
 
 
 @lru_cache(maxsize=1 << 16)
@@ -165,7 +165,7 @@ class Vocabulary:
         for phrase in phrases:
             phrase = phrase or (UNKNOWN,)
             lengths.append(len(phrase))
-            tokens += [index[word] for word in phrase]
+            tokens.extend(map(index.__getitem__, phrase))
         numbers = [self._word_numbers.get(word, 0) for word in index]
         ngrams = [self._ngrams_of(word, number) for word, number in zip(index, numbers, strict=True)]
         counts = [len(each) for each in ngrams]
