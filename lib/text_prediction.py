@@ -61,7 +61,7 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
     done = 0
     with layers.evaluating(model), _destination(run.flags.out_file) as write_out:
         for count, text in map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device):
-            write_out(text.numpy().tobytes())
+            write_out(str(text.numpy(), "utf-8"))
             done += count
     run.log.event("PREDICT", Examples=done, file=run.flags.out_file or "standard output")
 
@@ -131,13 +131,13 @@ def _chunks(rows: Iterable[Row], most: int) -> Iterator[Chunk]:
 
 
 @contextlib.contextmanager
-def _destination(path: str | None) -> Iterator[Callable[[bytes], None]]:
-    """Yield what writes text in UTF-8 to the file, or to standard output as soon as it has it."""
+def _destination(path: str | None) -> Iterator[Callable[[str], None]]:
+    """Yield what writes text to the file, or to standard output as soon as it has it."""
     if path is None:
-        yield lambda text: (sys.stdout.buffer.write(text), sys.stdout.buffer.flush())
+        yield lambda text: (sys.stdout.write(text), sys.stdout.flush())
         return
     with replaced(writable_file(path)) as file:
-        yield file.write
+        yield lambda text: file.write(text.encode())
 
 
 def _as_tsv(chunk: Chunk, probabilities: Tensor, classes: Sequence[str]) -> Iterator[str]:
