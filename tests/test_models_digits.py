@@ -247,7 +247,7 @@ def test_deep_cnn_is_as_deep_and_as_large_as_it_was_asked_to_be(size, channels):
 @pytest.mark.parametrize(
     ("name", "config", "said"),
     [
-        ("resnet", {}, "there is no model 'resnet'; there are mnist-classifier, lenet5, deep-cnn"),
+        ("lenet", {}, "there is no network 'lenet'; the nearest names are lenet5"),
         ("mnist-classifier", {"channels": 3}, "takes images of 1 channel, not of 3"),
         ("lenet5", {"size": 64}, "takes images of 28 or 32 px, not of 64"),
         ("deep-cnn", {"size": 12}, "not of 12"),

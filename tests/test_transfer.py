@@ -150,8 +150,7 @@ def test_a_network_of_torchvisions_takes_colours_alone():
         models.build("resnet18", classes=2, channels=1, size=64)
 
 
-def test_an_unknown_network_is_answered_with_those_there_are():
-    with pytest.raises(
-        UserError, match=r"there is no model 'resnet81'; there are mnist-classifier, .*resnet18"
-    ):
-        models.build("resnet81")
+@pytest.mark.parametrize(("wrong", "near"), [("resnet81", "resnet18"), ("fast_cnn", "fast-cnn")])
+def test_an_unknown_network_is_answered_with_the_nearest_of_either_kind(wrong, near):
+    with pytest.raises(UserError, match=f"there is no network '{wrong}'; the nearest names are .*{near}"):
+        models.build(wrong)

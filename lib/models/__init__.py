@@ -48,12 +48,6 @@ def is_own(name: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Raise a UserError, which says what networks there are, if there is none of this name."""
-    if is_own(name):
-        return
-    try:
-        pretrained.check_name(name)
-    except UserError as error:
-        raise UserError(
-            f"there is no model {name!r}; there are {', '.join(_MAKERS)}, and torchvision's: {error}"
-        ) from None
+    """Raise a UserError that suggests the nearest names, if there is no network of this name."""
+    if not is_own(name):
+        pretrained.check_name(name, also=_MAKERS)

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,10 +42,10 @@ def names() -> list[str]:
     return models.list_models(module=models)
 
 
-def check_name(name: str) -> None:
-    """Raise a UserError that suggests the nearest names, if there is no classifier `name`."""
+def check_name(name: str, also: Iterable[str] = ()) -> None:
+    """Raise a UserError that suggests the nearest names, of `also` too, if there is no classifier `name`."""
     if name not in names():
-        nearest = difflib.get_close_matches(name.lower(), names(), n=5, cutoff=0)
+        nearest = difflib.get_close_matches(name.lower(), [*also, *names()], n=5, cutoff=0)
         raise UserError(f"there is no network {name!r}; the nearest names are {', '.join(nearest)}")
 
 
