@@ -63,9 +63,9 @@ RECIPES = {
     "fast-cnn": DEEPER
     | {
         "max_epoch": 10,
-        "learning_rate": 0.01,
+        "learning_rate": 0.004,
+        "weight_decay": 0.4,
         "label_smoothing": 0.1,
-        "ema": 0.999,
     },
     "row-rnn": ROWS,
     "row-lstm": ROWS,

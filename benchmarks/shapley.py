@@ -12,6 +12,7 @@ error, each the mean over seeds, and the share of our 95 % intervals that hold t
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import math
@@ -247,6 +248,11 @@ PEERS = {
 }
 
 
+@functools.cache
+def say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def measure(game: Game, name: str, budget: int, seeds: int) -> dict | None:
     """Return the mean over seeds of what an estimator achieves on a game; None where it cannot run."""
     errors, coverages, seconds, asked = [], [], [], []
@@ -256,8 +262,11 @@ def measure(game: Game, name: str, budget: int, seeds: int) -> dict | None:
             with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")
                 found = ours(name)(game, budget, seed) if name in OURS else PEERS[name](game, budget, seed)
-        except (ImportError, AttributeError, ValueError, np.linalg.LinAlgError) as error:
-            print(f"{name} cannot run on {game.name} at {budget}: {error}", file=sys.stderr)
+        except (ImportError, AttributeError) as error:
+            say_once(f"{name} is not installed: {error}")
+            return None
+        except (ValueError, np.linalg.LinAlgError) as error:
+            say_once(f"{name} cannot run on {game.name} at {budget}: {error}")
             return None
         seconds.append(time.perf_counter() - started - game.seconds)
         asked.append(game.asked)

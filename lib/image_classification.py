@@ -17,6 +17,7 @@ from lib.data.preprocessing import Preprocessing
 from lib.errors import UserError
 from lib.files import writable_file, write_atomically
 from lib.models import pretrained, transfer
+from lib.models.small import FastCNN
 from lib.objectives import classification
 from lib.session import Session
 from lib.train import evaluate, full_rate
@@ -25,6 +26,8 @@ from lib.train import evaluate, full_rate
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Published weights see the middle 224 of 256 pixels: what matters is seldom at the edge.
 RESIZE_SHARE = 256 / 224
+
+WHITENING_IMAGES = 1000
 
 # Flags that say how a network is made, and the networks that have them.
 OPTIONS = {
@@ -187,7 +190,15 @@ def build(run: Session, data: ImageData, given: Given | None = None) -> nn.Modul
     )
     if given:
         transfer.load_trunk(model, given.weights, flags.weights)
+    elif isinstance(model, FastCNN) and not run.saved:
+        model.whiten(_some_images(data.train, flags.seed))
     return model
+
+
+def _some_images(split: Examples, seed: int) -> Tensor:
+    order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(seed))
+    images, _ = next(iter(split.rows(order[:WHITENING_IMAGES]).in_order(distributed_over_ranks=False)))
+    return images
 
 
 def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:

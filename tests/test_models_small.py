@@ -48,6 +48,30 @@ def test_fast_cnn_is_as_wide_as_it_is_told():
     assert models.build("fast-cnn", width=8).output.in_features == 32
 
 
+def test_fast_cnn_begins_near_a_copy_of_what_its_layers_take():
+    model = models.build("fast-cnn", width=24)  # as many as its first layer puts out
+    images = torch.randn(2, 24, 8, 8)
+    assert torch.allclose(model.conv1(images), images, atol=1e-6)
+    assert torch.allclose(model.conv3(images)[:, :24], images, atol=1e-6)
+    assert model.conv3.weight[24:].std() > 0.01
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitened_filters_answer_with_equal_deviations_and_without_correlation(channels):
+    torch.manual_seed(0)
+    # Neighbouring pixels and channels alike, as in photographs.
+    images = torch.nn.functional.avg_pool2d(torch.randn(64, channels, 24, 24), 3, 1)
+    images = images + 0.5 * images.mean(1, keepdim=True)
+    model = models.build("fast-cnn", channels=channels)
+    model.whiten(images)
+    answers = model.conv0(images).transpose(0, 1).flatten(1)
+    half = len(answers) // 2
+    assert torch.equal(answers[half:], -answers[:half])
+    covariance = answers[:half] @ answers[:half].T / answers.shape[1]
+    assert torch.allclose(covariance, torch.eye(half), atol=0.1)
+    assert not model.conv0.weight.requires_grad
+
+
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_row_network_is_the_librarys_over_rows_from_top_to_bottom(cell, depth):

@@ -129,6 +129,17 @@ def test_images_above_64_px_are_read_by_workers_and_a_resumed_run_ends_at_the_sa
     assert_same(ends[0]["state_dict"], ends[1]["state_dict"])
 
 
+def test_the_first_layer_of_fast_cnn_is_fitted_to_the_images_and_then_kept(run, photos, tmp_path):
+    flags = (*BRIEF, "--model", "fast-cnn", "--size", 20, "--data-dir", photos)
+    for epochs in (1, 2):
+        run(*flags, "--max-epoch", epochs, "--checkpoint-dir", str(epochs))
+    ends = [checkpoint.load(tmp_path / name / "checkpoint_last.pt")["state_dict"] for name in "12"]
+    first = ends[0]["conv0.weight"]
+    assert torch.equal(first[:12], -first[12:])
+    assert torch.equal(first, ends[1]["conv0.weight"])
+    assert not torch.equal(ends[0]["conv1.weight"], ends[1]["conv1.weight"])
+
+
 # Transfer
 
 
