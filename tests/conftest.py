@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lib import checkpoint, cli, models, runlog
 
@@ -205,3 +206,43 @@ def assert_same(a, b, where: str = "it") -> None:
         assert torch.equal(a, b), where
     else:
         assert a == b, f"{where}: {a!r} and {b!r}"
+
+
+@pytest.fixture(scope="session")
+def subject_folder(tmp_path_factory) -> Path:
+    """What the scripts that explain are tried on: networks, images and no image. Not to be written to.
+
+    `own.pt`, `epoch_3.pt` and `epoch_12.pt` are checkpoints of an untrained network after 1, 3, 12 epochs.
+    """
+    folder = tmp_path_factory.mktemp("subjects")
+    for name, epoch in (("own", 0), ("epoch_3", 2), ("epoch_12", 11)):
+        write_checkpoint(folder / f"{name}.pt", epoch=epoch)
+    random = np.random.default_rng(0)
+    for name, shape in (("photo", (60, 80, 3)), ("square", (28, 28))):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{name}.png")
+    Image.fromarray((np.indices((28, 28)).sum(0) // 12).astype(np.uint8)).save(folder / "labels.png")
+    (folder / "text.png").write_text("no image")
+    return folder
+
+
+def explaining(script: str) -> Callable:
+    """Return a fixture that calls a script in a folder of its own.
+
+    On the checkpoint and one example of `subject_folder`, or, with `own=False`, on what the flags say.
+    """
+
+    @pytest.fixture
+    def explain(tmp_path, subject_folder) -> Callable[..., Ended]:
+        def run(*flags, own: bool = True) -> Ended:
+            usual = ("--restore-file", subject_folder / "own.pt", "--input", "digits:7") if own else ()
+            return call(script, *usual, *flags, folder=tmp_path)
+
+        return run
+
+    return explain
+
+
+def panels_of(done: Ended) -> list[dict]:
+    """The numbers of each panel that a script drew without a complaint."""
+    assert (done.status, done.stderr) == (0, "")
+    return done.run().events["PANEL"]

@@ -3,16 +3,14 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Ended, call, write_checkpoint
+from conftest import ROOT, call, explaining, panels_of, write_checkpoint
 from PIL import Image
 from scipy.stats import spearmanr
 
-from lib import runlog
 from lib.cam_explanation import rank_correlation
 from lib.explain import gradients
 from lib.explain import subject as subjects
@@ -21,38 +19,13 @@ from lib.explain.scores import class_scores
 SCRIPT = "run-grad-cam.py"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Checkpoints of three epochs of an untrained network, one photograph. Tests may not write to it."""
-    folder = tmp_path_factory.mktemp("subjects")
-    for epoch in (11, 0, 2):
-        torch.manual_seed(epoch)
-        write_checkpoint(folder / f"epoch_{epoch + 1}.pt", epoch=epoch)
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / "photo.png")
-    return folder
-
-
-@pytest.fixture
-def explain(tmp_path, folder):
-    """Call the script on one checkpoint and one example, or as other flags say, in a folder of its own."""
-
-    def run(*flags, own=True) -> Ended:
-        usual = ("--restore-file", folder / "epoch_1.pt", "--input", "digits:7") if own else ()
-        return call(SCRIPT, *usual, *flags, folder=tmp_path)
-
-    return run
-
-
-def records(done: Ended) -> list[dict]:
-    assert (done.status, done.stderr) == (0, "")
-    return runlog.parse(done.stdout.splitlines(keepends=True)).runs[-1].events["PANEL"]
+explain = explaining(SCRIPT)
 
 
 def test_a_sheet_is_drawn_and_every_panel_has_a_line_of_numbers(explain, tmp_path):
     done = explain()
     assert [path.name for path in (tmp_path / "imgs").iterdir()] == ["gradcam-lenet5-digits-7.png"]
-    panels = records(done)
+    panels = panels_of(done)
     assert len(panels) == 3
     assert [panel["probability"] for panel in panels] == sorted(
         (panel["probability"] for panel in panels), reverse=True
@@ -63,11 +36,11 @@ def test_a_sheet_is_drawn_and_every_panel_has_a_line_of_numbers(explain, tmp_pat
         assert (panel["forward_passes"], panel["backward_passes"]) == (1, 3)
 
 
-def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, folder):
+def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, subject_folder):
     done = explain(
         "--target", "3", "8", "--layer", "c1", "s4", "--save-values", "v.npz", "--json", "out/v.json"
     )
-    subject = subjects.load_checkpoint(folder / "epoch_1.pt")
+    subject = subjects.load_checkpoint(subject_folder / "own.pt")
     (picture,) = subject.read(["digits:7"])
     images = subject.normalise(picture.pixels[None])
     found = gradients.grad_cam(subject.model, ["c1", "s4"], images, class_scores([3, 8]))
@@ -86,15 +59,15 @@ def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, f
         np.testing.assert_allclose(values["scores"][:2], found.output[0, [3, 8]], rtol=1e-6)
     written = json.loads((tmp_path / "out" / "v.json").read_text())
     assert [record["map_maximum"] for record in written] == [float(raw.max()) for raw in expected]
-    for record, logged in zip(written, records(done), strict=True):
+    for record, logged in zip(written, panels_of(done), strict=True):
         assert record["probability"] == pytest.approx(logged["probability"], rel=1e-4)
         assert record["class"] == str(logged["class"])
 
 
-def test_guided_adds_two_columns_a_class(explain, tmp_path, folder):
-    panels = records(explain("--guided", "-k", 2, "--save-values", "v.npz"))
+def test_guided_adds_two_columns_a_class(explain, tmp_path, subject_folder):
+    panels = panels_of(explain("--guided", "-k", 2, "--save-values", "v.npz"))
     assert [panel["method"] for panel in panels] == ["grad-cam", "guided", "guided-grad-cam"] * 2
-    subject = subjects.load_checkpoint(folder / "epoch_1.pt")
+    subject = subjects.load_checkpoint(subject_folder / "own.pt")
     images = subject.normalise(subject.read(["digits:7"])[0].pixels[None])
     values = gradients.guided_backprop(subject.model, images, class_scores([panels[0]["target"]])).values
     with np.load(tmp_path / "v.npz") as saved:
@@ -104,18 +77,20 @@ def test_guided_adds_two_columns_a_class(explain, tmp_path, folder):
 
 
 def test_smoothing_and_the_rule_change_the_guided_columns_alone(explain):
-    plain = records(explain("--guided", "-k", 1))
-    smooth = records(explain("--guided", "-k", 1, "--smooth", 3))
-    deconvnet = records(explain("--guided", "-k", 1, "--rule", "deconvnet"))
+    plain = panels_of(explain("--guided", "-k", 1))
+    smooth = panels_of(explain("--guided", "-k", 1, "--smooth", 3))
+    deconvnet = panels_of(explain("--guided", "-k", 1, "--rule", "deconvnet"))
     for other in (smooth, deconvnet):
         assert other[0]["map_maximum"] == plain[0]["map_maximum"]
         assert other[1]["map_maximum"] != plain[1]["map_maximum"]
     assert (smooth[1]["forward_passes"], smooth[1]["backward_passes"]) == (3, 3)
-    assert records(explain("--guided", "-k", 1, "--smooth", 3))[1]["map_maximum"] == smooth[1]["map_maximum"]
+    assert (
+        panels_of(explain("--guided", "-k", 1, "--smooth", 3))[1]["map_maximum"] == smooth[1]["map_maximum"]
+    )
 
 
 def test_redrawn_layers_add_columns_that_say_how_far_the_map_moved(explain):
-    panels = records(explain("--randomise", 2, "-k", 2))
+    panels = panels_of(explain("--randomise", 2, "-k", 2))
     assert len(panels) == 6
     assert [panel.get("redrawn", "").count(",") for panel in panels[2:]] == [0, 0, 1, 1]
     assert panels[4]["redrawn"].startswith(panels[2]["redrawn"])
@@ -125,19 +100,19 @@ def test_redrawn_layers_add_columns_that_say_how_far_the_map_moved(explain):
 
 
 def test_the_counterfactual_is_a_map_of_the_negated_score(explain):
-    plain, negated = records(explain("--target", 3)), records(explain("--target", 3, "--counterfactual"))
+    plain, negated = panels_of(explain("--target", 3)), panels_of(explain("--target", 3, "--counterfactual"))
     assert plain[0]["score"] == negated[0]["score"]
     assert plain[0]["map_maximum"] != negated[0]["map_maximum"]
 
 
 def test_checkpoints_are_a_filmstrip_in_the_order_of_their_epochs_about_the_classes_of_the_last(
-    explain, folder, tmp_path
+    explain, subject_folder, tmp_path
 ):
-    files = [folder / f"epoch_{epoch}.pt" for epoch in (1, 12, 3)]
+    files = [subject_folder / f"{name}.pt" for name in ("own", "epoch_12", "epoch_3")]
     done = explain(
-        "--restore-file", *files, "--input", "digits:7", folder / "photo.png", "--animate", own=False
+        "--restore-file", *files, "--input", "digits:7", subject_folder / "photo.png", "--animate", own=False
     )
-    panels = records(done)
+    panels = panels_of(done)
     assert [panel["epoch"] for panel in panels] == [0, 0, 0, 2, 2, 2, 11, 11, 11] * 2
     assert [panel["image"] for panel in panels] == ["digits-7"] * 9 + ["photo"] * 9
     for first in (0, 9):
@@ -149,17 +124,26 @@ def test_checkpoints_are_a_filmstrip_in_the_order_of_their_epochs_about_the_clas
         assert animation.n_frames == 3
 
 
-def test_layers_are_listed_with_their_sizes_and_the_default_is_marked(explain, folder):
-    done = explain("--restore-file", folder / "epoch_1.pt", "--list-layers", own=False)
+def test_layers_are_listed_with_their_sizes_and_the_default_is_marked(explain, subject_folder):
+    done = explain("--restore-file", subject_folder / "own.pt", "--list-layers", own=False)
     assert (done.status, done.stderr) == (0, "")
     assert any(line.split() == ["c1", "Conv2d", "6×28×28"] for line in done.stdout.splitlines())
     (default,) = [line.split()[0] for line in done.stdout.splitlines() if "(default)" in line]
-    assert {panel["layer"] for panel in records(explain())} == {default}
+    assert {panel["layer"] for panel in panels_of(explain())} == {default}
 
 
-def test_a_network_of_torchvisions_explains_a_photograph(folder, tmp_path):
-    flags = ("--ptm", "squeezenet1_1", "--weights", "random", "--input", folder / "photo.png", "-k", 1)
-    panels = records(call(SCRIPT, *flags, folder=tmp_path))
+def test_a_network_of_torchvisions_explains_a_photograph(subject_folder, tmp_path):
+    flags = (
+        "--ptm",
+        "squeezenet1_1",
+        "--weights",
+        "random",
+        "--input",
+        subject_folder / "photo.png",
+        "-k",
+        1,
+    )
+    panels = panels_of(call(SCRIPT, *flags, folder=tmp_path))
     assert len(panels) == 1
     assert (tmp_path / "imgs" / "gradcam-squeezenet1_1-photo.png").exists()
 

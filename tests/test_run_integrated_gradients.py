@@ -6,57 +6,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ended, call, write_checkpoint
-from PIL import Image
+from conftest import explaining, panels_of
 
-from lib import runlog
 from lib.explain import baselines
 from lib.explain import subject as subjects
 
 SCRIPT = "run-integrated-gradients.py"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A checkpoint of an untrained network, and a photograph. Tests may not write to it."""
-    folder = tmp_path_factory.mktemp("subjects")
-    write_checkpoint(folder / "own.pt")
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / "photo.png")
-    return folder
+explain = explaining(SCRIPT)
 
 
-@pytest.fixture
-def explain(tmp_path, folder):
-    """Call the script on the checkpoint and one example, or as other flags say, in a folder of its own."""
-
-    def run(*flags) -> Ended:
-        usual = ("--restore-file", folder / "own.pt", "--input", "digits:7")
-        return call(SCRIPT, *usual, *flags, folder=tmp_path)
-
-    return run
+def logits(subject_folder: Path, pixels: torch.Tensor) -> torch.Tensor:
+    return subjects.load_checkpoint(subject_folder / "own.pt").logits(pixels[None])[0]
 
 
-def records(done: Ended) -> list[dict]:
-    assert (done.status, done.stderr) == (0, "")
-    return runlog.parse(done.stdout.splitlines(keepends=True)).runs[-1].events["PANEL"]
-
-
-def logits(folder: Path, pixels: torch.Tensor) -> torch.Tensor:
-    return subjects.load_checkpoint(folder / "own.pt").logits(pixels[None])[0]
-
-
-def example(folder: Path) -> torch.Tensor:
-    return subjects.load_checkpoint(folder / "own.pt").read(["digits:7"])[0].pixels
+def example(subject_folder: Path) -> torch.Tensor:
+    return subjects.load_checkpoint(subject_folder / "own.pt").read(["digits:7"])[0].pixels
 
 
 def test_a_map_adds_up_to_the_difference_of_the_scores_but_for_the_gap_that_is_printed(
-    explain, tmp_path, folder
+    explain, tmp_path, subject_folder
 ):
-    panels = records(explain("--save-values", "v.npz", "--tolerance", "0.05", "-k", 2))
+    panels = panels_of(explain("--save-values", "v.npz", "--tolerance", "0.05", "-k", 2))
     assert [path.name for path in (tmp_path / "imgs").iterdir()] == ["ig-lenet5-digits-7.png"]
-    pixels = example(folder)
-    score, black = logits(folder, pixels), logits(folder, torch.zeros_like(pixels))
+    pixels = example(subject_folder)
+    score, black = logits(subject_folder, pixels), logits(subject_folder, torch.zeros_like(pixels))
     with np.load(tmp_path / "v.npz") as values:
         assert "raw_maps" not in values
         sums = values["maps"].astype(np.float64).sum((1, 2))
@@ -79,21 +54,21 @@ def test_steps_that_are_not_enough_are_told_on_standard_error_and_in_the_numbers
 
 @pytest.mark.parametrize("rule", ["midpoint", "trapezoid", "gauss-legendre", "right"])
 def test_given_steps_are_taken_by_every_rule(explain, rule):
-    panels = records(explain("--steps", 7, "--rule", rule, "-k", 1))
+    panels = panels_of(explain("--steps", 7, "--rule", rule, "-k", 1))
     assert (panels[0]["steps"], panels[0]["rule"]) == (7, rule)
 
 
 @pytest.mark.parametrize("kind", [*baselines.KINDS, "FILE", "digits:8"])
-def test_the_path_begins_at_the_baseline(explain, folder, kind):
-    pixels = example(folder)
-    subject = subjects.load_checkpoint(folder / "own.pt")
-    named = str(folder / "photo.png") if kind == "FILE" else kind
+def test_the_path_begins_at_the_baseline(explain, subject_folder, kind):
+    pixels = example(subject_folder)
+    subject = subjects.load_checkpoint(subject_folder / "own.pt")
+    named = str(subject_folder / "photo.png") if kind == "FILE" else kind
     if kind in baselines.KINDS:
         start = baselines.baseline(kind, pixels, seed=42)
     else:
         start = subject.read([named])[0].pixels
-    (panel,) = records(explain("--baseline", named, "--target", 3, "--steps", 5))
-    assert panel["baseline_score"] == pytest.approx(float(logits(folder, start)[3]), rel=1e-4)
+    (panel,) = panels_of(explain("--baseline", named, "--target", 3, "--steps", 5))
+    assert panel["baseline_score"] == pytest.approx(float(logits(subject_folder, start)[3]), rel=1e-4)
     assert panel["baseline"] == named
 
 
@@ -113,17 +88,17 @@ def test_baselines_are_what_they_are_called():
         assert torch.equal(baselines.baseline("blur", pixels[0]), blur[0])
 
 
-def test_the_score_is_the_one_that_was_asked_for(explain, folder):
-    (panel,) = records(explain("--target", 3, "--score", "log-odds"))
-    z = logits(folder, example(folder)).double()
+def test_the_score_is_the_one_that_was_asked_for(explain, subject_folder):
+    (panel,) = panels_of(explain("--target", 3, "--score", "log-odds"))
+    z = logits(subject_folder, example(subject_folder)).double()
     others = torch.cat([z[:3], z[4:]])
     assert panel["score"] == pytest.approx(float(z[3] - others.logsumexp(0)), rel=1e-4)
-    (panel,) = records(explain("--target", 3, "--score", "probability"))
+    (panel,) = panels_of(explain("--target", 3, "--score", "probability"))
     assert panel["score"] == pytest.approx(panel["probability"], rel=1e-5)
 
 
 def test_smoothing_averages_over_noisy_images_and_still_says_its_gap(explain, tmp_path):
-    panels = records(explain("--smooth", 3, "--steps", 9, "--json", "v.json", "--save-values", "v.npz"))
+    panels = panels_of(explain("--smooth", 3, "--steps", 9, "--json", "v.json", "--save-values", "v.npz"))
     assert panels[0]["forward_passes"] == 3 * (9 + 2)
     with np.load(tmp_path / "v.npz") as values:
         sums = values["maps"].astype(np.float64).sum((1, 2))

@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Ended, call, environment, write_checkpoint
+from conftest import ROOT, Ended, environment, explaining
 from PIL import Image
 from test_distributed import free_port
 
@@ -21,28 +20,7 @@ SCRIPT = "run-shapley-value.py"
 FEW = ("-lp", "10", "-k", "1")  # 9 players
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A checkpoint of an untrained network, and images. Tests may not write to it."""
-    folder = tmp_path_factory.mktemp("subjects")
-    write_checkpoint(folder / "own.pt")
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / "photo.png")
-    Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / "square.png")
-    Image.fromarray((np.indices((28, 28)).sum(0) // 12).astype(np.uint8)).save(folder / "labels.png")
-    (folder / "text.png").write_text("no image")
-    return folder
-
-
-@pytest.fixture
-def explain(tmp_path, folder):
-    """Call the script on the checkpoint and one example, or as other flags say, in a folder of its own."""
-
-    def run(*flags) -> Ended:
-        usual = ("--restore-file", folder / "own.pt", "--input", "digits:7")
-        return call(SCRIPT, *usual, *flags, folder=tmp_path)
-
-    return run
+explain = explaining(SCRIPT)
 
 
 def panels(ended: Ended) -> list[dict]:
@@ -50,7 +28,7 @@ def panels(ended: Ended) -> list[dict]:
     return ended.run().events["PANEL"]
 
 
-def test_nine_players_are_exact_and_add_up(explain, tmp_path, folder):
+def test_nine_players_are_exact_and_add_up(explain, tmp_path, subject_folder):
     ended = explain("-lp", "10", "--save-values", "values.npz", "--json", "numbers.json")
     found = panels(ended)
     assert [panel["estimator"] for panel in found] == ["exact"] * 3
@@ -69,7 +47,7 @@ def test_nine_players_are_exact_and_add_up(explain, tmp_path, folder):
     assert np.array_equal(values["maps"], values["values"][:, values["player_map"]])
     assert values["inputs"].shape == (3, 28, 28, 3)
 
-    subject = load_checkpoint(folder / "own.pt")
+    subject = load_checkpoint(subject_folder / "own.pt")
     (picture,) = subject.read(["digits:7"])
     with torch.no_grad():
         full, empty = (
@@ -116,9 +94,9 @@ def test_every_estimator_draws(explain, tmp_path, estimator):
 
 @pytest.mark.parametrize("players", ["slic", "labels.png"])
 @pytest.mark.parametrize("baseline", ["mean", "blur", "noise", "square.png"])
-def test_other_players_and_baselines(explain, folder, players, baseline):
+def test_other_players_and_baselines(explain, subject_folder, players, baseline):
     segments = ("--segments", "6") if players == "slic" else ()
-    named = {name: folder / name for name in ("labels.png", "square.png")}
+    named = {name: subject_folder / name for name in ("labels.png", "square.png")}
     flags = ("--players", named.get(players, players), "--baseline", named.get(baseline, baseline))
     found = panels(explain("-k", "1", "--budget", "64", *flags, *segments))
     assert 2 <= found[0]["players"] <= 8
@@ -150,8 +128,8 @@ def test_tolerance_stops_early(explain):
     assert early["converged"]
 
 
-def test_several_images_and_players_of_their_own_share_a_file(explain, tmp_path, folder):
-    flags = ("--input", "digits:7", folder / "photo.png", "--players", "slic", "--segments", "9")
+def test_several_images_and_players_of_their_own_share_a_file(explain, tmp_path, subject_folder):
+    flags = ("--input", "digits:7", subject_folder / "photo.png", "--players", "slic", "--segments", "9")
     found = panels(explain("-k", "2", "--budget", "64", *flags, "--save-values", "v.npz"))
     assert len(found) == 4
     values = np.load(tmp_path / "v.npz")
@@ -219,13 +197,13 @@ def test_a_run_that_was_killed_reuses_the_evaluations_it_paid_for(explain, tmp_p
     assert again["reused"] == 1000
 
 
-def test_under_torchrun_it_is_one_run_with_the_same_values(folder, explain, tmp_path):
+def test_under_torchrun_it_is_one_run_with_the_same_values(subject_folder, explain, tmp_path):
     flags = ("-lp", "4", "-k", "2", "--budget", "300")
     assert explain(*flags, "--save-values", "one.npz").status == 0
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"),
-            *(free_port(), ROOT / SCRIPT, "--restore-file", folder / "own.pt", "--input", "digits:7"),
+            *(free_port(), ROOT / SCRIPT, "--restore-file", subject_folder / "own.pt", "--input", "digits:7"),
             *(*flags, "--save-values", "two.npz"),
         ],
         cwd=tmp_path,
@@ -276,9 +254,9 @@ def test_amp_changes_values_a_little_and_not_the_exact_ones(explain):
         (("--target", "zebra"), "there is no class 'zebra'"),
     ],
 )
-def test_a_mistake_is_one_line(explain, folder, tmp_path, flags, message):
+def test_a_mistake_is_one_line(explain, subject_folder, tmp_path, flags, message):
     for name in ("photo.png", "text.png"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
+        (tmp_path / name).write_bytes((subject_folder / name).read_bytes())
     (tmp_path / "text.npz").write_text("no record")
     ended = explain(*flags)
     assert ended.status == 2
