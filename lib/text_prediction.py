@@ -49,19 +49,18 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
     def answered(chunk: Chunk) -> tuple[int, Tensor]:
         phrases = [words_of(phrase) for phrase in chunk.texts]
         probabilities = answer(model, reader, phrases, run.device, run.flags.amp).probabilities
-        lines = spell(chunk, probabilities, reader.classes)
+        lines = "".join(f"{line}\n" for line in spell(chunk, probabilities, reader.classes))
         # A tensor comes out of a worker in shared memory. A long text would wait for the pipe to be read: for
         # ever, where this process has been killed.
-        text = bytearray("".join(f"{line}\n" for line in lines), "utf-8")
-        return len(phrases), torch.frombuffer(text, dtype=torch.uint8)
+        return len(phrases), torch.frombuffer(bytearray(lines, "utf-8", "replace"), dtype=torch.uint8)
 
     # Somebody who types at a terminal is answered line by line.
     typing = run.flags.input == "-" and sys.stdin.isatty()
     chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS)
     done = 0
     with layers.evaluating(model), _destination(run.flags.out_file) as write_out:
-        for count, text in map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device):
-            write_out(str(text.numpy(), "utf-8"))
+        for count, lines in map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device):
+            write_out(str(lines.numpy(), "utf-8"))
             done += count
     run.log.event("PREDICT", Examples=done, file=run.flags.out_file or "standard output")
 
