@@ -319,11 +319,16 @@ def table(family: str, rows: Sequence[dict], budgets: Sequence[int]) -> list[str
     for name in names:
         found = (cells.get((name, budget)) for budget in budgets)
         lines.append(line(name, (f"{row['median_mse']:.1e}" if row else "–" for row in found)))
-    own = [cells[OURS[0], budget] for budget in budgets]
+    own = [cells.get((OURS[0], budget)) for budget in budgets]
+    if None in own:
+        return lines
     others = [row for row in rows if row["estimator"] != OURS[0]]
-    best = [min(row["median_mse"] for row in others if row["evaluations"] == budget) for budget in budgets]
-    ratios = (f"{row['median_mse'] / other:.2f}" for row, other in zip(own, best, strict=True))
-    lines.append(line("odd-gp / best of the others", ratios))
+    if others:
+        best = [
+            min(row["median_mse"] for row in others if row["evaluations"] == budget) for budget in budgets
+        ]
+        ratios = (f"{row['median_mse'] / other:.2f}" for row, other in zip(own, best, strict=True))
+        lines.append(line("odd-gp / best of the others", ratios))
     lines.append(line("odd-gp: coverage of 95 % intervals", (f"{row['coverage']:.3f}" for row in own)))
     lines.append(line("odd-gp: own seconds", (f"{row['seconds']:.2f}" for row in own)))
     return lines
