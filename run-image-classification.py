@@ -26,8 +26,8 @@ from lib import cli
 TASK = "image-classification"
 STRUCTURAL = ("model", "size", "bn", "dropout", "hidden", "depth")
 
-# What each model trains with; any flag may say otherwise. LeNet-5's batch size and fast-cnn's rates were compared
-# on 5,000 images of CIFAR-10; the others are first recipes.
+# What each model trains with; any flag may say otherwise. LeNet-5's batch size and fast-cnn's rates were
+# compared on 5,000 images of CIFAR-10; the others are first recipes.
 PLAIN = {
     "batch_size": 16,  # in 8 epochs LeNet-5 has not learnt all it can: 0.631, 0.647, 0.661 with 64, 32, 16
     "max_epoch": 8,
