@@ -165,7 +165,7 @@ def test_a_checkpoint_gives_the_logits_of_the_weights_it_was_saved_with(tmp_path
         ({"preprocessing": None}, "how its inputs were prepared"),
         ({"preprocessing": {"size": 28, "channels": 1, "mean": [0.0], "std": [0.0]}}, "how its inputs"),
         ({"preprocessing": {"size": 28, "channels": 3, "mean": [0, 0], "std": [1]}}, "how its inputs"),
-        ({"model": {"name": "nonesuch", "config": {}}}, "no model 'nonesuch'"),
+        ({"model": {"name": "nonesuch", "config": {}}}, "no network 'nonesuch'"),
         ({"state_dict": {"c1.weight": torch.zeros(1)}}, "does not fit LeNet5"),
     ],
 )
