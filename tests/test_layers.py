@@ -126,6 +126,17 @@ def test_resolve_returns_the_modules_named():
     assert layers.resolve(model, ["1.0", "0"]) == {"1.0": model[1][0], "0": model[0]}
 
 
+def test_resolve_tells_what_holds_layers_from_what_is_called():
+    class Block(nn.ModuleDict):
+        def forward(self, x):
+            return self["inner"](x)
+
+    model = nn.ModuleDict({"list": nn.ModuleList([nn.Tanh()]), "block": Block({"inner": nn.Tanh()})})
+    assert layers.resolve(model, ["block"]) == {"block": model["block"]}
+    with pytest.raises(UserError, match="there is no layer 'list'"):
+        layers.resolve(model, ["list"])
+
+
 def test_an_unknown_layer_is_answered_with_the_nearest_names_first():
     model = nn.ModuleDict({"conv1": nn.Identity(), "fc1": nn.Identity(), "fc2": nn.Identity()})
     with pytest.raises(UserError, match=r"no layer 'fc3'; choose from fc[12], fc[12], conv1"):

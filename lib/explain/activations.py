@@ -117,19 +117,12 @@ def tap(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     tapped: dict[str, Tensor] = {}
     handles = []
     try:
-        for name, module in _named(model, names).items():
+        for name, module in resolve(model, names).items():
             handles.append(module.register_forward_hook(_cutter(tapped, name)))
         yield tapped
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    modules, names = dict(model.named_modules()), list(names)
-    # DenseNet's blocks are a kind of ModuleDict, which `resolve` takes for one that is never called.
-    resolve(model, [name for name in names if not name or name not in modules])
-    return {name: modules[name] for name in names}
 
 
 def _cutter(tapped: dict[str, Tensor], name: str):

@@ -80,13 +80,17 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     Raises:
         UserError: there is no such module; the message lists the names there are, nearest first.
     """
-    holders = nn.ModuleDict | nn.ModuleList  # they hold layers, and are never called themselves
-    modules = {name: each for name, each in model.named_modules() if name and not isinstance(each, holders)}
+    modules = {name: each for name, each in model.named_modules() if name and _is_callable(each)}
     names = list(names)
     for name in names:
         if name not in modules:
             raise UserError(f"there is no layer {name!r}; choose from {_nearest(name, modules)}")
     return {name: modules[name] for name in names}
+
+
+def _is_callable(module: nn.Module) -> bool:
+    # Lists and dictionaries of layers are not; DenseNet's blocks, which are such dictionaries, are.
+    return type(module).forward is not nn.Module.forward
 
 
 def _nearest(wanted: str, names: Iterable[str]) -> str:
