@@ -97,13 +97,26 @@ def as_rank(rank: int, ranks: int, port: str) -> dict[str, str]:
     return environment(MASTER_ADDR="localhost", PYTHONPATH=paths, **{k: str(v) for k, v in told.items()})
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> tuple[Path, list[dict]]:
-    """What two ranks found that trained together, and their folder."""
-    folder, port = tmp_path_factory.mktemp("ranks"), free_port()
+def torchrun(script: str, *flags, folder: Path) -> Ended:
+    """Run a script on two ranks, with `folder` as the current one."""
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, ROOT / script, *map(str, flags)],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def found_by_two_ranks(worker: str, folder: Path) -> list[dict]:
+    """Run some code as two ranks; return what each wrote to `rank-N.json` in `folder`, its one argument."""
+    port = free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, folder],
+            [sys.executable, "-c", worker, folder],
             env=as_rank(rank, 2, port),
             stderr=subprocess.PIPE,
             text=True,
@@ -117,7 +130,14 @@ def two_ranks(tmp_path_factory) -> tuple[Path, list[dict]]:
     finally:
         for process in processes:
             process.kill()
-    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """What two ranks found that trained together, and their folder."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return folder, found_by_two_ranks(WORKER, folder)
 
 
 def fit_alone(folder: Path) -> nn.Module:
@@ -190,18 +210,8 @@ def test_what_ranks_share(two_ranks):
 
 def test_the_script_under_torchrun_is_one_run_with_one_log_and_one_checkpoint(tmp_path):
     flags = ("--dataset", "digits", "--max-epoch", "8", "--augment", "none")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--master-port", free_port(), ROOT / SCRIPT, *flags),
-        ],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    done = torchrun(SCRIPT, *flags, folder=tmp_path)
+    assert done.status == 0, done.stderr
     assert "rror" not in done.stderr
     assert done.stdout.count("[RUN]") == done.stdout.count("[EVAL]") == done.stdout.count("[DONE]") == 1
     run = Ended(0, done.stdout, "").run()

@@ -1,14 +1,10 @@
 """Games of image parts: players, masks, batches, ranks, records, bf16."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_distributed import as_rank, free_port
+from test_distributed import found_by_two_ranks
 from torch import nn
 
 from lib.errors import RunFailed, UserError
@@ -282,24 +278,7 @@ with distributed.process_group(torch.device("cpu")):
 
 
 def test_ranks_share_the_coalitions_and_know_all_values(tmp_path):
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, tmp_path],
-            env=as_rank(rank, 2, port),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, stderr = process.communicate(timeout=90)
-            assert process.returncode == 0, stderr
-    finally:
-        for process in processes:
-            process.kill()
-    found = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    found = found_by_two_ranks(WORKER, tmp_path)
     assert [one["asked"] for one in found] == [8, 8]
     assert found[0]["values"] == found[1]["values"]
     alone = small_game()(all_coalitions(4)[:15])

@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Ended, environment, explaining
+from conftest import Ended, explaining
 from PIL import Image
-from test_distributed import free_port
+from test_distributed import torchrun
 
 from lib.explain import games
 from lib.explain.subject import load_checkpoint
@@ -200,20 +198,10 @@ def test_a_run_that_was_killed_reuses_the_evaluations_it_paid_for(explain, tmp_p
 def test_under_torchrun_it_is_one_run_with_the_same_values(subject_folder, explain, tmp_path):
     flags = ("-lp", "4", "-k", "2", "--budget", "300")
     assert explain(*flags, "--save-values", "one.npz").status == 0
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"),
-            *(free_port(), ROOT / SCRIPT, "--restore-file", subject_folder / "own.pt", "--input", "digits:7"),
-            *(*flags, "--save-values", "two.npz"),
-        ],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(Ended(0, done.stdout, "").run().events["PANEL"]) == 2
+    usual = ("--restore-file", subject_folder / "own.pt", "--input", "digits:7")
+    done = torchrun(SCRIPT, *usual, *flags, "--save-values", "two.npz", folder=tmp_path)
+    assert done.status == 0, done.stderr
+    assert len(done.run().events["PANEL"]) == 2
     one, two = (np.load(tmp_path / f"{name}.npz")["values"] for name in ("one", "two"))
     assert np.allclose(one, two, rtol=0, atol=1e-4)
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import kill_and_resume as killing
 import pytest
 import torch
-from conftest import ROOT, Ended, call, environment
+from conftest import ROOT, Ended, call
+from test_distributed import torchrun
 
 from lib import checkpoint, models, text_classification, text_explanation, text_prediction
 from lib.data.text import words_of
@@ -190,16 +190,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_status_1(sentime
 
 
 def test_two_ranks_train_as_one_run_with_one_log_and_one_checkpoint(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / SCRIPT, *BRIEF],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    run = Ended(0, done.stdout, done.stderr).run()
+    done = torchrun(SCRIPT, *BRIEF, folder=tmp_path)
+    assert done.status == 0, done.stderr
+    run = done.run()
     assert len(run.events["VALID"]) == len(run.events["DONE"]) == 1
     # Of 64 phrases none came twice.
     assert (run.events["VALID"][0]["Valid_accuracy"] * 64).is_integer()

@@ -114,9 +114,8 @@ class FastCNN(nn.Sequential):
         """
         patches = F.unfold(images.float(), 2).transpose(1, 2).flatten(0, 1).double()
         variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (
-            (components / (variances + WHITENING_FLOOR).sqrt()).T.flip(0).view(-1, *images.shape[1:2], 2, 2)
-        )
+        scaled = components / (variances + WHITENING_FLOOR).sqrt()
+        filters = scaled.T.flip(0).view(-1, images.shape[1], 2, 2)  # the largest variance first
         self.conv0.weight.copy_(torch.cat([filters, -filters]))
 
 
