@@ -62,15 +62,21 @@ RECIPES = {
     "deep-cnn": DEEPER | {"learning_rate": 0.007, "label_smoothing": 0.05, "ema": 0.99},
     "fast-cnn": DEEPER
     | {
-        "max_epoch": 10,
-        "learning_rate": 0.004,
+        "max_epoch": 14,
+        "optimizer": "muon",
         "weight_decay": 0.4,
         "label_smoothing": 0.1,
+        "window": 0.75,
+        "window_until": 0.64,
+        "mirror": True,
     },
     "row-rnn": ROWS,
     "row-lstm": ROWS,
     "row-gru": ROWS,
 }
+
+# With --freeze: no kernel learns, and views of an image that are always the same have features to be kept.
+HEAD_ALONE = {"optimizer": "adamw", "window": None, "window_until": None, "mirror": None}
 
 
 def make_parser() -> cli.Parser:
@@ -138,7 +144,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def recipe(flags) -> dict:
-    return RECIPES.get(flags.model, TORCHVISION)
+    return RECIPES.get(flags.model, TORCHVISION) | (HEAD_ALONE if flags.freeze else {})
 
 
 def main(argv=None) -> None:

@@ -259,7 +259,8 @@ def describe_recipes(recipes: Mapping[str, Mapping]) -> str:
     """Return, for the end of a script's `--help`, what each recipe sets, as one would type it."""
 
     def typed(name: str, value) -> str:
-        return f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, tuple) else value}"
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value is True else f"{flag} {','.join(value) if isinstance(value, tuple) else value}"
 
     lines = [
         f"  {name}: " + " ".join(typed(*item) for item in recipe.items() if item[1] not in (None, ()))
@@ -286,12 +287,12 @@ def add_training_flags(parser: argparse.ArgumentParser, recipe: str) -> None:
     add("-lr", "--learning-rate", type=number(0, above=True), metavar="X", help="the highest of the schedule")
     add("--max-epoch", type=integer(1), metavar="N", help="passes over the training split")
     add("--max-update", type=integer(1), metavar="N", help="stop after so many updates")
-    add("--optimizer", choices=("adamw", "adam", "sgd"))
+    add("--optimizer", choices=("adamw", "adam", "sgd", "muon"), help="muon is for convolutions")
     add("--schedule", choices=("one-cycle", "constant"), help="of the learning rate")
     add("--warmup", type=number(0, 1), metavar="X", help="share of a one-cycle in which the rate rises")
     add("--weight-decay", type=number(0), metavar="X", help="not on biases and norms")
-    add("--momentum", type=number(0, 1), default=0.9, metavar="X", help="of sgd")
-    add("--beta2", type=number(0, 0.999999), default=0.999, metavar="X", help="of adam and adamw")
+    add("--momentum", type=number(0, 1), default=0.9, metavar="X", help="of sgd and muon")
+    add("--beta2", type=number(0, 0.999999), default=0.999, metavar="X", help="of adam, adamw and muon")
     add("--clip-norm", type=number(0, above=True), metavar="X", help="clip the gradient to this norm")
     add("--label-smoothing", type=number(0, 1), metavar="X", help="share of a target spread over all classes")
     add(
@@ -322,6 +323,18 @@ def add_augmentation_flags(parser: argparse.ArgumentParser, *names: str) -> None
     add = parser.add_argument_group("augmentation").add_argument
     add("--augment", type=names_of(*names), metavar="NAME,…", help=f"some of {', '.join(names)}, or none")
     add("--shift-pixels", type=integer(1, 64), metavar="N", help="how far shift goes")
+    add(
+        "--window",
+        type=number(0, 1, above=True),
+        metavar="X",
+        help="begin with random windows of the images, of this share of their side, which is faster",
+    )
+    add("--window-until", type=number(0, 1), metavar="X", help="up to this share of the epochs; 0: never")
+    add(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="answer with the mean over an image and its mirror image",
+    )
 
 
 def _integers(text: str) -> tuple[int, ...]:

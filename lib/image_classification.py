@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from lib import checkpoint, distributed, models, views
 from lib.data import augment, cifar, folders, image_files, images, photographs
+from lib.data.batches import Phases, Shuffled
 from lib.data.images import Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
 from lib.errors import UserError
 from lib.files import writable_file, write_atomically
-from lib.models import pretrained, transfer
+from lib.models import layers, pretrained, transfer
+from lib.models.answers import Mirrored
 from lib.models.small import FastCNN
 from lib.objectives import classification
 from lib.session import Session
-from lib.train import evaluate, full_rate
+from lib.train import Batches, evaluate, full_rate
 
 # Of ImageNet's pixels, which torchvision's weights are used to; other photographs are much alike.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -204,7 +206,8 @@ def _some_images(split: Examples, seed: int) -> Tensor:
 def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
     """With `--freeze`, leave nothing of `model` to be trained but its head, and return what it trains on.
 
-    Where no augmentation changes the images, that is their features, computed once.
+    Where the images are always the same (no augmentation, no window, no mirror image), that is their
+    features, computed once.
 
     Raises:
         UserError: there are no weights worth freezing, or the frozen ones are to have a learning rate.
@@ -217,7 +220,7 @@ def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
     if not (flags.weights or run.saved):
         raise UserError("--freeze needs --weights, or else keeps what is random")
     transfer.freeze(model)
-    if flags.augment or not transfer.has_features(model):
+    if flags.augment or _sees_windows(run) or flags.mirror or not transfer.has_features(model):
         return data
     started = time.perf_counter()
     splits = [_features(run, model, split) for split in (data.train, data.valid, data.test)]
@@ -244,27 +247,55 @@ def trunk_rate(run: Session, model: nn.Module) -> Callable[[str], float]:
 def fit(run: Session, model: nn.Module, data: ImageData, rate_of: Callable[[str], float] = full_rate) -> None:
     """Train `model` on `data` as the run's flags say; it has its best weights afterwards."""
     flags, how = run.flags, data.preprocessing
-    training = data.train.shuffled(
-        flags.augment,
-        lambda names: augment.augmentation(names, flags.shift_pixels, how.mean, how.std),
-        batch_size=flags.batch_size,
-        seed=flags.seed,
-    )
     run.fit(
         model,
-        classification(flags.label_smoothing),
-        training,
+        classification(flags.label_smoothing, mirror=flags.mirror),
+        _training(run, model, data),
         data.valid.in_order(),
         description={"classes": list(data.classes), "preprocessing": how.as_dict()},
         rate_of=rate_of,
     )
 
 
+def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
+    """Return the augmented batches: of windows at first, if that is asked for, and then of whole images."""
+    flags, how = run.flags, data.preprocessing
+
+    def batches(window: int | None) -> Shuffled:
+        return data.train.shuffled(
+            flags.augment,
+            lambda names: augment.augmentation(names, flags.shift_pixels, how.mean, how.std, window),
+            batch_size=flags.batch_size,
+            seed=flags.seed,
+        )
+
+    whole = batches(None)
+    if not _sees_windows(run):
+        return whole
+    side = round(flags.window * how.size)
+    try:
+        layers.table(model, torch.zeros(1, how.channels, side, side, device=run.device))
+    except (RuntimeError, AssertionError):
+        raise UserError(
+            f"{flags.model} does not take windows of {side} px of images of {how.size} px: "
+            "give another --window, or --window-until 0"
+        ) from None
+    return Phases(batches(side), round(flags.window_until * flags.max_epoch), whole)
+
+
+def _sees_windows(run: Session) -> bool:
+    if run.flags.window and run.flags.window_until is None:
+        raise UserError("--window needs --window-until, e.g. 0.6")
+    if run.flags.window_until and not run.flags.window:
+        raise UserError("--window-until needs --window, e.g. 0.75")
+    return bool(run.flags.window_until)
+
+
 def report(run: Session, model: nn.Module, data: ImageData) -> None:
     """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` where examples were held out."""
 
     def metrics(name: str, split: Examples) -> dict[str, float]:
-        found = evaluate(model, classification(), split.in_order(), amp=run.flags.amp)
+        found = evaluate(model, classification(mirror=run.flags.mirror), split.in_order(), amp=run.flags.amp)
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
     run.log.event("EVAL", **metrics("Train", data.train), **metrics("Valid", data.valid))
@@ -308,4 +339,5 @@ def _input_split(run: Session, data: ImageData) -> Split:
 def predictions_of(run: Session, model: nn.Module, split: Examples) -> views.Predictions:
     """Return what `model` says of all examples of a split, on this rank."""
     with distributed.autocast(run.device, run.flags.amp):
-        return views.predict(model, split.in_order(distributed_over_ranks=False))
+        answering = Mirrored(model) if run.flags.mirror else model
+        return views.predict(answering, split.in_order(distributed_over_ranks=False))

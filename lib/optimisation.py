@@ -7,9 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib.errors import UserError
+
+MUON_SIZE = 0.2  # the root mean square of AdamW's steps, as a share of the learning rate
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,75 @@ def make_optimizer(
     common = {"lr": settings.learning_rate, "fused": device in ("cpu", "cuda")}
     if settings.optimizer == "sgd":
         return torch.optim.SGD(described, momentum=settings.momentum, **common)
+    common["betas"] = (0.9, settings.beta2)
+    if settings.optimizer == "muon":
+        if all(parameter.ndim <= 2 for parameters in groups.values() for parameter in parameters):
+            raise UserError("muon moves the kernels of convolutions, and none are to be trained: take adamw")
+        return Muon(described, momentum=settings.momentum, **common)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    return kind(described, betas=(0.9, settings.beta2), **common)
+    return kind(described, **common)
+
+
+class Muon(torch.optim.AdamW):
+    """Momentum made orthogonal, for the kernels of convolutions; AdamW for all other parameters.
+
+    A kernel (outputs, inputs, height, width) is taken as a matrix of one row an output. It moves by the
+    orthogonal matrix nearest to its momentum (Nesterov's), in which no direction outweighs the others
+    (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"). That is scaled to the
+    size of AdamW's steps, so that one learning rate and one weight decay suit both (Liu et al. 2025,
+    arXiv:2502.16982, equation 4).
+
+    `torch.optim.Muon` takes matrices alone.
+
+    Args:
+        groups, options: as for `torch.optim.AdamW`.
+        momentum: share of the momentum so far that is kept in each update.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, **options):
+        super().__init__(groups, **options)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter that has a gradient; the gradients of kernels are gone afterwards."""
+        for group in self.param_groups:
+            for kernel in group["params"]:
+                if kernel.ndim > 2 and kernel.grad is not None:
+                    self._move(kernel, group["lr"], group["weight_decay"])
+                    kernel.grad = None  # AdamW passes over what has none
+        super().step()
+
+    def _move(self, kernel: nn.Parameter, rate: float, decay: float) -> None:
+        state = self.state[kernel]
+        if not state:  # AdamW looks for the step of everything that has a state, when that is loaded
+            state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(kernel))
+        state["step"] += 1
+        momentum = state["momentum_buffer"].mul_(self.momentum).add_(kernel.grad)
+        direction = orthogonalised(kernel.grad.add(momentum, alpha=self.momentum).flatten(1))
+        size = MUON_SIZE * math.sqrt(max(direction.shape))
+        kernel.mul_(1 - rate * decay).add_(direction.view_as(kernel), alpha=-rate * size)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Return the (M, N) matrix with its singular values replaced by about one: 0.7 to 1.2, but the smallest.
+
+    Five Newton-Schulz steps X ← (a + b·XXᵀ + c·(XXᵀ)²)·X with Jordan's coefficients, which trade exactness
+    for speed. They are taken in the smaller of XXᵀ and XᵀX alone, of which all the factors are functions,
+    and X is multiplied once, at the end: some three times fewer multiplications for a wide X.
+    """
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / (x.norm() + 1e-7)
+    gram = x @ x.T
+    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
 
 
 class WeightAverage:

@@ -181,6 +181,16 @@ def test_a_background_is_as_if_the_images_were_augmented_before_they_were_prepar
     assert torch.allclose(before, after, atol=1e-5)
 
 
+def test_a_window_is_some_pixels_of_the_image_and_takes_the_place_of_a_shift():
+    images = torch.arange(100.0).view(1, 1, 10, 10).expand(400, 2, 10, 10)
+    out = augment.augmentation(("shift",), window=8)(images)
+    assert out.shape == (400, 2, 8, 8)
+    corners = out[:, 0, 0, 0]
+    assert sorted(set(corners.tolist())) == [10.0 * down + right for down in range(3) for right in range(3)]
+    offsets = out[0, 0, 0, 0] + images[0, 0, :8, :8]
+    assert torch.equal(out[0, 1], offsets)
+
+
 def test_nothing_asked_for_is_nothing_done():
     assert augment.augmentation(()) is None
 

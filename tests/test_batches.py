@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import distributed
-from lib.data.batches import InOrder, TensorBatches
+from lib.data.batches import InOrder, Phases, TensorBatches
 from lib.errors import UserError
 
 
@@ -70,6 +70,15 @@ def test_a_last_batch_of_one_joins_the_one_before_it():
 def test_only_the_first_tensor_is_transformed():
     for first, second in batches(transform=lambda numbers: -numbers).epoch(0):
         assert torch.equal(first * -10, second)
+
+
+def test_phases_are_the_first_batches_for_some_epochs_and_then_the_others():
+    first, then = batches(transform=lambda numbers: -numbers), batches()
+    phases = Phases(first, 2, then)
+    assert len(phases) == len(then)
+    for epoch in range(4):
+        expected = order(first if epoch < 2 else then, epoch, start=1)
+        assert order(phases, epoch, start=1) == expected
 
 
 @pytest.mark.parametrize("seed", [0, 42, 2**32 - 1])

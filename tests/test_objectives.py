@@ -67,3 +67,17 @@ def test_r_drop_is_the_mean_loss_of_two_answers_and_their_divergence():
 
 def test_r_drop_of_a_network_that_drops_nothing_is_its_plain_loss():
     assert loss(Fixed(1), r_drop=5.0) == pytest.approx(loss(Fixed(1)), rel=1e-6)
+
+
+def test_a_mirror_is_for_validation_and_halves_the_probabilities_of_both_views():
+    images = torch.randn(6, 1, 2, 3, generator=torch.Generator().manual_seed(4))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
+    objective = classification(mirror=True)
+    trained = objective(network, (images, LABELS))["loss"]
+    assert torch.equal(trained, classification()(network, (images, LABELS))["loss"])
+    p = (network(images).softmax(1) + network(images.flip(3)).softmax(1)) / 2
+    found = objective(network.eval(), (images, LABELS))
+    assert float(found["loss"]) == pytest.approx(
+        float(F.nll_loss(p.log(), LABELS, reduction="sum")), rel=1e-5
+    )
+    assert int(found["accuracy"]) == int((p.argmax(1) == LABELS).sum())

@@ -143,20 +143,60 @@ def test_the_first_layer_of_fast_cnn_is_fitted_to_the_images_and_then_kept(run, 
 # Transfer
 
 
-def test_a_trunk_learnt_on_some_classes_is_frozen_for_others_and_its_features_are_kept(run, photos, tmp_path):
-    first = run(*BRIEF, "--data-dir", photos, "--classes", "blue,green", "--bn", "--save-epochs", "1,2")
+def test_windows_come_first_and_a_run_resumed_among_them_ends_at_the_same_weights(run, photos, tmp_path):
+    flags = (*BRIEF, "--model", "fast-cnn", "--size", 20, "--data-dir", photos, "--schedule", "constant")
+    windows = ("--window", 0.8, "--window-until", 0.5)
+    whole = run(*flags, *windows, "--checkpoint-dir", "whole")
+    assert whole.status == 0, whole.stderr
+    run(*flags, *windows, "--checkpoint-dir", "parts", "--max-update", 3)
+    resumed = run("--resume", "--checkpoint-dir", "parts", "--max-update", 1000)
+    assert evaluation(resumed) == evaluation(whole)
+    run(*flags, "--checkpoint-dir", "no windows", "--window-until", 0)
+    names = ("whole", "parts", "no windows")
+    ends = [checkpoint.load(tmp_path / name / "checkpoint_last.pt")["state_dict"] for name in names]
+    assert_same(ends[0], ends[1])
+    assert not torch.equal(ends[0]["conv1.weight"], ends[2]["conv1.weight"])
+
+
+def test_mirror_images_are_asked_about_in_validation_and_predictions_until_told_not_to(run, photos, tmp_path):
+    flags = ("--model", "fast-cnn", "--size", 20, "--data-dir", photos, "--max-epoch", 1)
+    done = run(*BRIEF, *flags, "--mirror")
+    best = tmp_path / "ckpts" / "fast-cnn" / "checkpoint_best.pt"
+    rows = {}
+    for name, mirror in {"mirrored": (), "plain": ("--no-mirror",)}.items():
+        answers = run("--predict-only", "--restore-file", best, *mirror)
+        rows[name] = torch.tensor(
+            [[float(cell) for cell in line.split("\t")[4:]] for line in answers.stdout.splitlines()[1:]]
+        )
+    assert not torch.allclose(rows["mirrored"], rows["plain"], atol=1e-3)
+    views = ("--samples", 8, "--perplexity", 3)
+    again = run("--eval-only", "--restore-file", best, *views)
+    assert evaluation(again) == evaluation(done)
+    plain = run("--eval-only", "--restore-file", best, "--no-mirror", *views)
+    assert evaluation(plain)["Valid_loss"] != evaluation(done)["Valid_loss"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "size", "layer"),
+    [("simple-cnn", ("--bn",), 128, "pool4"), ("fast-cnn", (), 192, "gelu6")],
+)
+def test_a_trunk_learnt_on_some_classes_is_frozen_for_others_and_its_features_are_kept(
+    run, photos, tmp_path, model, options, size, layer
+):
+    common = (*BRIEF, "--model", model, *options, "--data-dir", photos)
+    first = run(*common, "--classes", "blue,green", "--save-epochs", "1,2")
     assert first.status == 0, first.stderr
-    weights = "ckpts/simple-cnn/checkpoint_best.pt"
-    flags = (*BRIEF, "--data-dir", photos, "--bn", "--weights", weights, "--freeze", "--augment", "none")
+    weights = f"ckpts/{model}/checkpoint_best.pt"
+    flags = (*common, "--weights", weights, "--freeze", "--augment", "none")
     done = run(*flags, "--checkpoint-dir", "second")
     assert done.status == 0, done.stderr
-    assert done.run().events["FEATURES"][0]["Size"] == 128
+    assert done.run().events["FEATURES"][0]["Size"] == size
     old = checkpoint.load(tmp_path / weights)["state_dict"]
     new = checkpoint.load(tmp_path / "second" / "checkpoint_best.pt")
     trunk = [name for name in old if not name.startswith("output.")]
     assert all(torch.equal(old[name], new["state_dict"][name]) for name in trunk)
     assert new["classes"] == ["blue", "green", "red"]
-    views = ("--samples", 8, "--perplexity", 3, "--layers", "pool4")
+    views = ("--samples", 8, "--perplexity", 3, "--layers", layer)
     again = run("--eval-only", "--restore-file", "second/checkpoint_best.pt", *views)
     for key, value in evaluation(again).items():
         assert value == pytest.approx(evaluation(done)[key], abs=1e-5)
@@ -224,6 +264,12 @@ BAD_INPUT = {
     "another option of another": (*BRIEF, "--data-dir", "{photos}", "--model", "lenet5", "--bn"),
     "size that the network does not take": (*BRIEF, "--data-dir", "{photos}", "--size", 12),
     "unknown augmentation": (*BRIEF, "--data-dir", "{photos}", "--augment", "mixup"),
+    "window without a share": (*BRIEF, "--data-dir", "{photos}", "--window", 0.75),
+    "a share of no window": (*BRIEF, "--data-dir", "{photos}", "--window-until", 0.5),
+    "window that the network does not take": (
+        *(*BRIEF, "--data-dir", "{photos}"),
+        *("--window", 0.75, "--window-until", 0.5),
+    ),
     "thumbnails in space": ("--eval-only", "--restore-file", "{best}", "--thumbnails", "--dims", 3),
     "thumbnails of a training run": (*BRIEF, "--data-dir", "{photos}", "--thumbnails"),
     "another size than the file's": ("--eval-only", "--restore-file", "{best}", "--size", 32),

@@ -135,6 +135,7 @@ RUNS = {
     "adamw, averaged weights": {"ema": 0.9, "weight_decay": 0.1},
     "adam, constant, clipped": {"optimizer": "adam", "schedule": "constant", "clip_norm": 0.5},
     "sgd, averaged weights": {"optimizer": "sgd", "ema": 0.8, "learning_rate": 0.1},
+    "muon": {"optimizer": "muon", "weight_decay": 0.1},
     "validated mid-epoch": {"validate_interval_updates": 4},
     "out of patience": {"patience": 1, "validate_interval_updates": 3, "learning_rate": 0.3},
 }
@@ -214,7 +215,7 @@ def test_a_resume_takes_the_settings_of_the_optimizer_that_it_is_given(tmp_path)
     assert {tuple(group["betas"]) for group in groups} == {(0.9, 0.9)}
 
 
-@pytest.mark.parametrize(("before", "after"), [("adamw", "sgd"), ("sgd", "adamw"), ("sgd", "adam")])
+@pytest.mark.parametrize(("before", "after"), [("adamw", "sgd"), ("sgd", "adamw"), ("adamw", "muon")])
 def test_a_resume_with_another_optimizer_is_refused(tmp_path, before, after):
     fit(tmp_path, optimizer=before)
     with pytest.raises(UserError, match="another optimizer: give the same --optimizer"):

@@ -1,4 +1,4 @@
-"""Augmentation of batches on their device: images (B, C, H, W) in, images of that shape out.
+"""Augmentation of batches on their device: images (B, C, H, W) in, images of that shape out, or windows.
 
 Each function draws from torch's global random numbers, which `lib.train.fit` seeds for every update.
 """
@@ -28,6 +28,7 @@ def augmentation(
     shift_pixels: int = 2,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
+    window: int | None = None,
 ) -> Callable[[Tensor], Tensor] | None:
     """Return the augmentations `names`, one after the other, as one function; None for none.
 
@@ -36,6 +37,7 @@ def augmentation(
         shift_pixels: how far `shift` goes.
         mean, std: of each channel: the images are (pixel − mean) / std. They are augmented as pixels, so
             that what comes in from outside is black.
+        window: see a random window of so many pixels of each image and, for that does the same, no `shift`.
     """
     steps: dict[str, Callable[[Tensor], Tensor]] = {
         "crop": crop,
@@ -43,7 +45,12 @@ def augmentation(
         "color": color,
         "erase": erase,
     }
-    chosen = [*_moves(names, shift_pixels), *(step for name, step in steps.items() if name in names)]
+    windows = [partial(windowed, height=window, width=window)] if window else []
+    chosen = [
+        *windows,
+        *_moves(names, shift_pixels),
+        *(step for name, step in steps.items() if name in names),
+    ]
     if not chosen:
         return None
     scaled = set(mean) != {0} or set(std) != {1}
@@ -71,10 +78,16 @@ def _moves(names: Sequence[str], shift_pixels: int) -> list[Callable[[Tensor], T
 
 def shift(images: Tensor, pixels: int = 2) -> Tensor:
     """Move each image by up to `pixels` whole pixels along both axes."""
-    batch, _, height, width = images.shape
-    windows = F.pad(images, [pixels] * 4).unfold(2, height, 1).unfold(3, width, 1)
-    down, right = torch.randint(2 * pixels + 1, (2, batch), device=images.device)
-    return windows[torch.arange(batch, device=images.device), :, down, right]
+    height, width = images.shape[2:]
+    return windowed(F.pad(images, [pixels] * 4), height, width)
+
+
+def windowed(images: Tensor, height: int, width: int) -> Tensor:
+    """Return a random window of so many pixels of each image, (B, C, height, width)."""
+    windows = images.unfold(2, height, 1).unfold(3, width, 1)
+    down = torch.randint(windows.shape[2], (len(images),), device=images.device)
+    right = torch.randint(windows.shape[3], (len(images),), device=images.device)
+    return windows[torch.arange(len(images), device=images.device), :, down, right]
 
 
 def _affine(images: Tensor, shift: float) -> Tensor:

@@ -81,6 +81,26 @@ class TensorBatches(Shuffled):
         return (self.transform(first) if self.transform else first, *others)
 
 
+class Phases:
+    """Some epochs of certain batches, and then of others: as many an epoch, of as many examples.
+
+    Args:
+        first: the batches of the first epochs.
+        epochs: how many those are.
+        then: the batches of the epochs after them.
+    """
+
+    def __init__(self, first: Shuffled, epochs: int, then: Shuffled):
+        self.first, self.epochs, self.then = first, epochs, then
+
+    def __len__(self) -> int:
+        return len(self.then)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches of `epoch` from number `start` on."""
+        return (self.first if epoch < self.epochs else self.then).epoch(epoch, start)
+
+
 class InOrder:
     """The rows of some tensors in order, once: for validation. Each rank takes its share, none twice."""
 

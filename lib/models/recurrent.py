@@ -3,7 +3,6 @@
 The classifiers take `lib.data.tokens.Phrases`: batches of phrases of one length, so nothing is padded.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from lib.data.tokens import Phrases
 from lib.errors import UserError
+from lib.models.answers import mean_answer
 from lib.models.word_vectors import BigramVectors, WordVectors
 
 CELLS = ("fused", "reference")
@@ -363,5 +363,4 @@ class Ensemble(nn.Module):
 
     def classify(self, vectors: Tensor) -> Tensor:
         parts = zip(self.members, vectors.chunk(len(self.members), dim=2), strict=True)
-        logs = torch.stack([member.classify(part).log_softmax(1) for member, part in parts])
-        return logs.logsumexp(0) - math.log(len(self.members))
+        return mean_answer(member.classify(part) for member, part in parts)

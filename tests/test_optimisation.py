@@ -1,0 +1,80 @@
+"""Muon, against closed forms, against PyTorch's for matrices, and against AdamW for what is no kernel."""
+
+import pytest
+import torch
+from torch import nn
+
+from lib.errors import UserError
+from lib.optimisation import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Settings, make_optimizer, orthogonalised
+from lib.train import full_rate
+
+SETTINGS = Settings(seed=0, max_epoch=1, learning_rate=0.02, optimizer="muon", weight_decay=0.3, momentum=0.8)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (40, 5), (16, 16), (1, 9)])
+def test_a_matrix_is_made_orthogonal_by_a_polynomial_of_its_singular_values(shape):
+    matrix = random(*shape).double()
+    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / values.norm()
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        values = a * values + b * values**3 + c * values**5
+    torch.testing.assert_close(orthogonalised(matrix), u * values @ v, atol=1e-5, rtol=0)
+    if shape != (16, 16):  # the smallest of a square one is close to zero
+        found = torch.linalg.svdvals(orthogonalised(matrix))
+        assert 0.65 < found.min() <= found.max() < 1.25
+
+
+def step(optimizer: torch.optim.Optimizer, parameters, times: int = 4) -> None:
+    for time in range(times):
+        for number, parameter in enumerate(parameters):
+            parameter.grad = random(*parameter.shape, seed=100 * time + number)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_kernel_moves_as_the_matrix_of_its_rows_moves_in_torch(channels_last):
+    model = net()
+    matrix = nn.Parameter(model[0].weight.detach().flatten(1).clone())
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    theirs = torch.optim.Muon(
+        [matrix], lr=0.02, weight_decay=0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw"
+    )
+    before = matrix.detach().clone()
+    for time in range(4):
+        model[0].weight.grad = random(8, 3, 3, 3, seed=time)
+        matrix.grad = random(8, 3, 3, 3, seed=time).flatten(1)
+        if time == 0:
+            ours = make_optimizer(model, SETTINGS, full_rate)
+        ours.step()
+        theirs.step()
+    moved, expected = (each.detach().flatten(1) - before for each in (model[0].weight, matrix))
+    # PyTorch's steps of Newton and Schulz are in bfloat16.
+    assert (moved - expected).norm() < 0.02 * expected.norm()
+
+
+def test_all_other_parameters_move_as_by_adamw():
+    mine, its = net(), net()
+    settings = Settings(**vars(SETTINGS) | {"optimizer": "adamw"})
+    for model, how in ((mine, SETTINGS), (its, settings)):
+        step(make_optimizer(model, how, full_rate), list(model.parameters()))
+    for (name, ours), theirs in zip(mine.named_parameters(), its.parameters(), strict=True):
+        assert torch.equal(ours, theirs) == (name != "0.weight"), name
+
+
+def test_a_frozen_kernel_stays_and_a_network_without_any_is_refused():
+    model = net()
+    model[0].requires_grad_(False)
+    with pytest.raises(UserError, match="kernels of convolutions, and none are to be trained: take adamw"):
+        make_optimizer(model, SETTINGS, full_rate)
