@@ -64,7 +64,8 @@ RECIPES = {
     | {
         "max_epoch": 14,
         "optimizer": "muon",
-        "weight_decay": 0.4,
+        "learning_rate": 0.006,
+        "weight_decay": 0.25,
         "label_smoothing": 0.1,
         "window": 0.75,
         "window_until": 0.64,
