@@ -40,6 +40,7 @@ RECIPES = {
         "recurrent_dropout": 0.3,
         "head_dropout": 0.5,
         "phrase_swap": 0.5,
+        "neutral_words": 0.3,
         "batch_size": 128,
         "learning_rate": 0.005,
         "max_epoch": 4,
@@ -65,6 +66,7 @@ RECIPES = {
         "recurrent_dropout": 0.0,
         "head_dropout": 0.3,
         "phrase_swap": 0.0,
+        "neutral_words": 0.0,
         "batch_size": 128,
         "learning_rate": 0.001,
         "max_epoch": 3,
@@ -77,7 +79,13 @@ RECIPES = {
     },
 }
 ON_TINY = {
-    "lstm": {"batch_size": 16, "max_epoch": 30, "learning_rate": 0.002, "bigrams": 1024},
+    "lstm": {
+        "batch_size": 16,
+        "max_epoch": 30,
+        "learning_rate": 0.002,
+        "bigrams": 1024,
+        "neutral_words": 0.0,
+    },
     "plain": {"batch_size": 16, "max_epoch": 30},
 }
 
@@ -158,6 +166,12 @@ def add_network_flags(parser: cli.Parser) -> None:
         metavar="X",
         help="weight of two answers' agreement, with other parts dropped; training takes twice as long",
     )
+    add(
+        "--neutral-words",
+        type=cli.number(0),
+        metavar="X",
+        help="weight of learning that words which the corpus never labels by themselves are neutral",
+    )
     add("--teacher", metavar="CKPT", help="learn the answers of this network, or ensemble, beside the labels")
     add("--teacher-weight", type=cli.number(0, 1), default=0.5, metavar="X", help="of its answers")
     add("--ensemble", type=cli.integer(1), default=1, metavar="N", help="train so many seeds, average them")
@@ -173,7 +187,10 @@ def add_prediction_flags(parser: cli.Parser) -> None:
 def recipe(flags) -> dict:
     chosen_on_validation = flags.holdout or flags.valid_file
     keep = {"keep": "best" if chosen_on_validation else "last"}
-    return RECIPES[flags.model] | keep | (ON_TINY[flags.model] if flags.dataset == "tiny" else {})
+    chosen = RECIPES[flags.model] | keep | (ON_TINY[flags.model] if flags.dataset == "tiny" else {})
+    # In SST-2 alone, a word that is not labelled by itself was found neutral.
+    whole_sst2 = flags.dataset == "sst2" and not (flags.train_file or flags.limit)
+    return chosen if whole_sst2 else chosen | {"neutral_words": 0.0}
 
 
 def main(argv=None) -> None:

@@ -1,6 +1,7 @@
 """What networks are trained to do: objectives for `lib.train.fit`, one for each kind of task."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,23 @@ def classification(
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
 
     return objective
+
+
+def with_neutral(objective: Objective, draw: Callable[[], Any], weight: float) -> Objective:
+    """Return a classification objective that also teaches that some inputs are of no class.
+
+    In training, for each example of a batch the loss grows by `weight` times the mean cross-entropy between
+    equal probabilities of all classes and the answers to what `draw()` returns.
+    """
+
+    def objective_and_neutral(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        sums = objective(model, batch)
+        if model.training:
+            surprise = -model(draw()).float().log_softmax(1).mean()
+            sums["loss"] = sums["loss"] + weight * sums["count"] * surprise
+        return sums
+
+    return objective_and_neutral
 
 
 def _disagreement(logits: Tensor, others: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lib import checkpoint, distributed, embed, models, views
 from lib.data import text
-from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap
+from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
 from lib.data.text import Split, TextData
 from lib.data.tokens import Encoded, Phrases, Vocabulary
 from lib.errors import UserError
@@ -22,13 +22,14 @@ from lib.figures import style
 from lib.files import writable_folder
 from lib.models import layers
 from lib.models.recurrent import Dropout, Ensemble
-from lib.objectives import classification
+from lib.objectives import classification, with_neutral
 from lib.session import Session
 from lib.train import Objective, by_accuracy, by_recency, evaluate
 
 # The number of words up to which accuracies are told apart.
 LENGTHS = (5, 10, 15, 20, 25, 30)
 MISTAKES = 12
+NEUTRAL_WORDS_AN_UPDATE = 64
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> 
     with _threads(flags.threads):
         run.fit(
             model,
-            _objective(run, reader),
+            _objective(run, data, reader),
             training,
             PhrasesInOrder(*reader.encode(data.valid, run.device)),
             description=reader.plain(),
@@ -133,15 +134,24 @@ def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> 
         )
 
 
-def _objective(run: Session, reader: Reader) -> Objective:
-    """What to train for: the labels, and the answers of `--teacher`."""
+def _objective(run: Session, data: TextData, reader: Reader) -> Objective:
+    """What to train for: the labels, the answers of `--teacher`, and that `--neutral-words` are neutral."""
     flags = run.flags
-    return classification(
+    objective = classification(
         flags.label_smoothing,
         teacher=_teacher(run, reader) if flags.teacher else None,
         teacher_weight=flags.teacher_weight,
         r_drop=flags.r_drop,
     )
+    if not flags.neutral_words:
+        return objective
+    if flags.limit:
+        raise UserError("--neutral-words takes words without a label for neutral, but --limit drops labels")
+    words = text.words_never_alone(data.train.phrases)
+    if not words:
+        raise UserError("every word is labelled by itself: leave out --neutral-words")
+    encoded = reader.vocabulary.encode(words).to(run.device)
+    return with_neutral(objective, Words(encoded, NEUTRAL_WORDS_AN_UPDATE), flags.neutral_words)
 
 
 def _teacher(run: Session, reader: Reader) -> nn.Module:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib.objectives import classification
+from lib.objectives import classification, with_neutral
 
 INPUTS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -75,9 +75,19 @@ def test_a_mirror_is_for_validation_and_halves_the_probabilities_of_both_views()
     objective = classification(mirror=True)
     trained = objective(network, (images, LABELS))["loss"]
     assert torch.equal(trained, classification()(network, (images, LABELS))["loss"])
-    p = (network(images).softmax(1) + network(images.flip(3)).softmax(1)) / 2
+    p = ((network(images).softmax(1) + network(images.flip(3)).softmax(1)) / 2).detach()
     found = objective(network.eval(), (images, LABELS))
-    assert float(found["loss"]) == pytest.approx(
-        float(F.nll_loss(p.log(), LABELS, reduction="sum")), rel=1e-5
-    )
+    torch.testing.assert_close(found["loss"].detach(), F.nll_loss(p.log(), LABELS, reduction="sum"))
     assert int(found["accuracy"]) == int((p.argmax(1) == LABELS).sum())
+
+
+def test_neutral_inputs_add_their_distance_from_equal_answers_for_each_example_in_training_alone():
+    model, neutral = Fixed(1), INPUTS[:2] * 3
+    objective = with_neutral(classification(), lambda: neutral, weight=0.25)
+    p = (neutral @ model.maps[0]).float().softmax(1)
+    equal = torch.full_like(p, 1 / 3)
+    surprise = cross_entropy(neutral @ model.maps[0], equal) / 2
+    sums = objective(model, (INPUTS, LABELS))
+    assert float(sums["loss"].detach()) == pytest.approx(loss(model) + 0.25 * 6 * surprise, rel=1e-5)
+    assert sums["count"] == 6
+    assert objective(model.eval(), (INPUTS, LABELS)) == classification()(model, (INPUTS, LABELS))

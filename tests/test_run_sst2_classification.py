@@ -13,6 +13,7 @@ from conftest import ROOT, Ended, call
 from test_distributed import torchrun
 
 from lib import checkpoint, models, text_classification, text_explanation, text_prediction
+from lib.data import text
 from lib.data.text import words_of
 from lib.data.tokens import Vocabulary
 from lib.explain.integrated_gradients import integrated_gradients
@@ -153,6 +154,25 @@ def test_an_ensemble_is_one_checkpoint_and_goes_on_after_a_stop(sentiment, tmp_p
     explained = sentiment("--explain", "good film", "--restore-file", folder / checkpoint.BEST)
     assert explained.status == 0, explained.stderr
     assert "not trained further" in sentiment(*TINY, "--restore-file", folder / checkpoint.BEST).stderr
+
+
+def test_words_that_are_never_labelled_alone_become_neutral_where_that_is_asked_for(sentiment, tmp_path):
+    shown = ["a fine film", "fine", "a dull film", "dull"]
+    (tmp_path / "mine.tsv").write_text(
+        "sentence\tlabel\n" + "".join(f"{text}\t{int('fine' in text)}\n" for text in shown)
+    )
+    assert text.words_never_alone([words_of(each) for each in shown]) == [("a",), ("film",)]
+    files = ("--train-file", "mine.tsv", "--valid-file", "mine.tsv", "--max-epoch", 60, "-bs", 4)
+    certainty = {}
+    for name, flags in {"neutral": ("--neutral-words", 2.0), "plain": ()}.items():
+        done = sentiment(*files, "--bigrams", 0, "--checkpoint-dir", name, "--keep", "last", *flags)
+        assert done.status == 0, done.stderr
+        (tmp_path / "words.txt").write_text("a\nfilm\nfine\ndull\n")
+        best = tmp_path / name / checkpoint.BEST
+        answers = table(sentiment("--predict-only", "--restore-file", best, "--input", "words.txt").stdout)
+        certainty[name] = [float(row["probability"]) for row in answers]
+    assert max(certainty["neutral"][:2]) < 0.6 < min(certainty["neutral"][2:])
+    assert max(certainty["plain"][:2]) > max(certainty["neutral"][:2])
 
 
 # Stop and go on
@@ -372,6 +392,11 @@ BAD_INPUT = {
     "perplexity of all samples": ("--eval-only", *RESTORED, "--perplexity", 64),
     "checkpoint cut short": ("--eval-only", "--restore-file", "{bad}/short.pt"),
     "checkpoint of another task": ("--eval-only", "--restore-file", "{bad}/task.pt"),
+    "neutral words of a part": (*BRIEF, "--limit", 40, "--neutral-words", 0.3),
+    "neutral words where all are labelled": (
+        *("--train-file", "{bad}/three.tsv", "--valid-file", "{bad}/three.tsv"),
+        *("--neutral-words", 0.3),
+    ),
     "teacher that reads other words": (*BRIEF, "--limit", 40, "--teacher", "{best}"),
     "teacher cut short": (*BRIEF, "--teacher", "{bad}/short.pt"),
     "weights without words": ("--predict-only", "--restore-file", "{bad}/bare.pt", "--input", "good"),

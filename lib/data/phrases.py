@@ -154,6 +154,25 @@ class PhraseSwap:
         return tokens
 
 
+class Words:
+    """Draws batches of single words.
+
+    From torch's global random numbers, which `lib.train.fit` seeds for every update.
+
+    Args:
+        encoded: N phrases of one word each.
+        count: how many to draw at once.
+    """
+
+    def __init__(self, encoded: Encoded, count: int):
+        self.encoded, self.count = encoded, count
+
+    def __call__(self) -> Phrases:
+        """Return `count` of the words, of which some may come twice."""
+        rows = torch.randint(len(self.encoded), (self.count,), device=self.encoded.lengths.device)
+        return self.encoded.phrases(self.encoded.rows(rows))
+
+
 def _draw(first: Tensor, count: Tensor) -> Tensor:
     """A random integer from each of the ranges [first, first + count)."""
     # A float32 just below 1, times the count, may round up to it.
