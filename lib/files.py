@@ -1,13 +1,17 @@
 """Files and folders: found readable, made writable, written whole or not at all."""
 
 import contextlib
+import glob
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from lib.errors import RunFailed, UserError
+
+ABANDONED = 600  # seconds since anything was written to a temporary file
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -75,7 +79,9 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         RunFailed: the disk is full or not writable.
     """
     target = Path(os.path.realpath(path))  # a link stays one, and what it points to is replaced
-    temporary = target.with_name(f".{target.name}.tmp")
+    # Named by process: several may write at once, and the last one stays.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _remove_abandoned(target)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -90,6 +96,14 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what processes left that were killed while they wrote `target`."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

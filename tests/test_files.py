@@ -1,6 +1,10 @@
 """Files and folders: found readable, made writable, or refused in one line."""
 
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
 
 from lib import files
 from lib.errors import UserError
@@ -25,3 +29,16 @@ def test_a_file_is_a_file_or_refused(tmp_path):
     for path in (tmp_path, tmp_path / "no", tmp_path / ("long" * 100), tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=r"is a folder|there is no file"):
             files.existing_file(path)
+
+
+def test_two_processes_may_replace_a_file_at_once_and_the_last_one_stays(tmp_path):
+    path = tmp_path / "file"
+    write = (
+        f"from pathlib import Path; from lib import files; files.write_atomically(Path({str(path)!r}), b'b')"
+    )
+    with files.replaced(path) as file:
+        file.write(b"a")
+        subprocess.run([sys.executable, "-c", write], cwd=ROOT, check=True)
+        assert path.read_bytes() == b"b"
+    assert path.read_bytes() == b"a"
+    assert list(tmp_path.iterdir()) == [path]
