@@ -259,8 +259,7 @@ def describe_recipes(recipes: Mapping[str, Mapping]) -> str:
     """Return, for the end of a script's `--help`, what each recipe sets, as one would type it."""
 
     def typed(name: str, value) -> str:
-        flag = f"--{name.replace('_', '-')}"
-        return flag if value is True else f"{flag} {','.join(value) if isinstance(value, tuple) else value}"
+        return f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, tuple) else value}"
 
     lines = [
         f"  {name}: " + " ".join(typed(*item) for item in recipe.items() if item[1] not in (None, ()))
@@ -331,9 +330,11 @@ def add_augmentation_flags(parser: argparse.ArgumentParser, *names: str) -> None
     )
     add("--window-until", type=number(0, 1), metavar="X", help="up to this share of the epochs; 0: never")
     add(
-        "--mirror",
-        action=argparse.BooleanOptionalAction,
-        help="answer with the mean over an image and its mirror image",
+        "--test-views",
+        type=int,
+        choices=(1, 2, 6),
+        default=1,
+        help="whose mean is the answer: 2, an image and its mirror image; 6, both moved by a pixel, too",
     )
 
 

@@ -18,7 +18,7 @@ from lib.data.preprocessing import Preprocessing
 from lib.errors import UserError
 from lib.files import writable_file, write_atomically
 from lib.models import layers, pretrained, transfer
-from lib.models.answers import Mirrored
+from lib.models.answers import OfViews
 from lib.models.small import FastCNN
 from lib.objectives import classification
 from lib.session import Session
@@ -206,7 +206,7 @@ def _some_images(split: Examples, seed: int) -> Tensor:
 def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
     """With `--freeze`, leave nothing of `model` to be trained but its head, and return what it trains on.
 
-    Where the images are always the same (no augmentation, no window, no mirror image), that is their
+    Where the images are always the same (no augmentation, no window, one view), that is their
     features, computed once.
 
     Raises:
@@ -220,7 +220,7 @@ def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
     if not (flags.weights or run.saved):
         raise UserError("--freeze needs --weights, or else keeps what is random")
     transfer.freeze(model)
-    if flags.augment or _sees_windows(run) or flags.mirror or not transfer.has_features(model):
+    if flags.augment or _sees_windows(run) or flags.test_views > 1 or not transfer.has_features(model):
         return data
     started = time.perf_counter()
     splits = [_features(run, model, split) for split in (data.train, data.valid, data.test)]
@@ -249,7 +249,7 @@ def fit(run: Session, model: nn.Module, data: ImageData, rate_of: Callable[[str]
     flags, how = run.flags, data.preprocessing
     run.fit(
         model,
-        classification(flags.label_smoothing, mirror=flags.mirror),
+        classification(flags.label_smoothing),
         _training(run, model, data),
         data.valid.in_order(),
         description={"classes": list(data.classes), "preprocessing": how.as_dict()},
@@ -292,15 +292,23 @@ def _sees_windows(run: Session) -> bool:
 
 
 def report(run: Session, model: nn.Module, data: ImageData) -> None:
-    """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` where examples were held out."""
+    """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` where examples were held out.
 
-    def metrics(name: str, split: Examples) -> dict[str, float]:
-        found = evaluate(model, classification(mirror=run.flags.mirror), split.in_order(), amp=run.flags.amp)
+    Where answers are the mean over several views of an image, those are in lines of their own, `[VIEWS]`.
+    """
+
+    def metrics(name: str, split: Examples, count: int = 1) -> dict[str, float]:
+        found = evaluate(OfViews(model, count), classification(), split.in_order(), amp=run.flags.amp)
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
     run.log.event("EVAL", **metrics("Train", data.train), **metrics("Valid", data.valid))
+    unseen = {"Valid": data.valid}
     if data.test:
         run.log.event("TEST", **metrics("Test", data.test))
+        unseen["Test"] = data.test
+    if run.flags.test_views > 1:
+        for name, split in unseen.items():
+            run.log.event("VIEWS", Views=run.flags.test_views, **metrics(name, split, run.flags.test_views))
 
 
 def predict(run: Session, model: nn.Module, data: ImageData) -> None:
@@ -339,5 +347,6 @@ def _input_split(run: Session, data: ImageData) -> Split:
 def predictions_of(run: Session, model: nn.Module, split: Examples) -> views.Predictions:
     """Return what `model` says of all examples of a split, on this rank."""
     with distributed.autocast(run.device, run.flags.amp):
-        answering = Mirrored(model) if run.flags.mirror else model
-        return views.predict(answering, split.in_order(distributed_over_ranks=False))
+        return views.predict(
+            OfViews(model, run.flags.test_views), split.in_order(distributed_over_ranks=False)
+        )

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.models.answers import Mirrored
 from lib.train import Objective
 
 
 def classification(
     label_smoothing: float = 0.0,
     *,
-    mirror: bool = False,
     teacher: nn.Module | None = None,
     teacher_weight: float = 0.5,
     r_drop: float = 0.0,
@@ -22,11 +20,10 @@ def classification(
     """Return the cross-entropy objective over batches of inputs (B, …) and labels (B,).
 
     Besides `loss` and `count` it sums `accuracy`, the inputs whose largest logit is their label's. All the
-    arguments but `mirror` bear on training only, so that validation losses compare.
+    arguments bear on training only, so that validation losses compare.
 
     Args:
         label_smoothing: share of a label spread over all classes (Szegedy et al. 2016).
-        mirror: validate the mean of the answers to an image and to its mirror image.
         teacher: a network of the same inputs whose answers are learnt beside the labels; it is frozen, and
             drops nothing (Hinton, Vinyals & Dean 2015, arXiv:1503.02531, at temperature 1).
         teacher_weight: w in [0, 1]; the loss is (1 − w) · CE(label, p) + w · CE(teacher's answer, p).
@@ -39,12 +36,11 @@ def classification(
 
     def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         inputs, labels = batch
+        logits = model(inputs).float()
         if not model.training:
-            logits = (Mirrored(model) if mirror else model)(inputs).float()
             correct = (logits.argmax(1) == labels).sum()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             return {"loss": loss, "accuracy": correct, "count": len(labels)}
-        logits = model(inputs).float()
         loss_of = _loss(inputs, labels)
         loss = loss_of(logits)
         if r_drop:

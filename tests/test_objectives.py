@@ -69,18 +69,6 @@ def test_r_drop_of_a_network_that_drops_nothing_is_its_plain_loss():
     assert loss(Fixed(1), r_drop=5.0) == pytest.approx(loss(Fixed(1)), rel=1e-6)
 
 
-def test_a_mirror_is_for_validation_and_halves_the_probabilities_of_both_views():
-    images = torch.randn(6, 1, 2, 3, generator=torch.Generator().manual_seed(4))
-    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
-    objective = classification(mirror=True)
-    trained = objective(network, (images, LABELS))["loss"]
-    assert torch.equal(trained, classification()(network, (images, LABELS))["loss"])
-    p = ((network(images).softmax(1) + network(images.flip(3)).softmax(1)) / 2).detach()
-    found = objective(network.eval(), (images, LABELS))
-    torch.testing.assert_close(found["loss"].detach(), F.nll_loss(p.log(), LABELS, reduction="sum"))
-    assert int(found["accuracy"]) == int((p.argmax(1) == LABELS).sum())
-
-
 def test_neutral_inputs_add_their_distance_from_equal_answers_for_each_example_in_training_alone():
     model, neutral = Fixed(1), INPUTS[:2] * 3
     objective = with_neutral(classification(), lambda: neutral, weight=0.25)

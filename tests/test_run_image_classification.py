@@ -1,5 +1,7 @@
 """The photograph script from end to end: folders and CIFAR-10, transfer, views, predictions, refusals."""
 
+import math
+
 import pytest
 import torch
 from conftest import Ended, assert_same, call
@@ -158,22 +160,29 @@ def test_windows_come_first_and_a_run_resumed_among_them_ends_at_the_same_weight
     assert not torch.equal(ends[0]["conv1.weight"], ends[2]["conv1.weight"])
 
 
-def test_mirror_images_are_asked_about_in_validation_and_predictions_until_told_not_to(run, photos, tmp_path):
+def test_answers_about_several_views_are_reported_and_predicted_until_told_not_to(run, photos, tmp_path):
     flags = ("--model", "fast-cnn", "--size", 20, "--data-dir", photos, "--max-epoch", 1)
-    done = run(*BRIEF, *flags, "--mirror")
+    done = run(*BRIEF, *flags)
+    views = done.run().events["VIEWS"][0]
+    assert views["Views"] == 6
+    assert views["Valid_loss"] != evaluation(done)["Valid_loss"]
     best = tmp_path / "ckpts" / "fast-cnn" / "checkpoint_best.pt"
-    rows = {}
-    for name, mirror in {"mirrored": (), "plain": ("--no-mirror",)}.items():
-        answers = run("--predict-only", "--restore-file", best, *mirror)
-        rows[name] = torch.tensor(
-            [[float(cell) for cell in line.split("\t")[4:]] for line in answers.stdout.splitlines()[1:]]
-        )
-    assert not torch.allclose(rows["mirrored"], rows["plain"], atol=1e-3)
-    views = ("--samples", 8, "--perplexity", 3)
-    again = run("--eval-only", "--restore-file", best, *views)
+    losses = {}
+    for count in (6, 2, 1):
+        told = () if count == 6 else ("--test-views", count)
+        lines = run("--predict-only", "--restore-file", best, *told).stdout.splitlines()
+        header, *rows = [line.split("\t") for line in lines]
+        p = [float(row[header.index(row[1])]) for row in rows]
+        losses[count] = -sum(map(math.log, p)) / len(p)
+    assert losses[6] == pytest.approx(views["Valid_loss"], abs=1e-4)
+    assert losses[1] == pytest.approx(evaluation(done)["Valid_loss"], abs=1e-4)
+    assert losses[2] not in (losses[1], losses[6])
+    plots = ("--samples", 8, "--perplexity", 3)
+    again = run("--eval-only", "--restore-file", best, *plots)
+    assert again.run().events["VIEWS"][0] == views
     assert evaluation(again) == evaluation(done)
-    plain = run("--eval-only", "--restore-file", best, "--no-mirror", *views)
-    assert evaluation(plain)["Valid_loss"] != evaluation(done)["Valid_loss"]
+    plain = run("--eval-only", "--restore-file", best, "--test-views", 1, *plots)
+    assert "VIEWS" not in plain.run().events
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def mean_answer(logits: Iterable[Tensor]) -> Tensor:
@@ -13,13 +14,36 @@ def mean_answer(logits: Iterable[Tensor]) -> Tensor:
     return logs.logsumexp(0) - math.log(len(logs))
 
 
-class Mirrored(nn.Module):
-    """The mean of what a network says of images (B, C, H, W) and of their mirror images, as logits."""
+VIEWS = (1, 2, 6)
 
-    def __init__(self, network: nn.Module):
+
+class OfViews(nn.Module):
+    """The mean of what a network says of several views of images (B, C, H, W), as logits.
+
+    Two views are an image and its mirror image. With six, both are also seen moved by a pixel up and to the
+    left, and down and to the right, and the four of those count as much as the two (Jordan 2024,
+    arXiv:2404.00498, section 3.5).
+
+    Args:
+        network: images to logits (B, classes).
+        views: one of `VIEWS`.
+    """
+
+    def __init__(self, network: nn.Module, views: int):
         super().__init__()
-        self.network = network
+        self.network, self.views = network, views
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logarithms of the mean probabilities, (B, classes)."""
+        if self.views == 1:
+            return self.network(images)
+        answer = self._mirrored(images)
+        if self.views == 2:
+            return answer
+        height, width = images.shape[2:]
+        wider = F.pad(images, [1] * 4, mode="reflect")
+        moved = (wider[:, :, :height, :width], wider[:, :, 2:, 2:])
+        return mean_answer([answer, mean_answer(map(self._mirrored, moved))])
+
+    def _mirrored(self, images: Tensor) -> Tensor:
         return mean_answer(self.network(view).float() for view in (images, images.flip(3)))
