@@ -63,7 +63,7 @@ RECIPES = {
     "deep-cnn": DEEPER | {"learning_rate": 0.007, "label_smoothing": 0.05, "ema": 0.99},
     "fast-cnn": DEEPER
     | {
-        "max_epoch": 14,
+        "max_epoch": 16,
         "optimizer": "muon",
         "learning_rate": 0.006,
         "weight_decay": 0.25,

@@ -45,12 +45,11 @@ def augmentation(
         "color": color,
         "erase": erase,
     }
-    windows = [partial(windowed, height=window, width=window)] if window else []
-    chosen = [
-        *windows,
-        *_moves(names, shift_pixels),
-        *(step for name, step in steps.items() if name in names),
-    ]
+    if window:
+        names = [name for name in names if name != "shift"]
+    chosen = [*_moves(names, shift_pixels), *(step for name, step in steps.items() if name in names)]
+    if window:
+        chosen.insert(0, partial(windowed, height=window, width=window))
     if not chosen:
         return None
     scaled = set(mean) != {0} or set(std) != {1}
