@@ -280,7 +280,7 @@ def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
             f"{flags.model} does not take windows of {side} px of images of {how.size} px: "
             "give another --window, or --window-until 0"
         ) from None
-    return Phases(batches(side), round(flags.window_until * flags.max_epoch), whole)
+    return Phases(batches(side), int(flags.window_until * flags.max_epoch), whole)
 
 
 def _sees_windows(run: Session) -> bool:
