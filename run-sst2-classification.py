@@ -79,13 +79,7 @@ RECIPES = {
     },
 }
 ON_TINY = {
-    "lstm": {
-        "batch_size": 16,
-        "max_epoch": 30,
-        "learning_rate": 0.002,
-        "bigrams": 1024,
-        "neutral_words": 0.0,
-    },
+    "lstm": {"batch_size": 16, "max_epoch": 30, "learning_rate": 0.002, "bigrams": 1024},
     "plain": {"batch_size": 16, "max_epoch": 30},
 }
 

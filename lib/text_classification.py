@@ -15,7 +15,7 @@ from lib import checkpoint, distributed, embed, models, views
 from lib.data import text
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
 from lib.data.text import Split, TextData
-from lib.data.tokens import Encoded, Phrases, Vocabulary
+from lib.data.tokens import Encoded, Phrases, Vocabulary, words_never_alone
 from lib.errors import UserError
 from lib.figures import classification as pictures
 from lib.figures import style
@@ -147,7 +147,7 @@ def _objective(run: Session, data: TextData, reader: Reader) -> Objective:
         return objective
     if flags.limit:
         raise UserError("--neutral-words takes words without a label for neutral, but --limit drops labels")
-    words = text.words_never_alone(data.train.phrases)
+    words = words_never_alone(data.train.phrases)
     if not words:
         raise UserError("every word is labelled by itself: leave out --neutral-words")
     encoded = reader.vocabulary.encode(words).to(run.device)

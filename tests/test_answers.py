@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib.models.answers import VIEWS, OfViews, mean_answer
+from lib.models.answers import OfViews, mean_answer
 
 IMAGES = torch.randn(5, 2, 6, 7, generator=torch.Generator().manual_seed(0))
 
@@ -45,7 +45,7 @@ def test_six_views_are_both_where_they_stand_and_moved_along_the_diagonal(networ
     torch.testing.assert_close(found.exp().sum(1), torch.ones(5))
 
 
-@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("views", [1, 2, 6])
 def test_an_image_and_its_mirror_image_have_one_answer_with_several_views(network, views):
     answer = OfViews(network, views)
     same = torch.allclose(answer(IMAGES), answer(IMAGES.flip(3)), atol=1e-5)

@@ -13,9 +13,8 @@ from conftest import ROOT, Ended, call
 from test_distributed import torchrun
 
 from lib import checkpoint, models, text_classification, text_explanation, text_prediction
-from lib.data import text
 from lib.data.text import words_of
-from lib.data.tokens import Vocabulary
+from lib.data.tokens import Vocabulary, words_never_alone
 from lib.explain.integrated_gradients import integrated_gradients
 from lib.models.recurrent import BIGRAM_SIZE
 from lib.text_classification import Reader
@@ -161,7 +160,7 @@ def test_words_that_are_never_labelled_alone_become_neutral_where_that_is_asked_
     (tmp_path / "mine.tsv").write_text(
         "sentence\tlabel\n" + "".join(f"{text}\t{int('fine' in text)}\n" for text in shown)
     )
-    assert text.words_never_alone([words_of(each) for each in shown]) == [("a",), ("film",)]
+    assert words_never_alone([words_of(each) for each in shown]) == [("a",), ("film",)]
     files = ("--train-file", "mine.tsv", "--valid-file", "mine.tsv", "--max-epoch", 60, "-bs", 4)
     certainty = {}
     for name, flags in {"neutral": ("--neutral-words", 2.0), "plain": ()}.items():

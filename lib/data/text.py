@@ -126,13 +126,6 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(tokenise(text)[:MOST_WORDS])
 
 
-def words_never_alone(phrases: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return the words of some phrases that are none of the phrases themselves, in order of appearance."""
-    alone = {phrase for phrase in phrases if len(phrase) == 1}
-    words = dict.fromkeys((word,) for phrase in phrases for word in phrase)
-    return [word for word in words if word not in alone]
-
-
 def statistics(split: Split) -> dict[str, int]:
     """Count `phrases`, `words`, `duplicates` (rows beyond the first) and `contradictory` ones.
 

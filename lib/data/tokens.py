@@ -60,6 +60,13 @@ def _split(chunk: str) -> tuple[str, ...]:
     )
 
 
+def words_never_alone(phrases: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the words of some phrases that are none of the phrases themselves, in order of appearance."""
+    alone = {phrase for phrase in phrases if len(phrase) == 1}
+    words = dict.fromkeys((word,) for phrase in phrases for word in phrase)
+    return [word for word in words if word not in alone]
+
+
 class Phrases(NamedTuple):
     """A batch of B phrases of T words each: what the text networks take.
 

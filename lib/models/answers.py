@@ -14,9 +14,6 @@ def mean_answer(logits: Iterable[Tensor]) -> Tensor:
     return logs.logsumexp(0) - math.log(len(logs))
 
 
-VIEWS = (1, 2, 6)
-
-
 class OfViews(nn.Module):
     """The mean of what a network says of several views of images (B, C, H, W), as logits.
 
@@ -26,7 +23,7 @@ class OfViews(nn.Module):
 
     Args:
         network: images to logits (B, classes).
-        views: one of `VIEWS`.
+        views: 1, 2 or 6.
     """
 
     def __init__(self, network: nn.Module, views: int):
