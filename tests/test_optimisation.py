@@ -1,11 +1,21 @@
-"""Muon, against closed forms, against PyTorch's for matrices, and against AdamW for what is no kernel."""
+"""Learning rates and averaged weights in closed form; Muon, also against PyTorch's and against AdamW."""
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from lib.errors import UserError
-from lib.optimisation import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Settings, make_optimizer, orthogonalised
+from lib.optimisation import (
+    NEWTON_SCHULZ,
+    NEWTON_SCHULZ_STEPS,
+    Settings,
+    WeightAverage,
+    learning_rate_factor,
+    make_optimizer,
+    orthogonalised,
+)
 from lib.train import full_rate
 
 SETTINGS = Settings(seed=0, max_epoch=1, learning_rate=0.02, optimizer="muon", weight_decay=0.3, momentum=0.8)
@@ -13,6 +23,55 @@ SETTINGS = Settings(seed=0, max_epoch=1, learning_rate=0.02, optimizer="muon", w
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_one_cycle_rises_linearly_and_falls_along_half_a_cosine_to_zero():
+    settings = Settings(seed=0, max_epoch=1, learning_rate=0.01, warmup=0.2)
+    factors = [learning_rate_factor(settings, update, 100) for update in range(100)]
+    for update in range(20):
+        assert factors[update] == pytest.approx((update + 1) / 21)
+    for update in range(20, 100):
+        assert factors[update] == pytest.approx(math.cos(math.pi * (update - 20) / 160) ** 2)
+    assert max(factors) == factors[20] == 1
+    assert 0 < factors[99] < 0.001
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3, 50])
+@pytest.mark.parametrize("warmup", [0.0, 0.25, 1.0])
+def test_every_learning_rate_of_one_cycle_is_above_zero_and_at_most_the_full_one(updates, warmup):
+    settings = Settings(seed=0, max_epoch=1, learning_rate=0.01, warmup=warmup)
+    factors = [learning_rate_factor(settings, update, updates) for update in range(updates)]
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+def test_the_constant_schedule_is_constant():
+    settings = Settings(seed=0, max_epoch=1, learning_rate=0.01, schedule="constant")
+    assert {learning_rate_factor(settings, update, 10) for update in range(10)} == {1.0}
+
+
+def test_the_average_of_weights_is_the_weighted_sum_that_its_decays_say():
+    torch.manual_seed(0)
+    model = nn.BatchNorm1d(3)  # with buffers
+    visited, statistics = [model.weight.detach().double().clone()], [model.running_mean.double().clone()]
+    average = WeightAverage(model, decay=0.7)
+    for update in range(30):
+        with torch.no_grad():
+            model.weight.normal_()
+            model.running_mean.normal_()
+            model.num_batches_tracked += 1
+        visited.append(model.weight.detach().double().clone())
+        statistics.append(model.running_mean.double().clone())
+        average.update(model, update)
+    decays = [min(0.7, (1 + update) / (10 + update)) for update in range(30)]
+    assert decays[0] == 0.1
+    assert decays[-1] == 0.7
+    shares = [math.prod(decays)]
+    shares += [(1 - decays[update]) * math.prod(decays[update + 1 :]) for update in range(30)]
+    assert sum(shares) == pytest.approx(1)
+    for averaged, values in ((average.model.weight, visited), (average.model.running_mean, statistics)):
+        expected = sum(share * value for share, value in zip(shares, values, strict=True))
+        assert torch.allclose(averaged.double(), expected, atol=1e-6)
+    assert average.model.num_batches_tracked == 30
 
 
 @pytest.mark.parametrize("shape", [(5, 40), (40, 5), (16, 16), (1, 9)])
@@ -77,4 +136,10 @@ def test_a_frozen_kernel_stays_and_a_network_without_any_is_refused():
     model = net()
     model[0].requires_grad_(False)
     with pytest.raises(UserError, match="kernels of convolutions, and none are to be trained: take adamw"):
+        make_optimizer(model, SETTINGS, full_rate)
+
+
+def test_a_network_with_nothing_to_train_is_refused():
+    model = net().requires_grad_(False)
+    with pytest.raises(UserError, match="nothing is left to train"):
         make_optimizer(model, SETTINGS, full_rate)
