@@ -100,6 +100,29 @@ def test_trebling_comes_to_the_same_as_so_many_steps_at_once_and_takes_no_gradie
     assert scores.gradients == grown.evaluations == at_once.evaluations
 
 
+def test_a_linear_score_takes_as_many_steps_as_settle_it_the_first_time(ends):
+    weight = torch.arange(6.0, dtype=torch.float64).view(2, 3)
+    found = integrated_gradients(lambda points: (points * weight).sum((1, 2)) + 7, *ends)
+    torch.testing.assert_close(found.values, weight * (ends[0] - ends[1]))
+    assert found.steps == 18
+    assert abs(found.gap) < 1e-12
+
+
+def test_the_steps_that_are_added_go_with_those_there_were():
+    x, baseline = torch.tensor([2.0, 1.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+
+    def score(points):
+        return points[:, 0] ** 6 * points[:, 1]
+
+    found = integrated_gradients(score, x, baseline, tolerance=1e-6, batch_size=5)
+    once = integrated_gradients(score, x, baseline, tolerance=2.0)
+    assert (found.steps % (3 * once.steps), once.steps) == (0, 18)
+    # ∫ 6 (2α)⁵ α 2 dα = 384 / 7 and ∫ (2α)⁶ dα = 64 / 7
+    torch.testing.assert_close(
+        found.values * 7, torch.tensor([384.0, 64.0], dtype=torch.float64), rtol=1e-5, atol=0
+    )
+
+
 def test_steps_grow_until_the_sum_is_right_and_the_values_have_settled(ends, network):
     def one(points):
         return network(points)[1]

@@ -15,7 +15,6 @@ from test_distributed import torchrun
 from lib import checkpoint, models, text_classification, text_explanation, text_prediction
 from lib.data.text import words_of
 from lib.data.tokens import Vocabulary, words_never_alone
-from lib.explain.integrated_gradients import integrated_gradients
 from lib.models.recurrent import BIGRAM_SIZE
 from lib.text_classification import Reader
 
@@ -289,30 +288,6 @@ def test_a_file_that_breaks_off_leaves_no_half_of_its_answers(best, sentiment, t
 
 
 # Explain
-
-
-def test_integrated_gradients_of_a_linear_score_are_exact():
-    weight = torch.randn(3, 4, dtype=torch.float64)
-    x, baseline = torch.randn(2, 3, 4, dtype=torch.float64)
-    found = integrated_gradients(lambda points: (points * weight).sum((1, 2)) + 7, x, baseline)
-    torch.testing.assert_close(found.values, weight * (x - baseline))
-    assert found.steps == 18
-    assert abs(found.gap) < 1e-12
-
-
-def test_the_steps_that_are_added_go_with_those_there_were():
-    x, baseline = torch.tensor([2.0, 1.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-
-    def score(points):
-        return points[:, 0] ** 6 * points[:, 1]
-
-    found = integrated_gradients(score, x, baseline, tolerance=1e-6, batch_size=5)
-    once = integrated_gradients(score, x, baseline, tolerance=2.0)
-    assert (found.steps % (3 * once.steps), once.steps) == (0, 18)
-    # ∫ 6 (2α)⁵ α 2 dα = 384 / 7 and ∫ (2α)⁶ dα = 64 / 7
-    torch.testing.assert_close(
-        found.values * 7, torch.tensor([384.0, 64.0], dtype=torch.float64), rtol=1e-5, atol=0
-    )
 
 
 def test_what_the_words_add_makes_up_the_answer_and_the_network_stays_as_it_was(best):
