@@ -103,7 +103,7 @@ def make_parser() -> cli.Parser:
         "--size",
         type=cli.integer(8, 1024),
         metavar="N",
-        help="side of the images; default: 32, or the weights'",
+        help="side of the images; default: the weights', or else 32, and 224 for torchvision's networks",
     )
     add(
         "--workers",
@@ -132,6 +132,7 @@ def make_parser() -> cli.Parser:
     cli.add_run_flags(parser)
     cli.add_training_flags(parser, "the recipe of the model")
     cli.add_augmentation_flags(parser, "color", "affine", "crop", "flip", "erase", "shift", "rotate", "scale")
+    cli.add_window_flags(parser)
     views = cli.add_view_flags(parser)
     views.add_argument(
         "--pool", choices=("gap", "flatten"), default="gap", help="how a feature map becomes a vector"

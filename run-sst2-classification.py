@@ -93,10 +93,12 @@ def make_parser() -> cli.Parser:
         ),
     )
     what = cli.add_run_flags(parser)
-    what.add_argument("--explain", metavar="TEXT", help="what each word of a text adds to the answer")
+    what.add_argument(
+        "--explain", type=cli.words, metavar="TEXT", help="what each word of a text adds to the answer"
+    )
     add_data_flags(parser)
     add_network_flags(parser)
-    cli.add_training_flags(parser, "the recipe of the model")
+    cli.add_training_flags(parser, "the recipe of the model", ("adamw", "adam", "sgd"))
     add_prediction_flags(parser)
     cli.add_view_flags(parser)
     return parser
@@ -173,7 +175,7 @@ def add_network_flags(parser: cli.Parser) -> None:
 
 def add_prediction_flags(parser: cli.Parser) -> None:
     add = parser.add_argument_group("with --predict-only").add_argument
-    add("--input", metavar="TEXT|FILE|-", help="a phrase, a file of them, or standard input")
+    add("--input", type=cli.words, metavar="TEXT|FILE|-", help="a phrase, a file of them, or standard input")
     add("--format", choices=("tsv", "jsonl"), default="tsv", help="of the answers")
     add("--glue", action="store_true", help="write a submission to GLUE instead")
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lib.errors import Interrupted, RunFailed, UserError
 
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+
 _UNSET = object()
 
 
@@ -69,7 +71,11 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
         # The reader of our standard output is gone (`| head`): nothing is left to tell it.
         _abandon_output()
         _leave(141)
-    except OSError as error:  # files are written by `lib.files`: what is left is standard output
+    except OSError as error:
+        # Files are read and written by what knows them. What is left is a path that cannot be one, e.g. too
+        # long, which the error names, and standard output.
+        if error.filename is not None:
+            _leave(2, f"error: {error.filename}: {error.strerror}")
         _abandon_output()
         _leave(1, f"error: cannot write to standard output: {error.strerror or error}")
 
@@ -119,6 +125,13 @@ def _number(kind, noun, minimum, maximum, above=False):
         return value
 
     return parse
+
+
+def words(text: str) -> str:
+    """A flag type: a text that is not empty, as that of a shell's variable is which was never set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return text
 
 
 def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
@@ -273,12 +286,15 @@ def describe_recipes(recipes: Mapping[str, Mapping]) -> str:
     )
 
 
-def add_training_flags(parser: argparse.ArgumentParser, recipe: str) -> None:
+def add_training_flags(
+    parser: argparse.ArgumentParser, recipe: str, optimizers: Sequence[str] = OPTIMIZERS
+) -> None:
     """Flags of `lib.optimisation.Settings`, and of where checkpoints go.
 
     Args:
         parser: gets the flags.
         recipe: says where the default of a flag that has none of its own comes from.
+        optimizers: those that suit the script's networks.
     """
     group = parser.add_argument_group(f"training ({recipe} where no default is shown)")
     add = group.add_argument
@@ -286,12 +302,13 @@ def add_training_flags(parser: argparse.ArgumentParser, recipe: str) -> None:
     add("-lr", "--learning-rate", type=number(0, above=True), metavar="X", help="the highest of the schedule")
     add("--max-epoch", type=integer(1), metavar="N", help="passes over the training split")
     add("--max-update", type=integer(1), metavar="N", help="stop after so many updates")
-    add("--optimizer", choices=("adamw", "adam", "sgd", "muon"), help="muon is for convolutions")
+    also = ", muon" if "muon" in optimizers else ""
+    add("--optimizer", choices=optimizers, help="muon is for convolutions" if also else None)
     add("--schedule", choices=("one-cycle", "constant"), help="of the learning rate")
     add("--warmup", type=number(0, 1), metavar="X", help="share of a one-cycle in which the rate rises")
     add("--weight-decay", type=number(0), metavar="X", help="not on biases and norms")
-    add("--momentum", type=number(0, 1), default=0.9, metavar="X", help="of sgd and muon")
-    add("--beta2", type=number(0, 0.999999), default=0.999, metavar="X", help="of adam, adamw and muon")
+    add("--momentum", type=number(0, 1), default=0.9, metavar="X", help=f"of sgd{also}")
+    add("--beta2", type=number(0, 0.999999), default=0.999, metavar="X", help=f"of adam, adamw{also}")
     add("--clip-norm", type=number(0, above=True), metavar="X", help="clip the gradient to this norm")
     add("--label-smoothing", type=number(0, 1), metavar="X", help="share of a target spread over all classes")
     add(
@@ -323,19 +340,24 @@ def add_augmentation_flags(parser: argparse.ArgumentParser, *names: str) -> None
     add("--augment", type=names_of(*names), metavar="NAME,…", help=f"some of {', '.join(names)}, or none")
     add("--shift-pixels", type=integer(1, 64), metavar="N", help="how far shift goes")
     add(
-        "--window",
-        type=number(0, 1, above=True),
-        metavar="X",
-        help="begin with random windows of the images, of this share of their side, which is faster",
-    )
-    add("--window-until", type=number(0, 1), metavar="X", help="up to this share of the epochs; 0: never")
-    add(
         "--test-views",
         type=int,
         choices=(1, 2, 6),
         default=1,
         help="whose mean is the answer: 2, an image and its mirror image; 6, both moved by a pixel, too",
     )
+
+
+def add_window_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of runs that begin with parts of the images, of scripts whose networks take any size."""
+    add = parser.add_argument_group("windows").add_argument
+    add(
+        "--window",
+        type=number(0, 1, above=True),
+        metavar="X",
+        help="begin with random windows of the images, of this share of their side, which is faster",
+    )
+    add("--window-until", type=number(0, 1), metavar="X", help="up to this share of the epochs; 0: never")
 
 
 def _integers(text: str) -> tuple[int, ...]:

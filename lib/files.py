@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from lib.errors import RunFailed, UserError
 
-ABANDONED = 600  # seconds since anything was written to a temporary file
+ABANDONED = 600  # seconds since a process that is gone wrote to a temporary file
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -79,9 +79,8 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         RunFailed: the disk is full or not writable.
     """
     target = Path(os.path.realpath(path))  # a link stays one, and what it points to is replaced
-    # Named by process: several may write at once, and the last one stays.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     _remove_abandoned(target)
+    temporary = target.with_name(f"{_prefix(target)}{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -90,7 +89,8 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         kept = f"; the older {path.name} there is whole" if path.exists() else ""
         raise RunFailed(f"could not save {path}: {error.strerror}{kept}") from None
     except BaseException:
@@ -98,12 +98,34 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def _prefix(target: Path) -> str:
+    """What the names of temporary files for `target` begin with, before the number of the process.
+
+    So several processes may write at once, and the last one stays. A name may have 255 bytes, and each of
+    its characters up to four.
+    """
+    return f".{target.name[:48]}."
+
+
 def _remove_abandoned(target: Path) -> None:
     """Remove what processes left that were killed while they wrote `target`."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+    for path in target.parent.glob(f"{glob.escape(_prefix(target))}*.tmp"):
         with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
-            if time.time() - path.stat().st_mtime > ABANDONED:
+            if time.time() - path.stat().st_mtime > ABANDONED and not _is_alive(path.name.split(".")[-2]):
                 path.unlink()
+
+
+def _is_alive(process: str) -> bool:
+    """Whether there is a process of that number here, which may be waiting for what it is to write."""
+    if os.name == "nt":  # where a signal 0 is no question
+        return False
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -83,17 +83,16 @@ def load(run: Session) -> ImageData:
     knows them.
     """
     flags = run.flags
+    how = Preprocessing(flags.size, 1, (flags.mean,), (flags.std,))
     if not flags.input:
         data = images.load(
             flags.dataset, flags.data_dir, size=flags.size, limit=flags.limit, holdout=flags.holdout
         )
     else:
-        names = run.saved.get("classes") or images.classes(flags.dataset)
-        channels = run.saved.get("preprocessing", {}).get("channels", 1)
-        how = Preprocessing(flags.size, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-        data = images.without_examples(names, how)
-    channels = data.preprocessing.channels
-    return data.prepared((flags.mean,) * channels, (flags.std,) * channels, run.device)
+        if "preprocessing" in run.saved:
+            how = Preprocessing.of(run.saved["preprocessing"], flags.restore_file)
+        data = images.without_examples(run.saved.get("classes") or images.classes(flags.dataset), how)
+    return data.prepared(how.mean, how.std, run.device)
 
 
 def load_photographs(run: Session, given: Given | None) -> ImageData:
@@ -101,12 +100,14 @@ def load_photographs(run: Session, given: Given | None) -> ImageData:
 
     Raises:
         UserError: as `lib.data.cifar.load` and `lib.data.image_files.load` do; other classes than those of
-            the checkpoint.
+            the checkpoint; a network that takes no colours.
     """
     flags = run.flags
     how = _preprocessing(run, given)
     if flags.input:
         data = images.without_examples(_classes(run), how)
+    elif how.channels != 3:
+        raise UserError(f"{flags.restore_file or flags.weights} takes grey images, and these are coloured")
     elif flags.dataset == "cifar10":
         data = _load_cifar10(run, how)
     else:
@@ -199,8 +200,8 @@ def build(run: Session, data: ImageData, given: Given | None = None) -> nn.Modul
 
 def _some_images(split: Examples, seed: int) -> Tensor:
     order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(seed))
-    images, _ = next(iter(split.rows(order[:WHITENING_IMAGES]).in_order(distributed_over_ranks=False)))
-    return images
+    batches = split.rows(order[:WHITENING_IMAGES]).in_order(distributed_over_ranks=False)
+    return torch.cat([images for images, _ in batches])
 
 
 def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
@@ -217,7 +218,7 @@ def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
         return data
     if flags.trunk_lr is not None:
         raise UserError("--freeze trains no trunk: leave out --trunk-lr")
-    if not (flags.weights or run.saved):
+    if flags.weights in (None, pretrained.RANDOM) and not run.saved:
         raise UserError("--freeze needs --weights, or else keeps what is random")
     transfer.freeze(model)
     if flags.augment or _sees_windows(run) or flags.test_views > 1 or not transfer.has_features(model):
@@ -275,20 +276,22 @@ def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
     side = round(flags.window * how.size)
     try:
         layers.table(model, torch.zeros(1, how.channels, side, side, device=run.device))
-    except (RuntimeError, AssertionError):
+    except UserError:
         raise UserError(
             f"{flags.model} does not take windows of {side} px of images of {how.size} px: "
             "give another --window, or --window-until 0"
         ) from None
-    return Phases(batches(side), int(flags.window_until * flags.max_epoch), whole)
+    # 0.29 × 100 is 28.999…: a hundredth of an epoch more than said is still what was said.
+    return Phases(batches(side), int(flags.window_until * flags.max_epoch + 0.01), whole)
 
 
 def _sees_windows(run: Session) -> bool:
-    if run.flags.window and run.flags.window_until is None:
+    window, until = (getattr(run.flags, name, None) for name in ("window", "window_until"))
+    if window and until is None:
         raise UserError("--window needs --window-until, e.g. 0.6")
-    if run.flags.window_until and not run.flags.window:
+    if until and not window:
         raise UserError("--window-until needs --window, e.g. 0.75")
-    return bool(run.flags.window_until)
+    return bool(until)
 
 
 def report(run: Session, model: nn.Module, data: ImageData) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -234,7 +235,7 @@ class Session:
         for record in records:
             self.log.event("PANEL", **record)
         if self.flags.json:
-            write_atomically(Path(self.flags.json), _as_json(records))
+            write_atomically(Path(self.flags.json), as_json(records))
             self.log.event("RECORDS", file=self.flags.json)
         if self.flags.save_values:
             save_values(Path(self.flags.save_values), panels)
@@ -256,10 +257,14 @@ class Session:
         self.log.event("FIGURE", file=style.save(figure, folder / f"{stem}.png", show=self.flags.show))
 
 
-def _as_json(records: Sequence[dict[str, Any]]) -> bytes:
-    # NaN is no JSON: what is not known is null there.
-    plain = [{key: None if value != value else value for key, value in each.items()} for each in records]
-    return f"{json.dumps(plain, indent=1, ensure_ascii=False)}\n".encode()
+def as_json(records: Sequence[dict[str, Any]]) -> bytes:
+    """Return records of plain values as JSON, with null for numbers that are not finite: it has none."""
+
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    plain_records = [{key: plain(value) for key, value in record.items()} for record in records]
+    return f"{json.dumps(plain_records, indent=1, ensure_ascii=False)}\n".encode()
 
 
 def _lines(rows: Iterable[Sequence[Panel]]) -> list[list[pictures.Tile]]:
@@ -300,10 +305,14 @@ def _describe(panel: Panel) -> list[str]:
     """Return what all panels of a row share: the image, the network and the layer."""
     subject, picture = panel.question.subject, panel.question.picture
     label = f" ({picture.label})" if picture.label else ""
-    # As files are named and as people count: the epochs that it was trained for.
-    epochs = "" if subject.epoch is None else f", {subject.epoch + 1} epoch{'s' if subject.epoch else ''}"
     size = "" if panel.raw_map is None else " {}×{}".format(*panel.raw_map.shape)
-    return [picture.name + label, subject.name + epochs, *([panel.layer + size] if panel.layer else [])]
+    return [picture.name + label, described(subject), *([panel.layer + size] if panel.layer else [])]
+
+
+def described(subject: Subject) -> str:
+    """Return a network's name, and the epochs that it was trained for as files are named and people count."""
+    epochs = "" if subject.epoch is None else f", {subject.epoch + 1} epoch{'s' if subject.epoch else ''}"
+    return subject.name + epochs
 
 
 def as_bytes(pixels: Tensor) -> np.ndarray:

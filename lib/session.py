@@ -36,7 +36,7 @@ _OF_ANY_RUN = (
     *("batch_size", "optimizer", "ema", "freeze", "teacher"),
 )
 
-# Flags that mean something in one mode alone.
+# Flags that mean something in one mode alone, or with another flag.
 _ONLY_WITH = {
     "input": "predict_only",
     "invert": "predict_only",
@@ -47,7 +47,14 @@ _ONLY_WITH = {
     "perplexity": "eval_only",
     "projector": "eval_only",
     "thumbnails": "eval_only",
+    "pool": "eval_only",
+    "format": "predict_only",
+    "glue": "predict_only",
+    "teacher_weight": "teacher",
 }
+
+# Two things to begin with.
+_NOT_WITH = {"weights": "restore_file"}
 
 # What a run does now, and not what the network is: never taken from a checkpoint.
 _OF_THIS_RUN = {
@@ -117,6 +124,9 @@ def settle(
     for name, mode in _ONLY_WITH.items():
         if name in typed and not flags[mode]:
             raise UserError(f"{_spelled(name)} goes with {_spelled(mode)} alone")
+    for name, other in _NOT_WITH.items():
+        if name in typed and flags[other]:
+            raise UserError(f"{_spelled(name)} does not go with {_spelled(other)}: give one of them")
     inspection = next((name for name in _INSPECTIONS if flags.get(name)), None)
     if inspection and not flags["restore_file"]:
         example = f"ckpts/{flags['model']}/{checkpoint.BEST}"
@@ -224,11 +234,14 @@ class Session:
         self.log.event("RUN", id=self.run, **values)
 
     def build(self, example: torch.Tensor, **config) -> nn.Module:
-        """Make the network, log its layers, and restore what `--restore-file` holds.
+        """Make the network, log its layers, and restore what the checkpoint holds.
 
         Args:
             example: (1, …) an input, from which the sizes of the feature maps are found.
             config: for `lib.models.build`; a checkpoint's own configuration goes before it.
+
+        Raises:
+            UserError: the checkpoint's network is another, or does not take such an input.
         """
         self.network = self.saved.get("model") or {"name": self.flags.model, "config": config}
         for name, value in self.network["config"].items():
@@ -236,8 +249,9 @@ class Session:
                 raise UserError(f"the checkpoint's network has {name} {value}, the data have {config[name]}")
         torch.manual_seed(self.flags.seed)
         model = models.build(self.network["name"], **self.network["config"])
-        if self.saved and not self.flags.resume:
-            checkpoint.restore_weights(model, self.saved["state_dict"], self.flags.restore_file)
+        if self.saved:
+            source = self.flags.restore_file or "the checkpoint"
+            checkpoint.restore_weights(model, self.saved["state_dict"], source)
         model.to(self.device)
         for line in layers.format_table(layers.table(model, example.to(self.device))):
             self.log.text("MODEL", line)
@@ -302,6 +316,9 @@ class Session:
 
         Each has the next seed and a folder of its own, in which `--resume` finds how far it had come.
         """
+        if not self.flags.resume and distributed.is_main():
+            # Of an older run of a single network: not to be gone on with.
+            (Path(self.flags.checkpoint_dir) / checkpoint.LAST).unlink(missing_ok=True)
         return [self._member(number) for number in range(count)]
 
     def _member(self, number: int) -> "Session":
@@ -311,7 +328,7 @@ class Session:
         flags = SimpleNamespace(
             **vars(self.flags) | {"seed": self.flags.seed + number, "checkpoint_dir": str(folder)}
         )
-        saved = _load_last(folder, self.task) if flags.resume else {}
+        saved = _load_last(folder, self.task) if flags.resume else self.saved
         return Session(self.task, flags, self.device, self.log, saved, _run_id(flags, saved))
 
     def save_ensemble(self, model: nn.Module, members: Sequence["Session"], description: dict) -> None:

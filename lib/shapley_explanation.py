@@ -1,7 +1,6 @@
 """What run-shapley-value.py does: who plays, how their values are estimated, and what is said of them."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from lib.explain.shapley import Estimate, Plan
 from lib.figures import shapley as pictures
 from lib.figures import style
 from lib.files import existing_file, replaced, writable_file, write_atomically
-from lib.image_explanation import Answer, Question, Session, answers, as_bytes
+from lib.image_explanation import Answer, Question, Session, answers, as_bytes, as_json, described
 from lib.interrupts import Signals
 from lib.runlog import RunLog
 
@@ -112,9 +111,10 @@ def explain(run: Session) -> None:
     with distributed.process_group(device), Signals() as signals:
         run = replace(run, log=RunLog(run.name, enabled=distributed.is_main()))
         done = []
-        for question in [question for questions in run.questions() for question in questions]:
+        questions = [question for questions in run.questions() for question in questions]
+        for question, stem in zip(questions, _stems(run, questions), strict=True):
             done.append(_explain_one(run, question, signals))
-            _report(run, done[-1])
+            _report(run, done[-1], stem)
             received = distributed.any_rank(signals.received, device)
             if received:
                 break
@@ -124,7 +124,7 @@ def explain(run: Session) -> None:
         last = done[-1]
         raise Interrupted(
             f"interrupted after {last.estimate.evaluations} of {last.budget} evaluations: "
-            f"what is known is in {_path(run, last)}",
+            f"what is known is in {_path(run, stem)}",
             received,
         )
 
@@ -280,20 +280,31 @@ def _progress(question: Question, budget: int) -> Iterator[tqdm]:
         yield bar
 
 
-def _report(run: Session, explained: Explained) -> None:
-    """Log the numbers of one question and draw its pictures."""
+def _report(run: Session, explained: Explained, stem: str) -> None:
+    """Log the numbers of one question and draw its pictures, whose names begin with `stem`."""
     if not distributed.is_main():
         return
     for record in explained.records():
         run.log.event("PANEL", **record)
     for suffix, figure in _figures(run, explained):
-        path = style.save(figure, _path(run, explained, suffix), show=run.flags.show)
+        path = style.save(figure, _path(run, stem, suffix), show=run.flags.show)
         run.log.event("FIGURE", file=path)
 
 
-def _path(run: Session, explained: Explained, suffix: str = "") -> Path:
-    names = run.name, explained.question.subject.name, explained.question.picture.name
-    return Path(run.flags.out_dir) / f"{'-'.join(names)}{suffix}.png"
+def _path(run: Session, stem: str, suffix: str = "") -> Path:
+    return Path(run.flags.out_dir) / f"{stem}{suffix}.png"
+
+
+def _stems(run: Session, questions: Sequence[Question]) -> list[str]:
+    """Return what the names of each question's pictures begin with, no two of them the same."""
+    several_epochs = len({subject.name for subject in run.subjects}) < len(run.subjects)
+    stems: list[str] = []
+    for subject, picture in ((question.subject, question.picture) for question in questions):
+        epoch = f"-epoch-{subject.epoch + 1}" if several_epochs and subject.epoch is not None else ""
+        stem = f"{run.name}-{subject.name}{epoch}-{picture.name}"
+        names = (stem, *(f"{stem}-{number}" for number in range(2, len(questions) + 1)))
+        stems.append(next(name for name in names if name not in stems))
+    return stems
 
 
 def _figures(run: Session, explained: Explained) -> Iterator[tuple[str, Any]]:
@@ -329,14 +340,14 @@ def _heading(explained: Explained) -> list[str]:
     how = f"{explained.estimator}, {found.evaluations} evaluations"
     if explained.interrupted:
         how = f"interrupted: {how} of {explained.budget}"
-    return [picture.name + label, explained.question.subject.name, how]
+    return [picture.name + label, described(explained.question.subject), how]
 
 
 def _write(run: Session, done: Sequence[Explained]) -> None:
     flags = run.flags
     if flags.json:
         records = [record for explained in done for record in explained.records()]
-        write_atomically(Path(flags.json), f"{json.dumps(records, indent=1, ensure_ascii=False)}\n".encode())
+        write_atomically(Path(flags.json), as_json(records))
         run.log.event("RECORDS", file=flags.json)
     if flags.save_values:
         save_values(Path(flags.save_values), done)

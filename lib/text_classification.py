@@ -31,6 +31,9 @@ LENGTHS = (5, 10, 15, 20, 25, 30)
 MISTAKES = 12
 NEUTRAL_WORDS_AN_UPDATE = 64
 
+# What the plain network has no choice of.
+PLAIN = {"depth": 1, "bidirectional": False, "pooling": "last", "bigrams": 0, "bigram_dropout": 0.0}
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -68,7 +71,11 @@ class Reader:
 
 
 def build(run: Session, reader: Reader) -> nn.Module:
-    """Make the network of the run's flags, or of its checkpoint, for the reader's words and classes."""
+    """Make the network of the run's flags, or of its checkpoint, for the reader's words and classes.
+
+    Raises:
+        UserError: a flag that the network does not have.
+    """
     flags = run.flags
     config = {
         "words": len(reader.vocabulary.words),
@@ -80,6 +87,9 @@ def build(run: Session, reader: Reader) -> nn.Module:
     if flags.model == "lstm":
         config |= {"depth": flags.depth, "bidirectional": flags.bidirectional, "pool": flags.pooling}
         config["bigrams"] = flags.bigrams
+    for name, only in PLAIN.items() if flags.model == "plain" else ():
+        if getattr(flags, name) != only:
+            raise UserError(f"--{name.replace('_', '-')} goes with --model lstm alone")
     encoded = reader.vocabulary.encode([reader.vocabulary.words[1:4]])
     model = run.build(encoded.phrases(encoded.rows(torch.zeros(1, dtype=torch.long))), **config)
     shares = Dropout(

@@ -29,7 +29,7 @@ def explain(run: Session, model: nn.Module, reader: Reader) -> None:
         return
     words = words_of(run.flags.explain)
     if not words:
-        raise UserError("there is no word to explain in --explain ''")
+        raise UserError(f"there is no word to explain in --explain {run.flags.explain!r}")
     chosen, probability, found = attribute(model, reader, words, run.device)
     values = found.values.sum(1).tolist()
     name = reader.classes[chosen]
@@ -64,8 +64,7 @@ def attribute(
     """
     encoded = reader.vocabulary.encode([words, [UNKNOWN] * len(words)]).to(device)
     phrases = encoded.phrases(encoded.rows(torch.arange(2, device=device)))
-    # cuDNN's LSTM has no gradient outside training.
-    with layers.evaluating(model), torch.backends.cudnn.flags(enabled=False):
+    with layers.evaluating(model):
         with torch.no_grad():
             vectors, baseline = model.embed(phrases)
             probabilities = model.classify(vectors[None]).softmax(1)[0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -27,9 +28,15 @@ CHUNK_CHARACTERS = 4_000_000
 
 
 class Chunk(NamedTuple):
-    """Phrases as they came, with their labels or None, and the number of the first."""
+    """Phrases as they came, with their labels or None.
+
+    Attributes:
+        first: the number of the first phrase.
+        labelled: the first of all phrases is labelled with one of the network's classes.
+    """
 
     first: int
+    labelled: bool
     texts: list[str]
     labels: list[str | None]
 
@@ -56,7 +63,7 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
 
     # Somebody who types at a terminal is answered line by line.
     typing = run.flags.input == "-" and sys.stdin.isatty()
-    chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS)
+    chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS, reader.classes)
     done = 0
     with layers.evaluating(model), _destination(run.flags.out_file) as write_out:
         for count, lines in map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device):
@@ -113,18 +120,20 @@ def _rows(run: Session) -> Iterable[Row]:
 
 def _names_a_file(given: str) -> bool:
     """Whether `--input` is a path: what is one, or what looks like one and like no phrase."""
-    return Path(given[:255]).exists() or (" " not in given and Path(given).suffix in text.SUFFIXES)
+    return os.path.exists(given) or (" " not in given and Path(given).suffix in text.SUFFIXES)
 
 
-def _chunks(rows: Iterable[Row], most: int) -> Iterator[Chunk]:
-    chunk, characters = Chunk(0, [], []), 0
+def _chunks(rows: Iterable[Row], most: int, classes: Sequence[str]) -> Iterator[Chunk]:
+    chunk, characters = Chunk(0, False, [], []), 0
     for row in rows:
+        if not (chunk.first or chunk.texts):
+            chunk = chunk._replace(labelled=row.label in classes)
         chunk.texts.append(row.text)
         chunk.labels.append(row.label)
         characters += len(row.text)
         if len(chunk.texts) >= most or characters >= CHUNK_CHARACTERS:
             yield chunk
-            chunk, characters = Chunk(chunk.first + len(chunk.texts), [], []), 0
+            chunk, characters = Chunk(chunk.first + len(chunk.texts), chunk.labelled, [], []), 0
     if chunk.texts:
         yield chunk
 
@@ -140,13 +149,17 @@ def _destination(path: str | None) -> Iterator[Callable[[str], None]]:
 
 
 def _as_tsv(chunk: Chunk, probabilities: Tensor, classes: Sequence[str]) -> Iterator[str]:
-    labelled = chunk.labels[0] is not None and chunk.labels[0] in classes
     if not chunk.first:
-        yield "\t".join(["sentence", *(["label"] if labelled else []), "prediction", "probability", *classes])
+        label = ["label"] if chunk.labelled else []
+        yield "\t".join(["sentence", *label, "prediction", "probability", *classes])
     for phrase, label, chosen, each in _answers(chunk, probabilities):
-        truth = [label] if labelled else []
+        truth = [_in_one_cell(label or "")] if chunk.labelled else []
         shares = [f"{share:.6f}" for share in each]
-        yield "\t".join([" ".join(phrase.split()), *truth, classes[chosen], shares[chosen], *shares])
+        yield "\t".join([_in_one_cell(phrase), *truth, classes[chosen], shares[chosen], *shares])
+
+
+def _in_one_cell(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _as_json(chunk: Chunk, probabilities: Tensor, classes: Sequence[str]) -> Iterator[str]:

@@ -143,13 +143,20 @@ def evaluate(
     amp: bool = False,
     summarise: Callable[[dict[str, Tensor]], Metrics] = means,
 ) -> Metrics:
-    """Return the metrics of `model` over `batches` (each rank's share of them, reduced over ranks)."""
+    """Return the metrics of `model` over `batches` (each rank's share of them, reduced over ranks).
+
+    Raises:
+        UserError: a rank has none.
+    """
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
     with layers.evaluating(model), torch.inference_mode(), distributed.autocast(device, amp):
         for batch in batches:
             for name, value in objective(model, batch).items():
                 sums[name] = sums.get(name, 0) + torch.as_tensor(value)
+    # All ranks must come to know, or some would wait for the others' sums for ever.
+    if distributed.any_rank(not sums, device):
+        raise UserError(f"each of {distributed.world_size()} ranks needs an example to be evaluated on")
     return summarise({name: distributed.total(value.to(device)) for name, value in sums.items()})
 
 

@@ -145,13 +145,15 @@ def test_a_full_disk_without_an_old_file_leaves_nothing_and_claims_nothing(tmp_p
 
 def test_a_temporary_file_left_by_a_kill_is_in_nobodys_way(tmp_path, content):
     path = tmp_path / "a.pt"
-    for name, age in {".a.pt.17.tmp": 3600, ".a.pt.18.tmp": 1, ".b.pt.19.tmp": 3600}.items():
+    gone = 2**31 - 1  # as high as no number of a process is
+    old, recent, another = f".a.pt.{gone}.tmp", f".a.pt.{gone - 1}.tmp", f".b.pt.{gone}.tmp"
+    for name, age in {old: 3600, recent: 1, another: 3600}.items():
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     checkpoint.save(path, content)
     assert checkpoint.load(path)["update"] == 7
     # What another process may still be writing stays, and so does what is another file's.
-    assert sorted(os.listdir(tmp_path)) == [".a.pt.18.tmp", ".b.pt.19.tmp", "a.pt"]
+    assert sorted(os.listdir(tmp_path)) == sorted([recent, another, "a.pt"])
 
 
 # Loading what is not trusted

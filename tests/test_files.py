@@ -1,7 +1,9 @@
 """Files and folders: found readable, made writable, or refused in one line."""
 
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -42,3 +44,19 @@ def test_two_processes_may_replace_a_file_at_once_and_the_last_one_stays(tmp_pat
         assert path.read_bytes() == b"b"
     assert path.read_bytes() == b"a"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_longest_name_that_a_file_may_have_is_written(tmp_path):
+    for name in ("n" * 255, "ф" * 127):
+        files.write_atomically(tmp_path / name, b"content")
+        assert (tmp_path / name).read_bytes() == b"content"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_temporary_file_that_a_process_has_not_written_to_for_long_is_its_own_while_it_lives(tmp_path):
+    names = {f".file.{os.getpid()}.tmp", f".file.{2**31 - 1}.tmp"}
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (time.time() - 2 * files.ABANDONED,) * 2)
+    with files.replaced(tmp_path / "file"):
+        assert {path.name for path in tmp_path.iterdir()} == {f".file.{os.getpid()}.tmp"}

@@ -242,6 +242,19 @@ def test_a_limit_is_taken_from_what_the_hold_out_leaves(mnist_folder):
     assert torch.equal(data.valid.images, images.load("mnist", mnist_folder, holdout=60).valid.images)
 
 
+def test_a_limit_of_all_that_the_hold_out_leaves_is_all_of_it_though_it_be_one_a_class():
+    assert len(images.load("digits", "", holdout=1427, limit=10).train.labels) == 10
+
+
+def test_a_batch_of_large_images_is_of_fewer_images():
+    labels = torch.zeros(12, dtype=torch.long)
+    sizes = {
+        size: len(next(iter(images.Split(torch.zeros(12, 3, size, size), labels).in_order()))[1])
+        for size in (8, 500)
+    }
+    assert sizes == {8: 12, 500: 4}
+
+
 def test_a_limit_of_all_examples_is_all_examples(mnist_folder):
     data = images.load("mnist", mnist_folder, limit=300)
     assert torch.equal(data.train.images, images.load("mnist", mnist_folder).train.images)

@@ -112,7 +112,7 @@ def test_hooks_are_gone_after_success_and_after_an_error():
     with pytest.raises(RuntimeError, match="on purpose"), layers.record(dict(model.named_modules())):
         model(torch.zeros(1, 2))
     assert hooks_of(model) == 0
-    with pytest.raises(RuntimeError, match="on purpose"):
+    with pytest.raises(UserError, match="Broken does not take inputs of 2: broken on purpose"):
         layers.table(model, torch.zeros(1, 2))
     assert hooks_of(model) == 0
     assert model.training

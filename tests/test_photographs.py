@@ -15,6 +15,16 @@ def saved(tmp_path, image: Image.Image, name: str = "image.png", **options):
     return path
 
 
+def test_floats_from_zero_to_one_are_as_bright_as_they_say(tmp_path):
+    values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    Image.fromarray(values).save(tmp_path / "float.tiff")
+    found = np.asarray(photographs.read(tmp_path / "float.tiff"))
+    np.testing.assert_allclose(found[..., 0] / 255, values, atol=1 / 255)
+    Image.fromarray(values * 200).save(tmp_path / "float.tiff")
+    found = np.asarray(photographs.read(tmp_path / "float.tiff"))
+    np.testing.assert_allclose(found[..., 0], values * 200, atol=1)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
 def test_images_of_every_mode_are_read_as_the_colours_they_show(tmp_path, mode):
     white = Image.new("RGB", (8, 6), "white").convert(mode)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import Ended, assert_same, call
+from conftest import Ended, assert_same, call, write_checkpoint
 from pictures import COLOURS, write_folder, write_image
 from test_cifar import write_cifar10
 
@@ -215,6 +215,27 @@ def test_a_trunk_learnt_on_some_classes_is_frozen_for_others_and_its_features_ar
     assert "FEATURES" not in augmented.run().events
 
 
+def test_a_frozen_run_stopped_and_resumed_ends_at_the_same_weights(run, photos, trained, tmp_path):
+    """The features that it goes on with are those of the trunk that it was given."""
+    flags = (*BRIEF, "--bn", "--data-dir", photos, "--schedule", "constant", "--augment", "none")
+    frozen = ("--weights", trained[1], "--freeze", "--classes", "green,red")
+    whole = run(*flags, *frozen, "--checkpoint-dir", "whole")
+    assert whole.status == 0, whole.stderr
+    run(*flags, *frozen, "--checkpoint-dir", "parts", "--max-update", 3)
+    resumed = run("--resume", "--checkpoint-dir", "parts", "--max-update", 1000)
+    assert evaluation(resumed) == evaluation(whole)
+    ends = [checkpoint.load(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "parts")]
+    assert_same(*(end["state_dict"] for end in ends))
+    finished = run("--resume", "--checkpoint-dir", "parts")
+    assert evaluation(finished) == evaluation(whole)
+
+
+def test_the_script_for_digits_prepares_an_image_as_the_checkpoint_says(run, photos, trained, tmp_path):
+    asked = ("--predict-only", "--restore-file", trained[1], "--input", photos / "red" / "003.png")
+    answers = [run(*asked).stdout, call("run-mnist-classification.py", *asked, folder=tmp_path).stdout]
+    assert answers[0] == answers[1] != ""
+
+
 def test_a_network_of_torchvisions_begins_with_a_file_and_its_trunk_learns_slower(run, photos, tmp_path):
     torch.manual_seed(0)
     theirs = models.build("shufflenet_v2_x0_5", classes=1000, channels=3, size=64)
@@ -272,6 +293,28 @@ BAD_INPUT = {
     "a flag of other networks": (*BRIEF, "--data-dir", "{photos}", "--hidden", 8),
     "another option of another": (*BRIEF, "--data-dir", "{photos}", "--model", "lenet5", "--bn"),
     "size that the network does not take": (*BRIEF, "--data-dir", "{photos}", "--size", 12),
+    "size that a network of torchvision's does not take": (
+        *("--dataset", "folder", "--data-dir", "{photos}"),
+        *("--model", "alexnet", "--size", 32),
+    ),
+    "size that makes no patches": (
+        *("--dataset", "folder", "--data-dir", "{photos}"),
+        *("--model", "vit_b_16", "--size", 40),
+    ),
+    "colours for a network that takes none": (
+        *("--dataset", "folder", "--data-dir", "{photos}"),
+        *("--restore-file", "{grey}"),
+    ),
+    "two things to begin with": (
+        *(*BRIEF, "--bn", "--data-dir", "{photos}"),
+        *("--restore-file", "{best}", "--weights", "{best}"),
+    ),
+    "freeze what is random on purpose": (
+        *(*BRIEF, "--data-dir", "{photos}"),
+        *("--weights", "random", "--freeze"),
+    ),
+    "pooling of a training run": (*BRIEF, "--data-dir", "{photos}", "--pool", "flatten"),
+    "a name too long": (*BRIEF, "--data-dir", "{photos}" + "x" * 300),
     "unknown augmentation": (*BRIEF, "--data-dir", "{photos}", "--augment", "mixup"),
     "window without a share": (*BRIEF, "--data-dir", "{photos}", "--window", 0.75),
     "a share of no window": (*BRIEF, "--data-dir", "{photos}", "--window-until", 0.5),
@@ -291,6 +334,7 @@ BAD_INPUT = {
 def test_bad_input_is_one_line_and_exit_2(run, flags, photos, trained, tmp_path):
     write_cifar10(tmp_path / "cifar", images=1)
     places = {"photos": photos, "best": trained[1], "cifar": tmp_path / "cifar"}
+    places["grey"] = write_checkpoint(tmp_path / "grey.pt")
     done = run(*(str(flag).format(**places) for flag in flags))
     assert done.status == 2, done
     assert done.is_one_line_error(), done.stderr

@@ -137,6 +137,19 @@ def test_several_images_and_players_of_their_own_share_a_file(explain, tmp_path,
             assert np.isfinite(values["values"][row][: players.max() + 1]).all()
 
 
+def test_no_picture_takes_the_place_of_another_and_each_names_its_epochs(explain, tmp_path, subject_folder):
+    networks = [subject_folder / f"epoch_{number}.pt" for number in (3, 12)]
+    same = tmp_path / "same" / "photo.png"
+    same.parent.mkdir()
+    same.write_bytes((subject_folder / "photo.png").read_bytes())
+    flags = ("--input", subject_folder / "photo.png", same, "-k", "1", "--budget", "64", "-lp", "14")
+    done = explain("--restore-file", *networks, *flags, own=False)
+    assert done.status == 0, done.stderr
+    names = [event["file"].rsplit("/")[-1] for event in done.run().events["FIGURE"]]
+    stems = [f"shap-lenet5-epoch-{number}-photo" for number in (3, 12)]
+    assert sorted(names) == sorted(f"{stem}{end}.png" for stem in stems for end in ("", "-2"))
+
+
 def interrupt_after(monkeypatch, batches, act):
     """Do something before a batch of the script's evaluations."""
     original, count = games.MaskedImage.__call__, iter(range(10**6))

@@ -151,7 +151,29 @@ def test_an_ensemble_is_one_checkpoint_and_goes_on_after_a_stop(sentiment, tmp_p
     assert len(table(answered.stdout)) == 1
     explained = sentiment("--explain", "good film", "--restore-file", folder / checkpoint.BEST)
     assert explained.status == 0, explained.stderr
-    assert "not trained further" in sentiment(*TINY, "--restore-file", folder / checkpoint.BEST).stderr
+    for members in (1, 2):
+        refused = sentiment(*TINY, "--restore-file", folder / checkpoint.BEST, "--ensemble", members)
+        assert "not trained further" in refused.stderr
+
+
+def test_the_networks_of_an_ensemble_begin_with_the_weights_they_are_given(best, sentiment, tmp_path):
+    brief = ("--max-update", 1, "-lr", 1e-9, "--ensemble", 2, "--checkpoint-dir", "two")
+    done = sentiment(*TINY, "--restore-file", best, *brief)
+    assert done.status == 0, done.stderr
+    given = checkpoint.load(best)["state_dict"]
+    for number in range(2):
+        found = checkpoint.load(tmp_path / "two" / f"member-{number}" / checkpoint.LAST)["state_dict"]
+        for name, value in given.items():
+            torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+
+
+def test_an_ensemble_is_not_gone_on_with_as_the_single_run_that_was_in_its_folder(sentiment, tmp_path):
+    assert sentiment(*BRIEF).status == 0
+    assert sentiment(*BRIEF, "--max-update", 2, "--ensemble", 2, "--seed", 7).status == 0
+    resumed = sentiment("--resume", "--max-update", 4)
+    assert resumed.status == 0, resumed.stderr
+    saved = checkpoint.load(tmp_path / "ckpts" / "lstm" / checkpoint.BEST)
+    assert (saved["model"]["config"]["members"], saved["flags"]["seed"]) == (2, 7)
 
 
 def test_words_that_are_never_labelled_alone_become_neutral_where_that_is_asked_for(sentiment, tmp_path):
@@ -217,6 +239,16 @@ def test_two_ranks_train_as_one_run_with_one_log_and_one_checkpoint(tmp_path):
     assert checkpoint.load(tmp_path / "ckpts" / "lstm" / checkpoint.LAST)["update"] > 0
 
 
+def test_a_rank_without_an_example_to_validate_on_is_said_in_one_line(tmp_path):
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "good\t1\nbad\t0\n" * 8)
+    (tmp_path / "valid.tsv").write_text("sentence\tlabel\ngood\t1\n")
+    files = ("--train-file", "train.tsv", "--valid-file", "valid.tsv")
+    done = torchrun(SCRIPT, *files, *BRIEF[2:], folder=tmp_path)
+    assert done.status != 0
+    assert "error: each of 2 ranks needs an example to be evaluated on" in done.stderr
+    assert "Connection closed" not in done.stderr
+
+
 # Predict
 
 
@@ -272,6 +304,27 @@ def test_without_input_the_validation_split_is_answered_with_its_labels(learnt, 
     rows = table((tmp_path / "answers" / "valid.tsv").read_text())
     right = sum(row["label"] == row["prediction"] for row in rows)
     assert right / len(rows) == learnt[1].run().events["EVAL"][0]["Valid_accuracy"]
+
+
+def test_rows_without_a_label_among_those_with_one_leave_its_column_empty(
+    best, sentiment, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(text_prediction, "CHUNK_ROWS", 2)
+    labels = ("positive", None, None, "nega\ttive")
+    rows = [
+        {"sentence": f"film {number}"} | ({"label": label} if label else {})
+        for number, label in enumerate(labels)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    done = sentiment("--predict-only", "--restore-file", best, "--input", "in.jsonl")
+    assert done.status == 0, done.stderr
+    assert [row["label"] for row in table(done.stdout)] == ["positive", "", "", "nega tive"]
+
+
+def test_a_phrase_may_be_longer_than_any_name_of_a_file(best, sentiment):
+    phrase = "фильм " * 200
+    done = sentiment("--predict-only", "--restore-file", best, "--input", phrase)
+    assert (done.status, len(done.stdout.splitlines())) == (0, 2), done.stderr
 
 
 def test_a_submission_to_glue_has_a_number_a_phrase(best, sentiment, tmp_path):
@@ -356,6 +409,16 @@ BAD_INPUT = {
     ),
     "nothing to explain with": ("--explain", "a film"),
     "nothing to explain": ("--explain", " ", *RESTORED),
+    "explain what an unset variable holds": ("--explain", "", *RESTORED),
+    "predict what an unset variable holds": ("--predict-only", *RESTORED, "--input", ""),
+    "submission of a training run": (*BRIEF, "--glue"),
+    "format of a training run": (*BRIEF, "--format", "jsonl"),
+    "weight of no teacher": (*BRIEF, "--teacher-weight", 0.3),
+    "both directions of the plain network": (*BRIEF, "--model", "plain", "--bidirectional"),
+    "layers of the plain network": (*BRIEF, "--model", "plain", "--depth", 2),
+    "pairs of words for the plain network": (*BRIEF, "--model", "plain", "--bigrams", 64),
+    "an optimizer of kernels": (*BRIEF, "--optimizer", "muon"),
+    "a name too long": (*BRIEF, "--train-file", "x" * 300, "--valid-file", "{bad}/three.tsv"),
     "explain and predict": ("--explain", "a film", "--predict-only", *RESTORED),
     "input that is missing": ("--predict-only", *RESTORED, "--input", "none.tsv"),
     "input without sentences": ("--predict-only", *RESTORED, "--input", "{bad}/words.tsv"),

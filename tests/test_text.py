@@ -160,6 +160,7 @@ BAD_FILES = {
     "no column of labels": (".tsv", "sentence\na\n", "line 2 has no label"),
     "one class": (".tsv", "sentence\tlabel\na\t1\nb\t1\n", "two classes"),
     "no JSON": (".jsonl", '{"sentence": "a", "label": 1}\n{"sen', "line 2 is not JSON"),
+    "JSON without end": (".jsonl", "[" * 100_000, "line 1 is not JSON"),
     "JSON without text": (".jsonl", "[1]\n", "line 1 has no text"),
     "quote without end": (".csv", 'sentence,label\n"a,1\n', "no CSV"),
     "no Parquet": (".parquet", "PAR1", "cannot be read as Parquet"),

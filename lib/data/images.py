@@ -26,6 +26,9 @@ from lib.errors import UserError
 # compared on the same examples.
 SPLIT_SEED = 0
 
+# Pixels, or features, that are answered at once: memory is to grow with the networks alone.
+_NUMBERS_A_BATCH = 1000 * 3 * 32 * 32
+
 DIGIT_NAMES = tuple("0123456789")
 FASHION_NAMES = (
     "T-shirt/top",
@@ -96,7 +99,8 @@ class Split(NamedTuple):
         return Split(images.to(device), self.labels.to(device))
 
     def in_order(self, *, distributed_over_ranks: bool = True) -> InOrder:
-        return InOrder(*self, distributed_over_ranks=distributed_over_ranks)
+        rows = max(1, min(1000, _NUMBERS_A_BATCH // (self.images.shape[1:].numel() or 1)))
+        return InOrder(*self, batch_size=rows, distributed_over_ranks=distributed_over_ranks)
 
     def shuffled(
         self, augment: Sequence[str], augmentation: Augmentation, *, batch_size: int, seed: int
@@ -235,13 +239,13 @@ def _holdout(train: Examples, count: int, flag: str) -> tuple[Examples, Examples
 def _stratified_rows(labels: Tensor, count: int, flag: str) -> Tensor:
     from sklearn.model_selection import train_test_split
 
+    if count == len(labels) and flag == "--limit":
+        return torch.arange(count)
     sizes = labels.unique(return_counts=True)[1]
     classes = len(sizes)
     if sizes.min() < 2:
         raise UserError(f"{flag} {count} cannot be stratified: a class has only one training example")
     if not classes <= count <= len(labels) - classes:
-        if count == len(labels) and flag == "--limit":
-            return torch.arange(count)
         raise UserError(
             f"{flag} {count} cannot be taken from {len(labels)} training examples of {classes} classes: "
             f"it may be {classes} to {len(labels) - classes}" + (", or all" if flag == "--limit" else "")

@@ -45,6 +45,8 @@ def _rgb(image: "Image") -> "Image":
     if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip them at 255
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((values / max(values.max(), 65535) * 255).astype(np.uint8))
+    elif image.mode == "F" and np.asarray(image).max() <= 1:  # convert() would take them for 0 to 255
+        image = Image.fromarray((np.asarray(image).clip(0, 1) * 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")

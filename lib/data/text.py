@@ -373,7 +373,7 @@ def _jsonl_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{name} line {number} is not JSON") from None
         yield _record_row(record if isinstance(record, dict) else {}, f"{name} line {number}")
 

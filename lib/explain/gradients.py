@@ -51,7 +51,6 @@ def grad_cam(
     scores: Scores,
     *,
     method: str = "grad-cam",
-    counterfactual: bool = False,
 ) -> Cam:
     """Return class activation maps at `layers`: from A, what a layer puts out, and G = ∂y/∂A.
 
@@ -63,9 +62,8 @@ def grad_cam(
 
     Args:
         layers: dotted names of modules; a transformer's tokens are taken as the grid that they are.
-        scores: y, (B, classes) -> (T, B).
+        scores: y, (B, classes) -> (T, B); of −y, the map is of what speaks against the class.
         method: one of the above.
-        counterfactual: explain −y, what speaks against the class.
 
     Raises:
         UserError: no such method or layer, a layer without a spatial map, one that does not bear on the
@@ -78,7 +76,7 @@ def grad_cam(
         output = model(images)
         _check_maps(model, layers, images, tapped)
         sources = [tapped[name] for name in layers]
-        found = _gradients(-scores(output) if counterfactual else scores(output), sources)
+        found = _gradients(scores(output), sources)
     maps = {}
     for name, source, gradients in zip(layers, sources, zip(*found, strict=True), strict=True):
         if gradients[0] is None:

@@ -88,7 +88,7 @@ def _draw(axes: Axes, tile: Tile) -> None:
     if tile.map is None:
         axes.imshow(tile.pixels)
     elif not np.any(tile.map):
-        axes.imshow(_grey(tile.pixels) / 2 + 0.5)
+        axes.imshow(style.grey(tile.pixels) / 2 + 0.5)
         axes.text(0.5, 0.5, "zero everywhere", ha="center", va="center", fontsize=9, transform=axes.transAxes)
     elif tile.signed:
         axes.imshow(signed_colours(tile.map))
@@ -100,7 +100,7 @@ def heat_colours(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Return a heat map (H, W), not all zero, over its image (H, W, 3) uint8: (H, W, 3) in [0, 1]."""
     heat = matplotlib.colormaps[_HEAT](values / values.max())[..., :3]
     # Neither black nor white under it: the same value has nearly the same colour everywhere.
-    return _ALPHA * heat + (1 - _ALPHA) * (0.15 + 0.7 * _grey(pixels))
+    return _ALPHA * heat + (1 - _ALPHA) * (0.15 + 0.7 * style.grey(pixels))
 
 
 def signed_colours(values: np.ndarray) -> np.ndarray:
@@ -108,12 +108,6 @@ def signed_colours(values: np.ndarray) -> np.ndarray:
     magnitudes = np.abs(values)
     limit = np.percentile(magnitudes, SIGNED_PERCENTILE) or magnitudes.max()
     return SIGNED(0.5 + 0.5 * np.clip(values / limit, -1, 1))[..., :3]
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, 3) uint8 in [0, 1] without its colours: those there are belong to the map."""
-    luminance = pixels @ np.array([0.299, 0.587, 0.114]) / 255
-    return np.repeat(luminance[..., None], 3, axis=2)
 
 
 _HEAT = "inferno"

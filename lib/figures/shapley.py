@@ -55,7 +55,7 @@ def attributions(
     figure, panels = _panels(scene, titles)
     for row, axes in enumerate(panels):
         colours = FOR_AND_AGAINST(0.5 + 0.5 * values[row][scene.player_map] / limit)[..., :3]
-        axes.imshow(0.7 * colours + 0.3 * _luminance(scene.pixels))
+        axes.imshow(0.7 * colours + 0.3 * style.grey(scene.pixels))
         _draw_borders(axes, scene.player_map, "#00000055")
         if uncertain is not None:
             _hatch(axes, uncertain[row][scene.player_map])
@@ -76,7 +76,7 @@ def interactions(scene: Scene, titles: Sequence[str], values: np.ndarray, pairwi
     figure, panels = _panels(scene, titles)
     centres = _centres(scene.player_map)
     for row, axes in enumerate(panels):
-        axes.imshow(0.5 + 0.5 * _luminance(scene.pixels))
+        axes.imshow(0.5 + 0.5 * style.grey(scene.pixels))
         _draw_borders(axes, scene.player_map, "#FFFFFF66")
         first, second = _strongest_pairs(pairwise[row])
         shares = pairwise[row][first, second] / strongest
@@ -109,12 +109,6 @@ def _panels(scene: Scene, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
         axes.spines[:].set(visible=True, color=style.GRID)
     image.imshow(scene.pixels)
     return figure, others
-
-
-def _luminance(pixels: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) in [0, 1] without colours."""
-    grey = pixels @ np.array([0.299, 0.587, 0.114]) / 255
-    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def _draw_borders(axes: Axes, player_map: np.ndarray, colour: str) -> None:

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from lib.errors import UserError, warn
@@ -95,6 +96,12 @@ def class_styles(n: int) -> list[tuple[str, str]]:
         return [(colour, MARKERS[0]) for colour in PALETTE[:n]]
     colours = PALETTE + MORE_COLOURS if n <= len(PALETTE + MORE_COLOURS) else PALETTE
     return [(colours[i % len(colours)], MARKERS[i % len(MARKERS)]) for i in range(n)]
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 as [0, 1] without its colours: those are for what is drawn over it."""
+    luminance = pixels @ np.array([0.299, 0.587, 0.114]) / 255
+    return np.repeat(luminance[..., None], 3, axis=2)
 
 
 def literal(text: str) -> str:

@@ -35,10 +35,18 @@ def table(model: nn.Module, example: Tensor) -> list[LayerRow]:
     Args:
         example: a batch that the model takes, of any size; it is run once, in eval mode and without
             gradients. Modes and hooks are afterwards as they were, also after an error.
+
+    Raises:
+        UserError: the model does not take it, e.g. because an image is too small to be halved so often.
     """
     layers = {name: module for name, module in model.named_modules() if _is_layer(module)}
-    with evaluating(model), record(layers) as outputs, torch.no_grad():
-        model(example)
+    try:
+        with evaluating(model), record(layers) as outputs, torch.no_grad():
+            model(example)
+    except (RuntimeError, AssertionError) as error:
+        size = f" of {'×'.join(map(str, example.shape[1:]))}" if isinstance(example, Tensor) else ""
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{type(model).__name__} does not take inputs{size}: {reason}") from None
     counted: set[int] = set()
     rows = []
     for name in [*outputs, *(name for name in layers if name not in outputs)]:

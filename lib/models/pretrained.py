@@ -57,7 +57,7 @@ def build(name: str, *, classes: int = 1000, image_size: int | None = None) -> n
         image_size: side length of its images; a vision transformer takes no other than this one.
 
     Raises:
-        UserError: there is no such network.
+        UserError: there is no such network, or not for images of that size.
     """
     check_name(name)
     from torchvision import models
@@ -68,7 +68,10 @@ def build(name: str, *, classes: int = 1000, image_size: int | None = None) -> n
         options = {"aux_logits": False, "transform_input": True, "init_weights": False}
     elif name.startswith("vit_") and image_size:
         options = {"image_size": image_size}
-    return models.get_model(name, weights=None, num_classes=classes, **options)
+    try:
+        return models.get_model(name, weights=None, num_classes=classes, **options)
+    except AssertionError as error:  # a size that is no whole number of patches
+        raise UserError(f"{name} does not take images of {image_size} px: {error}") from None
 
 
 def load(name: str, weights: str | None = None, *, seed: int = 42) -> Pretrained:

@@ -3,7 +3,8 @@
 The classifiers take `lib.data.tokens.Phrases`: batches of phrases of one length, so nothing is padded.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -151,7 +152,8 @@ class Recurrent(nn.Module):
             }
         if self.cell == "reference":
             return self._reference(x, weights)
-        return (functional_call(self.lstm, weights, x) if dropping else self.lstm(x))[0]
+        with differentiable(self, x):
+            return (functional_call(self.lstm, weights, x) if dropping else self.lstm(x))[0]
 
     def _reference(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
         with torch.device("meta"):
@@ -161,6 +163,17 @@ class Recurrent(nn.Module):
             return states
         backwards = functional_call(equations, to_gates(weights, "_l0_reverse"), x.flip(1))
         return torch.cat([states, backwards.flip(1)], dim=2)
+
+
+@contextlib.contextmanager
+def differentiable(layer: nn.Module, x: Tensor) -> Iterator[None]:
+    """Within the context, what PyTorch's recurrent `layer` makes of x has a gradient, in eval mode too.
+
+    That of cuDNN has none there.
+    """
+    explained = x.requires_grad and not layer.training
+    with torch.backends.cudnn.flags(enabled=False) if explained else contextlib.nullcontext():
+        yield
 
 
 class Pool(nn.Module):

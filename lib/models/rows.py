@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lib.models.recurrent import Pool, Recurrent
+from lib.models.recurrent import Pool, Recurrent, differentiable
 
 # The gates that each stacks in its matrices.
 _PLAIN = {"rnn": (nn.RNN, 1), "gru": (nn.GRU, 3)}
@@ -27,7 +27,8 @@ class PlainRecurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to the state after each step, (B, T, H)."""
-        return self.rnn(x)[0]
+        with differentiable(self, x):
+            return self.rnn(x)[0]
 
 
 class RowClassifier(nn.Module):
