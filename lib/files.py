@@ -5,6 +5,7 @@ import glob
 import os
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -91,7 +92,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        kept = f"; the older {path.name} there is whole" if path.exists() else ""
+        kept = f"; the older {path.name} there is whole" if os.path.exists(path) else ""
         raise RunFailed(f"could not save {path}: {error.strerror}{kept}") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -104,7 +105,8 @@ def _prefix(target: Path) -> str:
     So several processes may write at once, and the last one stays. A name may have 255 bytes, and each of
     its characters up to four.
     """
-    return f".{target.name[:48]}."
+    name = target.name
+    return f".{name}." if len(name) <= 48 else f".{name[:40]}{zlib.crc32(os.fsencode(name)):08x}."
 
 
 def _remove_abandoned(target: Path) -> None:

@@ -54,9 +54,9 @@ def test_the_longest_name_that_a_file_may_have_is_written(tmp_path):
 
 
 def test_a_temporary_file_that_a_process_has_not_written_to_for_long_is_its_own_while_it_lives(tmp_path):
-    names = {f".file.{os.getpid()}.tmp", f".file.{2**31 - 1}.tmp"}
-    for name in names:
-        (tmp_path / name).write_bytes(b"")
-        os.utime(tmp_path / name, (time.time() - 2 * files.ABANDONED,) * 2)
-    with files.replaced(tmp_path / "file"):
-        assert {path.name for path in tmp_path.iterdir()} == {f".file.{os.getpid()}.tmp"}
+    alive, gone = (tmp_path / f".file.{process}.tmp" for process in (os.getppid(), 2**31 - 1))
+    for path in (alive, gone):
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - 2 * files.ABANDONED,) * 2)
+    files.write_atomically(tmp_path / "file", b"content")
+    assert set(tmp_path.iterdir()) == {alive, tmp_path / "file"}
