@@ -191,7 +191,7 @@ def recipe(flags) -> dict:
 
 def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
-    from lib import session, text_explanation, text_prediction
+    from lib import session, text_explanation, text_prediction, text_views
     from lib import text_classification as task
 
     with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
@@ -205,7 +205,7 @@ def main(argv=None) -> None:
         task.describe(run, data)
         reader = task.Reader.of(run, data)
         if flags.eval_only:
-            task.look_inside(run, task.build(run, reader), data, reader)
+            text_views.look_inside(run, task.build(run, reader), data, reader)
         else:
             task.report(run, task.fit(run, data, reader), data, reader)
 

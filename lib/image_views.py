@@ -1,29 +1,26 @@
 """What `--eval-only` draws of a network that classifies images: its mistakes, its layers, its filters."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lib import distributed, embed, views
+from lib import distributed, embed, inspection, views
 from lib.data.images import Examples, ImageData, resize
 from lib.errors import UserError
 from lib.figures import classification as pictures
 from lib.figures import features as feature_pictures
 from lib.figures import filters as filter_pictures
-from lib.figures import style
-from lib.files import writable_folder
 from lib.image_classification import predictions_of, report
 from lib.models import layers
 from lib.session import Session
 
 # The longest side of an image that stands for a point: a thousand of them fit on a sheet.
 THUMBNAIL_SIDE = 64
-# What is a photograph, or made of colours: a palette would spoil it.
-IN_ALL_COLOURS = ("mistakes", "filters", "thumbnails")
+# Of what is a photograph, or made of colours: a palette would spoil it.
+ALL_COLOURS = None
 
 
 def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
@@ -37,31 +34,20 @@ def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
         UserError: a layer that is not there, too few samples for the perplexity, thumbnails in space, a
             folder that cannot be written; all before anything is computed.
     """
-    rows = _sample(run, data)
+    rows = inspection.sample(run, data.valid.labels.cpu()).to(data.valid.labels.device)
     layer_names = list(layers.resolve(model, run.flags.layers or model.stages))
     if run.flags.thumbnails and run.flags.dims != 2:
         raise UserError("--thumbnails goes with --dims 2 alone")
-    if run.flags.projector:
-        writable_folder(run.flags.projector)
-    folder = writable_folder(run.flags.out_dir)
+    inspection.make_folders(run)
     report(run, model, data)
     if not distributed.is_main():
         return
     predictions = predictions_of(run, model, data.valid)
-    for line in views.per_class(predictions, data.classes):
-        run.log.text("CLASSES", line)
-    _draw(run, folder, "confusion", pictures.confusion_matrix(views.confusion(predictions), data.classes))
-    _draw(run, folder, "mistakes", _mistakes(data, predictions))
+    inspection.show_answers(run, predictions, data.classes)
+    inspection.draw(run, "mistakes", _mistakes(data, predictions), colours=ALL_COLOURS)
     sample = data.valid.rows(rows)
-    _convolutions(run, model, sample, folder)
-    _embed(run, model, data, sample, layer_names, folder)
-
-
-def _sample(run: Session, data: ImageData) -> Tensor:
-    rows = views.stratified_sample(data.valid.labels.cpu(), run.flags.samples)
-    if run.flags.perplexity >= len(rows):
-        raise UserError(f"--perplexity {run.flags.perplexity:g} must be less than the {len(rows)} samples")
-    return rows.to(data.valid.labels.device)
+    _convolutions(run, model, sample)
+    _embed(run, model, data, sample, layer_names)
 
 
 def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
@@ -75,35 +61,27 @@ def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
     )
 
 
-def _convolutions(run: Session, model: nn.Module, sample: Examples, folder: Path) -> None:
+def _convolutions(run: Session, model: nn.Module, sample: Examples) -> None:
     """Draw the first convolution's weights, and log and draw the activations of all, where there are any."""
     first = next(((name, each) for name, each in model.named_modules() if isinstance(each, nn.Conv2d)), None)
     if first is None:
         return
     name, convolution = first
     weights = convolution.weight.detach().float().cpu().numpy()
-    _draw(run, folder, "filters", filter_pictures.filters(weights, name))
+    inspection.draw(run, "filters", filter_pictures.filters(weights, name), colours=ALL_COLOURS)
     with distributed.autocast(run.device, run.flags.amp):
         activations = views.activation_statistics(model, _images(sample))
     for line in views.activation_table(activations):
         run.log.text("ACTIVATIONS", line)
-    _draw(run, folder, "activations", filter_pictures.activations(activations))
+    inspection.draw(run, "activations", filter_pictures.activations(activations))
 
 
-def _embed(
-    run: Session, model: nn.Module, data: ImageData, sample: Examples, layer_names: list[str], folder: Path
-) -> None:
+def _embed(run: Session, model: nn.Module, data: ImageData, sample: Examples, layer_names: list[str]) -> None:
     flags = run.flags
     with distributed.autocast(run.device, flags.amp):
         features = views.layer_features(model, layer_names, _images(sample), flags.pool)
     labels = sample.labels.cpu()
-    embedding = views.embed_layers(
-        features, labels, data.classes, dims=flags.dims, perplexity=flags.perplexity, seed=flags.seed
-    )
-    for layer, scores in embedding.accuracies.items():
-        named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
-        run.log.event("FEATURE", layer=layer, **named)
-    _draw(run, folder, "feature", embedding.figure)
+    embedding = inspection.show_features(run, features, labels, data.classes)
     if not (flags.projector or flags.thumbnails):
         return
     thumbnails = _thumbnails(_pixels(data, sample))
@@ -111,7 +89,7 @@ def _embed(
         layer = _deepest_map(model, sample, layer_names)
         points = embedding.points[layer]["tsne"]
         sheet = feature_pictures.thumbnail_sheet(points, thumbnails, labels.numpy(), data.classes, layer)
-        _draw(run, folder, "thumbnails", sheet)
+        inspection.draw(run, "thumbnails", sheet, colours=ALL_COLOURS)
     if flags.projector:
         names = [data.classes[label] for label in labels]
         embed.write_projector(flags.projector, features, names, thumbnails)
@@ -150,11 +128,3 @@ def _coloured(pixels: Tensor) -> np.ndarray:
 
 def _thumbnails(pixels: Tensor) -> np.ndarray:
     return _coloured(resize(pixels, min(pixels.shape[-1], THUMBNAIL_SIDE)))
-
-
-def _draw(run: Session, folder: Path, what: str, figure: Figure) -> None:
-    colours = None if what in IN_ALL_COLOURS else 256
-    path = style.save(
-        figure, folder / f"{what}-{run.flags.dataset}.png", show=run.flags.show, colours=colours
-    )
-    run.log.event("FIGURE", file=path)

@@ -136,16 +136,22 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)
-    gram = x @ x.T
-    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor @ product
+    gram = x @ x.T  # in float32: rounded to bfloat16, its small eigenvalues may turn negative and grow
+    product = factor = _factor(gram)
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
         gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
     x = product @ x
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """a + b·G + c·G²."""
+    a, b, c = NEWTON_SCHULZ
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
 
 
 class WeightAverage:

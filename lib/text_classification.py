@@ -4,31 +4,22 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lib import checkpoint, distributed, embed, models, views
+from lib import checkpoint, distributed, models, views
 from lib.data import text
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
 from lib.data.text import Split, TextData
-from lib.data.tokens import Encoded, Phrases, Vocabulary, words_never_alone
+from lib.data.tokens import Encoded, Vocabulary, words_never_alone
 from lib.errors import UserError
-from lib.figures import classification as pictures
-from lib.figures import style
-from lib.files import writable_folder
-from lib.models import layers
 from lib.models.recurrent import Dropout, Ensemble
 from lib.objectives import classification, with_neutral
 from lib.session import Session
 from lib.train import Objective, by_accuracy, by_recency, evaluate
 
-# The number of words up to which accuracies are told apart.
-LENGTHS = (5, 10, 15, 20, 25, 30)
-MISTAKES = 12
 NEUTRAL_WORDS_AN_UPDATE = 64
 
 # What the plain network has no choice of.
@@ -229,12 +220,13 @@ def answer(
     amp: bool = False,
 ) -> views.Predictions:
     """Return what `model` says of phrases, in their order."""
-    return _answer_split(model, reader, Split(phrases, None), device, amp)
+    return answer_split(model, reader, Split(phrases, None), device, amp)
 
 
-def _answer_split(
-    model: nn.Module, reader: Reader, split: Split, device: torch.device, amp: bool
+def answer_split(
+    model: nn.Module, reader: Reader, split: Split, device: torch.device, amp: bool = False
 ) -> views.Predictions:
+    """Return what `model` says of the phrases of a split, in their order, and how that meets their labels."""
     batches = PhrasesInOrder(
         *reader.encode(split, device), max_tokens=8192, distributed_over_ranks=False
     )  # of the sizes tried, that with the most phrases a second
@@ -249,103 +241,3 @@ def load(flags) -> TextData:
     """Load what the flags name; see `lib.data.text.load`."""
     files = {"train": flags.train_file, "valid": flags.valid_file, "test": flags.test_file}
     return text.load(flags.dataset, flags.data_dir, files, holdout=flags.holdout, limit=flags.limit)
-
-
-def look_inside(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
-    """Report, log tables of classes, lengths and the worst mistakes, draw the confusion and the features.
-
-    Raises:
-        UserError: a layer that is not there or has no vector for a phrase, too few samples for the
-            perplexity, a folder that cannot be written; all before anything is computed.
-    """
-    sample = _sample(run, model, data.valid, reader)
-    if run.flags.projector:
-        writable_folder(run.flags.projector)
-    folder = writable_folder(run.flags.out_dir)
-    report(run, model, data, reader)
-    if not distributed.is_main():
-        return
-    predictions = _answer_split(model, reader, data.valid, run.device, run.flags.amp)
-    for line in views.per_class(predictions, reader.classes):
-        run.log.text("CLASSES", line)
-    _log_lengths(run, data.valid, predictions)
-    _log_mistakes(run, data.valid, predictions, reader.classes)
-    _draw(run, folder, "confusion", pictures.confusion_matrix(views.confusion(predictions), reader.classes))
-    _embed(run, model, sample, reader, folder)
-
-
-def _sample(run: Session, model: nn.Module, split: Split, reader: Reader) -> Split:
-    """Return the phrases to embed, shortest first, when their layers have been found to put out vectors."""
-    flags = run.flags
-    sample = split.rows(views.stratified_sample(torch.tensor(split.labels), flags.samples).tolist())
-    sample = sample.rows(sorted(range(len(sample)), key=lambda row: len(sample.phrases[row])))
-    if flags.perplexity >= len(sample):
-        raise UserError(f"--perplexity {flags.perplexity:g} must be less than the {len(sample)} samples")
-    phrases = _batches(run, sample, reader)[-1]
-    modules = layers.resolve(model, flags.layers or model.stages)
-    with layers.evaluating(model), layers.record(modules) as outputs, torch.no_grad():
-        model(phrases)
-    for name, output in outputs.items():
-        if output.ndim != 2 or len(output) != len(phrases):
-            raise UserError(
-                f"layer {name} puts out no vector a phrase; choose from {', '.join(model.stages)}"
-            )
-    return sample
-
-
-def _batches(run: Session, split: Split, reader: Reader) -> list[Phrases]:
-    batches = PhrasesInOrder(*reader.encode(split, run.device), distributed_over_ranks=False)
-    return [phrases for phrases, _ in batches]
-
-
-def _log_lengths(run: Session, split: Split, predictions: views.Predictions) -> None:
-    lengths = torch.tensor([len(phrase) for phrase in split.phrases])
-    right = predictions.classes == predictions.labels
-    for low, high in zip((0, *LENGTHS), (*LENGTHS, math.inf), strict=True):
-        here = right[(lengths > low) & (lengths <= high)]
-        if len(here):
-            words = f"{low + 1}-{high}" if high < math.inf else f"{low + 1}+"
-            accuracy = float(here.double().mean())
-            ends = dict(zip(("accuracy_low", "accuracy_high"), interval(accuracy, len(here)), strict=True))
-            run.log.event("LENGTH", words=words, examples=len(here), accuracy=accuracy, **ends)
-
-
-def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, classes: Sequence[str]) -> None:
-    for row in views.most_confident_mistakes(predictions, MISTAKES).tolist():
-        chosen = int(predictions.classes[row])
-        run.log.event(
-            "MISTAKE",
-            label=classes[predictions.labels[row]],
-            prediction=classes[chosen],
-            probability=float(predictions.probabilities[row, chosen]),
-            sentence=" ".join(split.phrases[row]),
-        )
-
-
-def _embed(run: Session, model: nn.Module, sample: Split, reader: Reader, folder: Path) -> None:
-    flags = run.flags
-    batches = _batches(run, sample, reader)
-    with distributed.autocast(run.device, flags.amp):
-        features = views.layer_features(model, flags.layers or model.stages, batches, "flatten")
-    embedding = views.embed_layers(
-        features,
-        torch.tensor(sample.labels),
-        reader.classes,
-        dims=flags.dims,
-        perplexity=flags.perplexity,
-        seed=flags.seed,
-    )
-    for layer, scores in embedding.accuracies.items():
-        named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
-        run.log.event("FEATURE", layer=layer, **named)
-    _draw(run, folder, "feature", embedding.figure)
-    if flags.projector:
-        facts = zip(sample.labels, sample.phrases, strict=True)
-        names = [f"{reader.classes[label]}: {' '.join(phrase)}" for label, phrase in facts]
-        embed.write_projector(flags.projector, features, names)
-        run.log.event("PROJECTOR", folder=flags.projector)
-
-
-def _draw(run: Session, folder: Path, what: str, figure: Figure) -> None:
-    path = style.save(figure, folder / f"{what}-{run.flags.dataset}.png", show=run.flags.show, colours=256)
-    run.log.event("FIGURE", file=path)

@@ -1,0 +1,66 @@
+"""What `--eval-only` shows of every classifier, whatever it classifies: its answers, and its features."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lib import views
+from lib.errors import UserError
+from lib.figures import classification as pictures
+from lib.figures import style
+from lib.files import writable_folder
+from lib.session import Session
+
+
+def sample(run: Session, labels: Tensor) -> Tensor:
+    """Return the numbers of the examples to embed, so many of each class.
+
+    Raises:
+        UserError: there are too few for the perplexity.
+    """
+    rows = views.stratified_sample(labels, run.flags.samples)
+    if run.flags.perplexity >= len(rows):
+        raise UserError(f"--perplexity {run.flags.perplexity:g} must be less than the {len(rows)} samples")
+    return rows
+
+
+def make_folders(run: Session) -> None:
+    """Make the folders that pictures and the projector's files go to.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    for folder in (run.flags.out_dir, run.flags.projector):
+        if folder:
+            writable_folder(folder)
+
+
+def show_answers(run: Session, predictions: views.Predictions, classes: Sequence[str]) -> None:
+    """Log a table of the classes, and draw which of them are taken for which."""
+    for line in views.per_class(predictions, classes):
+        run.log.text("CLASSES", line)
+    draw(run, "confusion", pictures.confusion_matrix(views.confusion(predictions), classes))
+
+
+def show_features(
+    run: Session, features: Mapping[str, np.ndarray], labels: Tensor, classes: Sequence[str]
+) -> views.Embedding:
+    """Draw the features (N, D) of each layer as PCA and t-SNE see them, and log how well they tell apart."""
+    flags = run.flags
+    embedding = views.embed_layers(
+        features, labels, classes, dims=flags.dims, perplexity=flags.perplexity, seed=flags.seed
+    )
+    for layer, scores in embedding.accuracies.items():
+        named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
+        run.log.event("FEATURE", layer=layer, **named)
+    draw(run, "feature", embedding.figure)
+    return embedding
+
+
+def draw(run: Session, what: str, figure: Figure, *, colours: int | None = 256) -> None:
+    """Save a picture, with so many colours or, if None, with all; and log where it is."""
+    path = Path(run.flags.out_dir) / f"{what}-{run.flags.dataset}.png"
+    run.log.event("FIGURE", file=style.save(figure, path, show=run.flags.show, colours=colours))

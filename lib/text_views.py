@@ -1,0 +1,98 @@
+"""What `--eval-only` shows of a network that classifies phrases: lengths, mistakes, features of layers."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lib import distributed, embed, inspection, views
+from lib.data.phrases import PhrasesInOrder
+from lib.data.text import Split, TextData
+from lib.data.tokens import Phrases
+from lib.errors import UserError
+from lib.models import layers
+from lib.session import Session
+from lib.text_classification import Reader, answer_split, interval, report
+
+# The number of words up to which accuracies are told apart.
+LENGTHS = (5, 10, 15, 20, 25, 30)
+MISTAKES = 12
+
+
+def look_inside(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
+    """Report, log tables of classes, lengths and the worst mistakes, draw the confusion and the features.
+
+    Raises:
+        UserError: a layer that is not there or has no vector for a phrase, too few samples for the
+            perplexity, a folder that cannot be written; all before anything is computed.
+    """
+    sample = _sample(run, model, data.valid, reader)
+    inspection.make_folders(run)
+    report(run, model, data, reader)
+    if not distributed.is_main():
+        return
+    predictions = answer_split(model, reader, data.valid, run.device, run.flags.amp)
+    inspection.show_answers(run, predictions, reader.classes)
+    _log_lengths(run, data.valid, predictions)
+    _log_mistakes(run, data.valid, predictions, reader.classes)
+    _embed(run, model, sample, reader)
+
+
+def _sample(run: Session, model: nn.Module, split: Split, reader: Reader) -> Split:
+    """Return the phrases to embed, shortest first, when their layers have been found to put out vectors."""
+    flags = run.flags
+    sample = split.rows(inspection.sample(run, torch.tensor(split.labels)).tolist())
+    sample = sample.rows(sorted(range(len(sample)), key=lambda row: len(sample.phrases[row])))
+    phrases = _batches(run, sample, reader)[-1]
+    modules = layers.resolve(model, flags.layers or model.stages)
+    with layers.evaluating(model), layers.record(modules) as outputs, torch.no_grad():
+        model(phrases)
+    for name, output in outputs.items():
+        if output.ndim != 2 or len(output) != len(phrases):
+            raise UserError(
+                f"layer {name} puts out no vector a phrase; choose from {', '.join(model.stages)}"
+            )
+    return sample
+
+
+def _batches(run: Session, split: Split, reader: Reader) -> list[Phrases]:
+    batches = PhrasesInOrder(*reader.encode(split, run.device), distributed_over_ranks=False)
+    return [phrases for phrases, _ in batches]
+
+
+def _log_lengths(run: Session, split: Split, predictions: views.Predictions) -> None:
+    lengths = torch.tensor([len(phrase) for phrase in split.phrases])
+    right = predictions.classes == predictions.labels
+    for low, high in zip((0, *LENGTHS), (*LENGTHS, math.inf), strict=True):
+        here = right[(lengths > low) & (lengths <= high)]
+        if len(here):
+            words = f"{low + 1}-{high}" if high < math.inf else f"{low + 1}+"
+            accuracy = float(here.double().mean())
+            ends = dict(zip(("accuracy_low", "accuracy_high"), interval(accuracy, len(here)), strict=True))
+            run.log.event("LENGTH", words=words, examples=len(here), accuracy=accuracy, **ends)
+
+
+def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, classes: Sequence[str]) -> None:
+    for row in views.most_confident_mistakes(predictions, MISTAKES).tolist():
+        chosen = int(predictions.classes[row])
+        run.log.event(
+            "MISTAKE",
+            label=classes[predictions.labels[row]],
+            prediction=classes[chosen],
+            probability=float(predictions.probabilities[row, chosen]),
+            sentence=" ".join(split.phrases[row]),
+        )
+
+
+def _embed(run: Session, model: nn.Module, sample: Split, reader: Reader) -> None:
+    flags = run.flags
+    batches = _batches(run, sample, reader)
+    with distributed.autocast(run.device, flags.amp):
+        features = views.layer_features(model, flags.layers or model.stages, batches, "flatten")
+    inspection.show_features(run, features, torch.tensor(sample.labels), reader.classes)
+    if flags.projector:
+        facts = zip(sample.labels, sample.phrases, strict=True)
+        names = [f"{reader.classes[label]}: {' '.join(phrase)}" for label, phrase in facts]
+        embed.write_projector(flags.projector, features, names)
+        run.log.event("PROJECTOR", folder=flags.projector)
