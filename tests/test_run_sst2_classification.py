@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, Ended, call
 from test_distributed import torchrun
 
-from lib import checkpoint, models, text_classification, text_explanation, text_prediction
+from lib import checkpoint, models, text_classification, text_explanation, text_prediction, text_views
 from lib.data.text import words_of
 from lib.data.tokens import Vocabulary, words_never_alone
 from lib.models.recurrent import BIGRAM_SIZE
@@ -82,7 +82,7 @@ def test_a_checkpoint_restored_with_no_other_flag_has_the_numbers_of_its_run(
     assert events["EVAL"][0] == pytest.approx(saved, abs=1e-4)
     assert sum(event["examples"] for event in events["LENGTH"]) == 64
     mistakes = round((1 - saved["Valid_accuracy"]) * 64)
-    assert len(events.get("MISTAKE", [])) == min(mistakes, text_classification.MISTAKES)
+    assert len(events.get("MISTAKE", [])) == min(mistakes, text_views.MISTAKES)
     assert all(event["label"] != event["prediction"] for event in events.get("MISTAKE", []))
     assert [event["layer"] for event in events["FEATURE"]] == ["pool", "head"]
     assert {path.name for path in (tmp_path / "imgs").iterdir()} == {"confusion-tiny.png", "feature-tiny.png"}
