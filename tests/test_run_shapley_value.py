@@ -137,6 +137,17 @@ def test_several_images_and_players_of_their_own_share_a_file(explain, tmp_path,
             assert np.isfinite(values["values"][row][: players.max() + 1]).all()
 
 
+def test_what_is_not_known_is_null_in_the_records(explain, tmp_path):
+    done = explain("--estimator", "per-patch", "-lp", "14", "-m", "1", "-k", "1", "--json", "records.json")
+    assert done.status == 0, done.stderr
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    (record,) = json.loads((tmp_path / "records.json").read_text(), parse_constant=refuse)
+    assert record["half_width"] is None
+
+
 def test_no_picture_takes_the_place_of_another_and_each_names_its_epochs(explain, tmp_path, subject_folder):
     networks = [subject_folder / f"epoch_{number}.pt" for number in (3, 12)]
     same = tmp_path / "same" / "photo.png"
