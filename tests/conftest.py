@@ -20,6 +20,7 @@ from lib import checkpoint, cli, models, runlog
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "run-mnist-classification.py"
+SENTIMENT_SCRIPT = "run-sst2-classification.py"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 torch.set_num_threads(1)
@@ -42,6 +43,12 @@ class Ended(NamedTuple):
         """Whether the one line on stderr, besides the log's where answers have stdout, is an error's."""
         lines = [line for line in self.stderr.splitlines() if " - INFO - [" not in line]
         return len(lines) == 1 and lines[0].startswith("error: ")
+
+
+def table(tsv: str) -> list[dict[str, str]]:
+    """The rows of tab-separated values, by the names in their first line."""
+    header, *rows = (line.split("\t") for line in tsv.splitlines())
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def command(script: str, *flags) -> list[str]:
@@ -74,6 +81,12 @@ def call(script: str, *flags, folder: Path) -> Ended:
 def classify(tmp_path) -> Callable[..., Ended]:
     """Call run-mnist-classification.py with some flags in this process, in a folder of its own."""
     return lambda *flags, folder=tmp_path: call(SCRIPT, *flags, folder=folder)
+
+
+@pytest.fixture
+def sentiment(tmp_path) -> Callable[..., Ended]:
+    """Call run-sst2-classification.py with some flags in this process, in a folder of its own."""
+    return lambda *flags, folder=tmp_path: call(SENTIMENT_SCRIPT, *flags, folder=folder)
 
 
 @pytest.fixture
@@ -131,6 +144,20 @@ def trained(tmp_path_factory) -> Trained:
     ended = call(SCRIPT, *flags, folder=folder)
     assert ended.status == 0, ended.stderr
     return Trained(folder, flags, ended)
+
+
+@pytest.fixture(scope="session")
+def sentiment_run(tmp_path_factory) -> tuple[Path, Ended]:
+    """A run on the tiny sentiment data: its best checkpoint, and how it ended. Not to be written to."""
+    folder = tmp_path_factory.mktemp("sentiment")
+    ended = call(SENTIMENT_SCRIPT, "--dataset", "tiny", "--max-epoch", "15", folder=folder)
+    assert ended.status == 0, ended.stderr
+    return folder / "ckpts" / "lstm" / checkpoint.BEST, ended
+
+
+@pytest.fixture
+def sentiment_best(sentiment_run) -> Path:
+    return sentiment_run[0]
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

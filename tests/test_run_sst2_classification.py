@@ -1,64 +1,28 @@
-"""The sentiment script from end to end: train, log, restore, evaluate, predict, explain, resume, refuse."""
+"""The sentiment script from end to end: train, log, restore, evaluate, resume, refuse."""
 
-import io
-import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import kill_and_resume as killing
 import pytest
 import torch
-from conftest import ROOT, Ended, call
+from conftest import ROOT, SENTIMENT_SCRIPT, table
 from test_distributed import torchrun
 
-from lib import checkpoint, models, text_classification, text_explanation, text_prediction, text_views
+from lib import checkpoint, text_views
 from lib.data.text import words_of
-from lib.data.tokens import Vocabulary, words_never_alone
-from lib.models.recurrent import BIGRAM_SIZE
-from lib.text_classification import Reader
+from lib.data.tokens import words_never_alone
 
-SCRIPT = "run-sst2-classification.py"
 TINY = ("--dataset", "tiny")
 SMALL = (*TINY, "--embedding-size", "16", "--hidden-size", "16")
 BRIEF = (*SMALL, "--max-epoch", "1")
 
 
-@pytest.fixture
-def sentiment(tmp_path) -> Callable[..., Ended]:
-    """Call the script with some flags in this process, in a folder of its own."""
-    return lambda *flags, folder=tmp_path: call(SCRIPT, *flags, folder=folder)
-
-
-@pytest.fixture(scope="module")
-def learnt(tmp_path_factory) -> tuple[Path, Ended]:
-    """A run on the tiny data set: its best checkpoint, and how it ended. Not to be written to."""
-    folder = tmp_path_factory.mktemp("learnt")
-    ended = call(SCRIPT, *TINY, "--max-epoch", "15", folder=folder)
-    assert ended.status == 0, ended.stderr
-    return folder / "ckpts" / "lstm" / checkpoint.BEST, ended
-
-
-@pytest.fixture
-def best(learnt) -> Path:
-    return learnt[0]
-
-
-def typed_in(monkeypatch, content: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-
-
-def table(tsv: str) -> list[dict[str, str]]:
-    header, *rows = (line.split("\t") for line in tsv.splitlines())
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
 # Train, restore, evaluate
 
 
-def test_the_tiny_data_set_is_learnt_in_seconds(learnt):
-    run = learnt[1].run()
-    assert learnt[1].stderr == ""
+def test_the_tiny_data_set_is_learnt_in_seconds(sentiment_run):
+    run = sentiment_run[1].run()
+    assert sentiment_run[1].stderr == ""
     assert run.events["EVAL"][0]["Valid_accuracy"] > 0.8
     assert run.events["EVAL"][0]["Valid_accuracy_low"] < run.events["EVAL"][0]["Valid_accuracy"]
     assert [event["split"] for event in run.events["DATA"]] == ["train", "valid"]
@@ -66,19 +30,19 @@ def test_the_tiny_data_set_is_learnt_in_seconds(learnt):
     assert run.events["DONE"][0]["Seconds"] < 60
 
 
-def test_without_a_hold_out_the_last_weights_are_kept(learnt):
-    run = learnt[1].run()
+def test_without_a_hold_out_the_last_weights_are_kept(sentiment_run):
+    run = sentiment_run[1].run()
     assert run.events["BEST"][0]["Epoch"] == 14
     assert run.fields["keep"] == "last"
 
 
 def test_a_checkpoint_restored_with_no_other_flag_has_the_numbers_of_its_run(
-    learnt, best, sentiment, tmp_path
+    sentiment_run, sentiment_best, sentiment, tmp_path
 ):
-    done = sentiment("--eval-only", "--restore-file", best)
+    done = sentiment("--eval-only", "--restore-file", sentiment_best)
     assert done.status == 0, done.stderr
     events = done.run().events
-    saved = learnt[1].run().events["EVAL"][0]
+    saved = sentiment_run[1].run().events["EVAL"][0]
     assert events["EVAL"][0] == pytest.approx(saved, abs=1e-4)
     assert sum(event["examples"] for event in events["LENGTH"]) == 64
     mistakes = round((1 - saved["Valid_accuracy"]) * 64)
@@ -111,9 +75,10 @@ def test_every_network_trains_and_restores(sentiment, tmp_path):
         assert found == pytest.approx(saved, abs=1e-4), name
 
 
-def test_a_checkpoint_of_one_cell_has_the_same_numbers_with_the_other(best, sentiment):
+def test_a_checkpoint_of_one_cell_has_the_same_numbers_with_the_other(sentiment_best, sentiment):
     ended = [
-        sentiment("--eval-only", "--restore-file", best, "--cell", cell) for cell in ("fused", "reference")
+        sentiment("--eval-only", "--restore-file", sentiment_best, "--cell", cell)
+        for cell in ("fused", "reference")
     ]
     fused, reference = (each.run().events["EVAL"][0] for each in ended)
     assert fused == pytest.approx(reference, abs=1e-5)
@@ -156,11 +121,13 @@ def test_an_ensemble_is_one_checkpoint_and_goes_on_after_a_stop(sentiment, tmp_p
         assert "not trained further" in refused.stderr
 
 
-def test_the_networks_of_an_ensemble_begin_with_the_weights_they_are_given(best, sentiment, tmp_path):
+def test_the_networks_of_an_ensemble_begin_with_the_weights_they_are_given(
+    sentiment_best, sentiment, tmp_path
+):
     brief = ("--max-update", 1, "-lr", 1e-9, "--ensemble", 2, "--checkpoint-dir", "two")
-    done = sentiment(*TINY, "--restore-file", best, *brief)
+    done = sentiment(*TINY, "--restore-file", sentiment_best, *brief)
     assert done.status == 0, done.stderr
-    given = checkpoint.load(best)["state_dict"]
+    given = checkpoint.load(sentiment_best)["state_dict"]
     for number in range(2):
         found = checkpoint.load(tmp_path / "two" / f"member-{number}" / checkpoint.LAST)["state_dict"]
         for name, value in given.items():
@@ -198,8 +165,8 @@ def test_words_that_are_never_labelled_alone_become_neutral_where_that_is_asked_
 # Stop and go on
 
 
-def test_a_teacher_is_learnt_from_and_stays_as_it_was(best, sentiment, tmp_path):
-    before = checkpoint.load(best)["state_dict"]
+def test_a_teacher_is_learnt_from_and_stays_as_it_was(sentiment_best, sentiment, tmp_path):
+    before = checkpoint.load(sentiment_best)["state_dict"]
 
     def numbers(name: str, *flags) -> dict[str, float]:
         done = sentiment(*TINY, "--max-epoch", 2, "--seed", 7, "--checkpoint-dir", name, *flags)
@@ -207,17 +174,19 @@ def test_a_teacher_is_learnt_from_and_stays_as_it_was(best, sentiment, tmp_path)
         return done.run().events["EVAL"][0]
 
     alone = numbers("alone")
-    assert numbers("ignored", "--teacher", best, "--teacher-weight", 0) == alone
-    heard = numbers("heard", "--teacher", best, "--teacher-weight", 1)
+    assert numbers("ignored", "--teacher", sentiment_best, "--teacher-weight", 0) == alone
+    heard = numbers("heard", "--teacher", sentiment_best, "--teacher-weight", 1)
     assert heard["Valid_loss"] < alone["Valid_loss"]
-    assert all(torch.equal(before[name], now) for name, now in checkpoint.load(best)["state_dict"].items())
+    assert all(
+        torch.equal(before[name], now) for name, now in checkpoint.load(sentiment_best)["state_dict"].items()
+    )
     # Restoring the student takes no teacher.
     done = sentiment("--eval-only", "--restore-file", tmp_path / "heard" / checkpoint.BEST)
     assert done.run().events["EVAL"][0] == pytest.approx(heard, abs=1e-4)
 
 
 def test_a_run_killed_at_any_instant_and_resumed_ends_at_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(killing, "SCRIPT", ROOT / SCRIPT)
+    monkeypatch.setattr(killing, "SCRIPT", ROOT / SENTIMENT_SCRIPT)
     flags = (*SMALL, "--max-epoch", "6", "--validate-interval-updates", "3")
     trials = killing.kill_and_resume(1, flags, tmp_path)
     assert all(trial.equal for trial in trials), trials
@@ -230,7 +199,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_status_1(sentime
 
 
 def test_two_ranks_train_as_one_run_with_one_log_and_one_checkpoint(tmp_path):
-    done = torchrun(SCRIPT, *BRIEF, folder=tmp_path)
+    done = torchrun(SENTIMENT_SCRIPT, *BRIEF, folder=tmp_path)
     assert done.status == 0, done.stderr
     run = done.run()
     assert len(run.events["VALID"]) == len(run.events["DONE"]) == 1
@@ -243,146 +212,21 @@ def test_a_rank_without_an_example_to_validate_on_is_said_in_one_line(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "good\t1\nbad\t0\n" * 8)
     (tmp_path / "valid.tsv").write_text("sentence\tlabel\ngood\t1\n")
     files = ("--train-file", "train.tsv", "--valid-file", "valid.tsv")
-    done = torchrun(SCRIPT, *files, *BRIEF[2:], folder=tmp_path)
+    done = torchrun(SENTIMENT_SCRIPT, *files, *BRIEF[2:], folder=tmp_path)
     assert done.status != 0
     assert "error: each of 2 ranks needs an example to be evaluated on" in done.stderr
     assert "Connection closed" not in done.stderr
-
-
-# Predict
-
-
-def test_answers_come_in_the_order_of_the_questions(best, sentiment, monkeypatch):
-    lines = [
-        "a long walk , and a very warm and funny film it was",
-        "awful",
-        "",
-        "Wonderful, I loved it!",
-        "awful",
-    ]
-    typed_in(monkeypatch, "\n".join(lines).encode())
-    done = sentiment("--predict-only", "--restore-file", best, "--input", "-")
-    rows = table(done.stdout)
-    assert [row["sentence"] for row in rows] == lines
-    assert rows[1] == rows[4]
-    assert [row["prediction"] for row in rows[:2]] == ["positive", "negative"]
-    for row in rows:
-        assert float(row["negative"]) + float(row["positive"]) == pytest.approx(1, abs=2e-6)
-        assert row["probability"] == row[row["prediction"]]
-
-
-def test_raw_text_and_text_split_as_the_corpus_get_the_same_answer(best, sentiment):
-    pair = ("It's great, don't miss it!", "it 's great , do n't miss it !")
-    raw, split = (
-        sentiment("--predict-only", "--restore-file", best, "--input", text).stdout for text in pair
-    )
-    assert table(raw)[0]["positive"] == table(split)[0]["positive"]
-
-
-def test_an_answer_does_not_depend_on_the_chunk_it_came_in(best, sentiment, monkeypatch):
-    lines = "\n".join(["a warm film", "bad", "dull and cold from start to end", "lovely day"] * 5).encode()
-    answers = []
-    for rows in (10_000, 3):
-        monkeypatch.setattr(text_prediction, "CHUNK_ROWS", rows)
-        typed_in(monkeypatch, lines)
-        answers.append(sentiment("--predict-only", "--restore-file", best, "--input", "-").stdout)
-    for a, b in zip(*map(table, answers), strict=True):
-        assert a["sentence"] == b["sentence"]
-        assert float(a["positive"]) == pytest.approx(float(b["positive"]), abs=2e-6)
-
-
-def test_bytes_that_are_not_utf_8_are_answered_too(best, sentiment, monkeypatch):
-    typed_in(monkeypatch, b"good \xff\xfe film\n\0\n")
-    done = sentiment("--predict-only", "--restore-file", best, "--input", "-", "--format", "jsonl")
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [record["prediction"] in record["probabilities"] for record in records] == [True, True]
-
-
-def test_without_input_the_validation_split_is_answered_with_its_labels(learnt, best, sentiment, tmp_path):
-    done = sentiment("--predict-only", "--restore-file", best, "--out-file", "answers/valid.tsv")
-    assert done.status == 0, done.stderr
-    rows = table((tmp_path / "answers" / "valid.tsv").read_text())
-    right = sum(row["label"] == row["prediction"] for row in rows)
-    assert right / len(rows) == learnt[1].run().events["EVAL"][0]["Valid_accuracy"]
-
-
-def test_rows_without_a_label_among_those_with_one_leave_its_column_empty(
-    best, sentiment, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(text_prediction, "CHUNK_ROWS", 2)
-    labels = ("positive", None, None, "nega\ttive")
-    rows = [
-        {"sentence": f"film {number}"} | ({"label": label} if label else {})
-        for number, label in enumerate(labels)
-    ]
-    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    done = sentiment("--predict-only", "--restore-file", best, "--input", "in.jsonl")
-    assert done.status == 0, done.stderr
-    assert [row["label"] for row in table(done.stdout)] == ["positive", "", "", "nega tive"]
-
-
-def test_a_phrase_may_be_longer_than_any_name_of_a_file(best, sentiment):
-    phrase = "фильм " * 200
-    done = sentiment("--predict-only", "--restore-file", best, "--input", phrase)
-    assert (done.status, len(done.stdout.splitlines())) == (0, 2), done.stderr
-
-
-def test_a_submission_to_glue_has_a_number_a_phrase(best, sentiment, tmp_path):
-    (tmp_path / "test.tsv").write_text("index\tsentence\n0\ta lovely film\n1\ta dreadful film\n")
-    done = sentiment("--predict-only", "--restore-file", best, "--glue", "--test-file", "test.tsv")
-    assert done.stdout == "index\tprediction\n0\t1\n1\t0\n"
-
-
-def test_a_file_that_breaks_off_leaves_no_half_of_its_answers(best, sentiment, tmp_path):
-    (tmp_path / "in.tsv").write_text("sentence\tlabel\ngood\t1\nbad\n")
-    done = sentiment("--predict-only", "--restore-file", best, "--input", "in.tsv", "--out-file", "out.tsv")
-    assert done.status == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["in.tsv"]
-
-
-# Explain
-
-
-def test_what_the_words_add_makes_up_the_answer_and_the_network_stays_as_it_was(best):
-    saved = checkpoint.load(best)
-    model = models.build(saved["model"]["name"], **saved["model"]["config"]).train()
-    model.load_state_dict(saved["state_dict"])
-    reader = Reader(Vocabulary(**saved["vocabulary"]), tuple(saved["classes"]))
-    words = words_of("a warm and funny film, but badly made!")
-    chosen, probability, found = text_explanation.attribute(model, reader, words, torch.device("cpu"))
-    assert found.values.shape == (len(words), 128 + BIGRAM_SIZE)
-    assert abs(found.gap) <= 0.01 * abs(found.score - found.baseline_score)
-    assert torch.tensor(found.score).sigmoid().item() == pytest.approx(probability, abs=1e-5)
-    answer = text_classification.answer(model, reader, [words], torch.device("cpu"))
-    assert answer.probabilities[0, chosen].item() == pytest.approx(probability, abs=1e-5)
-    assert model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_an_explanation_is_numbers_a_picture_and_a_page(best, sentiment, tmp_path):
-    done = sentiment("--explain", "I <b>loved</b> it & the film", "--restore-file", best)
-    assert done.status == 0, done.stderr
-    *words, totals = done.stdout.splitlines()
-    rows = table("\n".join(words))
-    named = dict(pair.split("=") for pair in totals.split())
-    assert sum(float(row["attribution"]) for row in rows) == pytest.approx(float(named["sum"]), abs=1e-4)
-    gap = float(named["sum"]) - (float(named["log_odds"]) - float(named["unknown_words"]))
-    assert gap == pytest.approx(float(named["completeness_gap"]), abs=1e-4)
-    files = {path.suffix: path for path in (tmp_path / "imgs").iterdir()}
-    assert set(files) == {".png", ".html"}
-    assert "<b>" not in files[".html"].read_text().split("<body")[1].split("</body>")[0].replace("<body", "")
-    assert "&lt;" in files[".html"].read_text()
 
 
 # Bad input: one line, exit 2, nothing left behind
 
 
 @pytest.fixture(scope="module")
-def bad_files(tmp_path_factory, learnt) -> Path:
+def bad_files(tmp_path_factory, sentiment_run) -> Path:
     folder = tmp_path_factory.mktemp("bad")
-    whole = learnt[0].read_bytes()
+    whole = sentiment_run[0].read_bytes()
     (folder / "short.pt").write_bytes(whole[: len(whole) // 2])
-    content = checkpoint.load(learnt[0])
+    content = checkpoint.load(sentiment_run[0])
     checkpoint.save(folder / "task.pt", content | {"task": "image-classification"})
     torch.save(content["state_dict"], folder / "bare.pt")
     (folder / "words.tsv").write_text("words\ngood\n")
@@ -442,9 +286,9 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("flags", BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_one_line_and_exit_2_and_leaves_nothing_behind(
-    sentiment, flags, bad_files, best, tmp_path
+    sentiment, flags, bad_files, sentiment_best, tmp_path
 ):
-    done = sentiment(*(str(flag).format(bad=bad_files, best=best) for flag in flags))
+    done = sentiment(*(str(flag).format(bad=bad_files, best=sentiment_best) for flag in flags))
     assert done.status == 2, done
     errors = [line for line in done.stderr.splitlines() if " - INFO - " not in line]
     assert len(errors) == 1, done.stderr
