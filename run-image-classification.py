@@ -119,7 +119,11 @@ def make_parser() -> cli.Parser:
         metavar="WHICH",
         help="to begin with: torchvision's name such as IMAGENET1K_V1, a file of this network, or random",
     )
-    add("--freeze", action="store_true", help="train the last layer alone, on features computed once")
+    add(
+        "--freeze",
+        action="store_true",
+        help="train the last layer alone; features are computed once where nothing changes the images",
+    )
     add(
         "--trunk-lr",
         type=cli.number(0, above=True),

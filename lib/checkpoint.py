@@ -11,7 +11,7 @@ A checkpoint is a dictionary of plain values and tensors:
     flags          the flags of the run
     run            the run's id in the log
     epoch, update  how far training had come
-    metrics        validation metrics at that point
+    metrics        validation metrics of these weights; empty where they were not validated
     training       only in checkpoint_last.pt: all that `--resume` needs besides
 """
 
@@ -31,6 +31,7 @@ from lib.files import existing_file, write_atomically
 FORMAT = 1
 BEST = "checkpoint_best.pt"
 LAST = "checkpoint_last.pt"
+START = "checkpoint_start.pt"  # what the networks of an ensemble begin with, where that is not chance
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:

@@ -177,17 +177,6 @@ def neighbour_accuracy(points: np.ndarray, labels: np.ndarray, k: int = 5) -> fl
     return float(np.mean(mode(labels[neighbours], axis=1).mode == labels))
 
 
-def pool(feature: np.ndarray, how: str) -> np.ndarray:
-    """Return the output of a layer as features (N, D).
-
-    `how` is "gap" (global average pooling: maps (N, C, H, W) become their means (N, C), anything else is
-    flattened) or "flatten".
-    """
-    if how == "gap" and feature.ndim == 4:
-        return feature.mean(axis=(2, 3))
-    return feature.reshape(len(feature), -1)
-
-
 def write_projector(
     folder: str | Path,
     features: Mapping[str, np.ndarray],

@@ -3,12 +3,14 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lib import checkpoint, distributed, models, views
 from lib.data import augment, cifar, folders, image_files, images, photographs
@@ -30,6 +32,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIZE_SHARE = 256 / 224
 
 WHITENING_IMAGES = 1000
+WHITENING_PIXELS = 2**24  # in all; of large images, a few have as many patches as are needed
+
+INPUT_BATCH = 64
 
 # Flags that say how a network is made, and the networks that have them.
 OPTIONS = {
@@ -136,7 +141,7 @@ def _preprocessing(run: Session, given: Given | None) -> Preprocessing:
         found = Preprocessing(usual, 3, MEAN, STD, usual if usual == 32 else round(usual * RESIZE_SHARE))
     if flags.size == found.size:
         return found
-    small = flags.size <= image_files.LARGEST_IN_MEMORY
+    small = flags.size <= images.LARGEST_IN_MEMORY
     resize = flags.size if small else round(flags.size * RESIZE_SHARE)
     return replace(found, size=flags.size, resize=resize)
 
@@ -154,12 +159,9 @@ def _load_cifar10(run: Session, how: Preprocessing) -> ImageData:
     flags = run.flags
     if flags.classes:
         raise UserError("--classes goes with --dataset folder alone")
-    splits = {
-        name: split._replace(images=images.resize(split.images, how.size))
-        for name, split in cifar.load(flags.data_dir).items()
-    }
-    divided = images.divide(splits, flags.valid_fraction, flags.limit)
-    return ImageData(*divided, cifar.CLASSES, images.unscaled(how))
+    divided = images.divide(cifar.load(flags.data_dir), flags.valid_fraction, flags.limit)
+    resized = [split and split.resized(how.size) for split in divided]
+    return ImageData(*resized, cifar.CLASSES, images.unscaled(how))
 
 
 def _check_classes(run: Session, data: ImageData) -> None:
@@ -194,13 +196,14 @@ def build(run: Session, data: ImageData, given: Given | None = None) -> nn.Modul
     if given:
         transfer.load_trunk(model, given.weights, flags.weights)
     elif isinstance(model, FastCNN) and not run.saved:
-        model.whiten(_some_images(data.train, flags.seed))
+        model.whiten(_some_images(data.train, size, flags.seed))
     return model
 
 
-def _some_images(split: Examples, seed: int) -> Tensor:
+def _some_images(split: Examples, size: int, seed: int) -> Tensor:
     order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(seed))
-    batches = split.rows(order[:WHITENING_IMAGES]).in_order(distributed_over_ranks=False)
+    count = max(1, min(WHITENING_IMAGES, WHITENING_PIXELS // size**2))
+    batches = split.rows(order[:count]).in_order(distributed_over_ranks=False)
     return torch.cat([images for images, _ in batches])
 
 
@@ -318,10 +321,10 @@ def predict(run: Session, model: nn.Module, data: ImageData) -> None:
     """Write a line of tab-separated values for each validation image, or for each `--input` file."""
     path = writable_file(run.flags.out_file) if run.flags.out_file else None
     if run.flags.input:
-        names, split = run.flags.input, _input_split(run, data)
+        names, batches = run.flags.input, _input_batches(run, data)
     else:
-        names, split = range(len(data.valid.labels)), data.valid
-    predictions = predictions_of(run, model, split)
+        names, batches = range(len(data.valid.labels)), data.valid.in_order(distributed_over_ranks=False)
+    predictions = predictions_of(run, model, batches)
     labelled = not run.flags.input
     header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
     lines = ["\t".join(header)]
@@ -339,17 +342,24 @@ def predict(run: Session, model: nn.Module, data: ImageData) -> None:
         sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _input_split(run: Session, data: ImageData) -> Split:
-    pixels = torch.stack([data.preprocessing.read(file) for file in run.flags.input])
-    if run.flags.invert:
-        pixels = 1 - pixels
-    labels = torch.zeros(len(pixels), dtype=torch.long)
-    return Split(pixels, labels).prepared(data.preprocessing, run.device)
+def _input_batches(run: Session, data: ImageData) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the `--input` files as the network takes them, a few at a time, with labels that say nothing."""
+    how, files = data.preprocessing, run.flags.input
+    with (
+        tqdm(total=len(files), desc="predicting", unit=" images", leave=False, disable=None) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for first in range(0, len(files), INPUT_BATCH):
+            pixels = torch.stack(list(pool.map(how.read, files[first : first + INPUT_BATCH])))
+            pixels = 1 - pixels if run.flags.invert else pixels
+            batch = Split(pixels, torch.zeros(len(pixels), dtype=torch.long)).prepared(how, run.device)
+            yield batch.images, batch.labels
+            bar.update(len(pixels))
 
 
-def predictions_of(run: Session, model: nn.Module, split: Examples) -> views.Predictions:
-    """Return what `model` says of all examples of a split, on this rank."""
+def predictions_of(
+    run: Session, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> views.Predictions:
+    """Return what `model` says of all examples of batches that are the same on every rank."""
     with distributed.autocast(run.device, run.flags.amp):
-        return views.predict(
-            OfViews(model, run.flags.test_views), split.in_order(distributed_over_ranks=False)
-        )
+        return views.predict(OfViews(model, run.flags.test_views), batches)

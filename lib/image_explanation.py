@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from lib import distributed
+from lib.data import photographs
 from lib.errors import UserError
 from lib.explain import subject as subjects
+from lib.explain.baselines import KINDS, baseline
 from lib.explain.scores import class_scores, top_classes
 from lib.explain.subject import Picture, Subject
 from lib.figures import explanations as pictures
@@ -47,6 +50,29 @@ class Question:
     def pixels(self) -> Tensor:
         """The image as a batch (1, C, H, W) in [0, 1] on the network's device."""
         return self.picture.pixels[None].to(self.subject.device)
+
+
+def baseline_of(flags: SimpleNamespace, question: Question, *, cropped: bool) -> Tensor:
+    """Return the baseline (C, H, W) in [0, 1] that `--baseline` names, on the network's device.
+
+    Args:
+        cropped: a file is cropped as images are; otherwise it must have the size that the network sees.
+
+    Raises:
+        UserError: it has not.
+    """
+    subject, name = question.subject, flags.baseline
+    if name in KINDS:
+        return baseline(name, question.pixels[0], seed=flags.seed)
+    if subjects.is_file(name) and not cropped:
+        size = photographs.read(name).size
+        if size != (subject.size, subject.size):
+            raise UserError(
+                f"the baseline {name} has {size[0]}×{size[1]} pixels; "
+                f"the network sees {subject.size}×{subject.size}"
+            )
+    (picture,) = subject.read([name], flags.data_dir, invert=flags.invert)
+    return picture.pixels.to(subject.device)
 
 
 class Answer(NamedTuple):
@@ -178,6 +204,15 @@ def _check(flags: SimpleNamespace, typed: dict) -> None:
         raise UserError("--top-k and --target both say which classes: choose one")
     if flags.save_values and not flags.save_values.endswith(".npz"):
         raise UserError(f"--save-values {flags.save_values}: the name ends in .npz")
+    _check_baseline(getattr(flags, "baseline", KINDS[0]))
+
+
+def _check_baseline(name: str) -> None:
+    if name in KINDS:
+        return
+    if "." not in name and ":" not in name and not os.path.exists(name):
+        raise UserError(f"--baseline {name} is neither a file nor one of {', '.join(KINDS)}")
+    subjects.check_inputs([name])
 
 
 @dataclass

@@ -42,7 +42,7 @@ def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
     report(run, model, data)
     if not distributed.is_main():
         return
-    predictions = predictions_of(run, model, data.valid)
+    predictions = predictions_of(run, model, data.valid.in_order(distributed_over_ranks=False))
     inspection.show_answers(run, predictions, data.classes)
     inspection.draw(run, "mistakes", _mistakes(data, predictions), colours=ALL_COLOURS)
     sample = data.valid.rows(rows)
@@ -52,9 +52,10 @@ def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
 
 def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
     rows = views.most_confident_mistakes(predictions, 24)
+    wrong = data.valid.rows(rows.to(data.valid.labels.device))
     true, answered = predictions.labels[rows], predictions.classes[rows]
     return pictures.mistakes(
-        _coloured(_pixels(data, data.valid.rows(rows.to(data.valid.labels.device)))),
+        _coloured(data, wrong, data.preprocessing.size),
         [data.classes[label] for label in true],
         [data.classes[label] for label in answered],
         predictions.probabilities[rows, answered].tolist(),
@@ -84,7 +85,7 @@ def _embed(run: Session, model: nn.Module, data: ImageData, sample: Examples, la
     embedding = inspection.show_features(run, features, labels, data.classes)
     if not (flags.projector or flags.thumbnails):
         return
-    thumbnails = _thumbnails(_pixels(data, sample))
+    thumbnails = _thumbnails(data, sample)
     if flags.thumbnails:
         layer = _deepest_map(model, sample, layer_names)
         points = embedding.points[layer]["tsne"]
@@ -113,18 +114,15 @@ def _images(split: Examples) -> Iterator[Tensor]:
     return (inputs for inputs, _ in split.in_order(distributed_over_ranks=False))
 
 
-def _pixels(data: ImageData, split: Examples) -> Tensor:
-    """The images of a split as pixels in [0, 1], (N, C, H, W), on the CPU."""
-    batches = list(_images(split))
-    channels, size = data.preprocessing.channels, data.preprocessing.size
-    return data.pixels(torch.cat(batches) if batches else torch.zeros(0, channels, size, size))
+def _thumbnails(data: ImageData, split: Examples) -> np.ndarray:
+    return _coloured(data, split, min(data.preprocessing.size, THUMBNAIL_SIDE))
 
 
-def _coloured(pixels: Tensor) -> np.ndarray:
-    """Pixels (N, C, H, W) in [0, 1] as (N, H, W, 3) uint8."""
-    colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-    return (colour.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
-def _thumbnails(pixels: Tensor) -> np.ndarray:
-    return _coloured(resize(pixels, min(pixels.shape[-1], THUMBNAIL_SIDE)))
+def _coloured(data: ImageData, split: Examples, side: int) -> np.ndarray:
+    """The images of a split as (N, side, side, 3) uint8, made small batch by batch."""
+    parts = [np.zeros((0, side, side, 3), np.uint8)]
+    for images in _images(split):
+        pixels = resize(data.pixels(images), side)
+        colour = pixels.expand(-1, 3, -1, -1)
+        parts.append((colour.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)

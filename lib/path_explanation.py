@@ -1,7 +1,6 @@
 """What run-integrated-gradients.py does: what each pixel adds to a score, and how well the sum comes out."""
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,12 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.errors import UserError, warn
+from lib.errors import warn
 from lib.explain import gradients
-from lib.explain.baselines import KINDS, baseline
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.explain.scores import class_scores
-from lib.image_explanation import Answer, Panel, Question, Session, answers
+from lib.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
 
 
 def explain(run: Session) -> None:
@@ -25,9 +23,9 @@ def explain(run: Session) -> None:
 def _row(run: Session, question: Question) -> list[Panel]:
     """Return the attributions of each class."""
     flags, subject, started = run.flags, question.subject, time.perf_counter()
-    start = _baseline(run, question)
+    start = baseline_of(flags, question, cropped=True)
     scores = class_scores(question.classes, flags.score)
-    found: list[Attributions] = []
+    found: list[_Sums] = []
 
     def attribute(shown: Tensor) -> Tensor:
         each = integrated_gradients(
@@ -39,7 +37,7 @@ def _row(run: Session, question: Question) -> list[Panel]:
             tolerance=flags.tolerance,
             batch_size=flags.batch_size,
         )
-        found.append(each)
+        found.append(_Sums.of(each))
         return each.values
 
     if flags.smooth:
@@ -55,6 +53,21 @@ def _row(run: Session, question: Question) -> list[Panel]:
     maps = values.sum(1).cpu()
     seconds = round(time.perf_counter() - started, 4)
     return [_panel(run, question, *each, seconds) for each in zip(said, maps, sums, strict=True)]
+
+
+class _Sums(NamedTuple):
+    """What is kept of the attributions of one noisy image; the fields are those of `Attributions`."""
+
+    score: Tensor
+    baseline_score: Tensor
+    gap: Tensor
+    change: float
+    steps: int
+    evaluations: int
+
+    @classmethod
+    def of(cls, attributions: Attributions) -> "_Sums":
+        return cls(*(getattr(attributions, name) for name in cls._fields))
 
 
 class _Completeness(NamedTuple):
@@ -77,7 +90,7 @@ class _Completeness(NamedTuple):
     evaluations: int
 
     @classmethod
-    def of(cls, found: Sequence[Attributions], index: int) -> "_Completeness":
+    def of(cls, found: Sequence[_Sums], index: int) -> "_Completeness":
         count = len(found)
         return cls(
             baseline_score=float(found[0].baseline_score[index]),
@@ -144,14 +157,3 @@ def _panel(
 
 def _spell(value: float, how: str = ".3g") -> str:
     return format(value, how).replace("-", "−")
-
-
-def _baseline(run: Session, question: Question) -> Tensor:
-    """Return the baseline (C, H, W) that `--baseline` names, as the question's network sees it."""
-    flags, subject = run.flags, question.subject
-    if flags.baseline in KINDS:
-        return baseline(flags.baseline, question.pixels[0], seed=flags.seed)
-    if "." not in flags.baseline and ":" not in flags.baseline and not os.path.exists(flags.baseline):
-        raise UserError(f"--baseline {flags.baseline} is neither a file nor one of {', '.join(KINDS)}")
-    (picture,) = subject.read([flags.baseline], flags.data_dir, invert=flags.invert)
-    return picture.pixels.to(subject.device)

@@ -33,7 +33,7 @@ _INSPECTIONS = ("eval_only", "predict_only", "explain")
 # What a checkpoint says of these is what a resumed run goes on with: typed otherwise, it is another run.
 _OF_ANY_RUN = (
     *("dataset", "classes", "valid_fraction", "limit", "holdout", "seed"),
-    *("batch_size", "optimizer", "ema", "freeze", "teacher"),
+    *("batch_size", "optimizer", "ema", "weights", "freeze", "teacher"),
 )
 
 # Flags that mean something in one mode alone, or with another flag.
@@ -110,6 +110,7 @@ def start(task: str, typed: dict, defaults: dict, recipe: Recipe, structural: Se
         distributed.process_group(device),
         RunLog(task, stream=stream, tensorboard=flags.tensorboard, enabled=distributed.is_main()) as log,
     ):
+        _check_ranks(saved, flags, device)
         session = Session(task, flags, device, log, saved, _run_id(flags, saved))
         session.log_start()
         yield session
@@ -167,6 +168,16 @@ def _load_last(folder: Path, task: str) -> dict[str, Any]:
             f"to start a new run from its weights: --restore-file {last}"
         )
     return saved
+
+
+def _check_ranks(saved: dict[str, Any], flags: SimpleNamespace, device: torch.device) -> None:
+    """Complain on every rank where they do not begin alike: hosts may have different files."""
+    update = saved.get("update", -1)
+    if distributed.any_rank(update, device) != -distributed.any_rank(-update, device):
+        raise UserError(
+            f"not all ranks find the same checkpoint in {flags.restore_file or flags.checkpoint_dir}: "
+            "share the folder among all hosts, or copy it to each"
+        )
 
 
 def _member_folder(folder: str | Path, number: int) -> Path:
@@ -314,21 +325,29 @@ class Session:
     def members(self, count: int) -> list["Session"]:
         """Return a run like this one for each network of an ensemble.
 
-        Each has the next seed and a folder of its own, in which `--resume` finds how far it had come.
+        Each has the next seed and a folder of its own, in which `--resume` finds how far it had come. What
+        all begin with is kept beside them, for those that a stop comes before.
         """
-        if not self.flags.resume and distributed.is_main():
-            # Of an older run of a single network: not to be gone on with.
-            (Path(self.flags.checkpoint_dir) / checkpoint.LAST).unlink(missing_ok=True)
-        return [self._member(number) for number in range(count)]
+        folder = Path(self.flags.checkpoint_dir)
+        resumes = self.flags.resume and bool(self.saved)
+        if not resumes and distributed.is_main():
+            # Of an older run, of one network or of several: not to be gone on with.
+            for old in (folder, *(_member_folder(folder, number) for number in range(count))):
+                (old / checkpoint.LAST).unlink(missing_ok=True)
+            (folder / checkpoint.START).unlink(missing_ok=True)
+            if self.saved:
+                checkpoint.save(writable_folder(folder) / checkpoint.START, self.saved)
+        start = self.saved
+        if resumes:
+            kept = folder / checkpoint.START
+            start = checkpoint.load(kept, task=self.task) if kept.exists() else {}
+        return [self._member(_member_folder(folder, number), number, start) for number in range(count)]
 
-    def _member(self, number: int) -> "Session":
-        folder = _member_folder(self.flags.checkpoint_dir, number)
-        if not self.flags.resume and distributed.is_main():
-            (folder / checkpoint.LAST).unlink(missing_ok=True)  # of an older run: not to be gone on with
-        flags = SimpleNamespace(
-            **vars(self.flags) | {"seed": self.flags.seed + number, "checkpoint_dir": str(folder)}
-        )
-        saved = _load_last(folder, self.task) if flags.resume else self.saved
+    def _member(self, folder: Path, number: int, start: dict[str, Any]) -> "Session":
+        begun = _load_last(folder, self.task) if self.flags.resume else {}
+        own = {"seed": self.flags.seed + number, "checkpoint_dir": str(folder), "resume": bool(begun)}
+        flags, saved = SimpleNamespace(**vars(self.flags) | own), begun or start
+        _check_ranks(saved, flags, self.device)
         return Session(self.task, flags, self.device, self.log, saved, _run_id(flags, saved))
 
     def save_ensemble(self, model: nn.Module, members: Sequence["Session"], description: dict) -> None:

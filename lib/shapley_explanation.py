@@ -14,10 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib import distributed
-from lib.data import photographs
 from lib.errors import Interrupted, RunFailed, UserError, warn
 from lib.explain import interactions, players, shapley
-from lib.explain.baselines import KINDS, baseline
 from lib.explain.games import Evaluation, MaskedImage, Record, largest_batch
 from lib.explain.players import Players
 from lib.explain.scores import class_scores
@@ -25,7 +23,16 @@ from lib.explain.shapley import Estimate, Plan
 from lib.figures import shapley as pictures
 from lib.figures import style
 from lib.files import existing_file, replaced, writable_file, write_atomically
-from lib.image_explanation import Answer, Question, Session, answers, as_bytes, as_json, described
+from lib.image_explanation import (
+    Answer,
+    Question,
+    Session,
+    answers,
+    as_bytes,
+    as_json,
+    baseline_of,
+    described,
+)
 from lib.interrupts import Signals
 from lib.runlog import RunLog
 
@@ -143,8 +150,6 @@ def check(flags: SimpleNamespace, typed: dict) -> None:
         raise UserError("--max-context and --budget both say how many evaluations: choose one")
     if flags.interactions and flags.estimator == "per-patch":
         raise UserError("--interactions needs complementary pairs, which --estimator per-patch does not ask")
-    if flags.baseline not in KINDS:
-        existing_file(flags.baseline)
     if flags.resume_values:
         if not flags.resume_values.endswith(".npz"):
             raise UserError(f"--resume-values {flags.resume_values}: the name ends in .npz")
@@ -230,7 +235,9 @@ def _settle(flags: SimpleNamespace, n: int, size: int) -> tuple[str, int]:
     budget = flags.budget or (2**n if affordable else EVALUATIONS_A_PLAYER * n)
     if flags.estimator == "exact" and not flags.budget and n <= ENUMERATED_PLAYERS:
         budget = 2**n
-    estimator = shapley.choose(n, budget) if flags.estimator == "auto" else flags.estimator
+    # Of one player there is nothing to estimate: he has all there is between the ends.
+    chooses = flags.estimator == "auto" or n == 1
+    estimator = shapley.choose(n, budget) if chooses else flags.estimator
     if estimator == "exact":
         if 2**n > budget:
             raise UserError(f"--estimator exact needs 2^{n} = {2**n} evaluations of {n} players: --budget")
@@ -250,26 +257,11 @@ def _game(run: Session, question: Question, found: Players, exact: bool) -> Mask
     return MaskedImage(
         subject.model,
         subject.normalise(pixels),
-        subject.normalise(_baseline(run, question)),
+        subject.normalise(baseline_of(flags, question, cropped=False)),
         found.map,
         class_scores(question.classes, flags.score),
         amp=flags.amp and not exact,
     )
-
-
-def _baseline(run: Session, question: Question) -> Tensor:
-    """Return the baseline (C, H, W) in [0, 1] that `--baseline` names."""
-    flags, subject = run.flags, question.subject
-    if flags.baseline in KINDS:
-        return baseline(flags.baseline, question.pixels[0], seed=flags.seed)
-    size = photographs.read(flags.baseline).size
-    if size != (subject.size, subject.size):
-        raise UserError(
-            f"the baseline {flags.baseline} has {size[0]}×{size[1]} pixels; "
-            f"the network sees {subject.size}×{subject.size}"
-        )
-    (picture,) = subject.read([flags.baseline], flags.data_dir, invert=flags.invert)
-    return picture.pixels.to(subject.device)
 
 
 @contextlib.contextmanager

@@ -95,7 +95,15 @@ def build(run: Session, reader: Reader) -> nn.Module:
 
 
 def fit(run: Session, data: TextData, reader: Reader) -> nn.Module:
-    """Train the network, or each of an ensemble, and return it with the weights that were kept."""
+    """Train the network, or each of an ensemble, and return it with the weights that were kept.
+
+    Raises:
+        UserError: validation is not to choose the weights, but is to end the run; an ensemble to begin with.
+    """
+    if run.saved.get("model", {}).get("name") == "ensemble":
+        raise UserError("an ensemble is not trained further: --restore-file a checkpoint of one network")
+    if run.flags.patience and run.flags.keep == "last":
+        raise UserError("--patience waits for better weights, and --keep last keeps the latest: --keep best")
     if run.flags.ensemble == 1:
         model = build(run, reader)
         _fit_one(run, model, data, reader)
@@ -112,8 +120,6 @@ def fit(run: Session, data: TextData, reader: Reader) -> nn.Module:
 
 
 def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
-    if isinstance(model, Ensemble):
-        raise UserError("an ensemble is not trained further: --restore-file a checkpoint of one network")
     flags = run.flags
     encoded, labels = reader.encode(data.train, run.device)
     training = PhraseBatches(

@@ -171,7 +171,8 @@ class _Run:
         self.optimizer = make_optimizer(model, settings, rate_of)
         self.average = WeightAverage(model, settings.ema) if settings.ema else None
         self.progress = Progress()
-        self.metrics: Metrics = {}
+        self.metrics: Metrics = {}  # of the weights as they are; empty until they are validated
+        self.learning_rate = 0.0  # of the latest update, where nothing lessens it
         self.pending = _PendingLosses()
         self.length = 0  # batches an epoch
 
@@ -229,8 +230,9 @@ class _Run:
     def _step(self, runner: nn.Module, batch: Any, updates: int) -> None:
         settings = self.settings
         factor = learning_rate_factor(settings, self.progress.update, updates)
+        self.learning_rate = settings.learning_rate * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * group["rate"] * factor
+            group["lr"] = self.learning_rate * group["rate"]
         with distributed.autocast(self.device, settings.amp):
             sums = self.objective(runner, batch)
         (sums["loss"] * distributed.mean_factor(sums["count"], self.device)).backward()
@@ -242,6 +244,7 @@ class _Run:
             self.average.update(self.model, self.progress.update)
         self.pending.add(sums["loss"].detach(), sums["count"])
         self.progress.update += 1
+        self.metrics = {}
 
     def _log_validate_save(self, validation: Iterable[Any], last: bool) -> None:
         done, settings = self.progress.update, self.settings
@@ -284,7 +287,7 @@ class _Run:
             Epoch=self.epoch,
             Step=self.progress.update,
             Training_loss=float(losses.sum()) / examples,
-            Learning_rate=self.optimizer.param_groups[0]["lr"],
+            Learning_rate=self.learning_rate,
             Examples_per_second=round(examples / max(seconds, 1e-9)),
         )
 

@@ -5,7 +5,7 @@ Pure functions of a model, of batches that it takes (images, text, anything), an
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lib import embed
 from lib.errors import UserError
+from lib.explain.activations import spatial_map
 from lib.figures import features as feature_figures
 from lib.models import layers
 
@@ -141,7 +142,8 @@ def layer_features(
 
     Args:
         batches: inputs that the model takes, on its device; N examples in all.
-        pool: see `embed.pool`.
+        pool: "gap", global average pooling, by which maps become the means (N, C) of their channels, also
+            where these come last, and a transformer's tokens likewise; or "flatten", as everything else is.
 
     Raises:
         UserError: a layer does not exist, or the forward pass does not call it.
@@ -153,11 +155,21 @@ def layer_features(
             outputs.clear()
             model(inputs)
             for name, output in outputs.items():
-                parts[name].append(embed.pool(output.float().cpu().numpy(), pool))
+                parts[name].append(_pooled(model, output, inputs, pool).float().cpu().numpy())
     silent = [name for name, arrays in parts.items() if not arrays]
     if silent:
         raise UserError(f"the layer {silent[0]!r} exists, but the model does not call it")
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _pooled(model: nn.Module, output: Tensor, inputs: Any, how: str) -> Tensor:
+    if how == "gap" and isinstance(inputs, Tensor) and inputs.dim() == 4:
+        channels_last = [output.movedim(3, 1)] if output.dim() == 4 else []
+        for each in (output, *channels_last):
+            found = spatial_map(model, each, inputs)
+            if found is not None:
+                return found.float().mean((2, 3))
+    return output.flatten(1)
 
 
 class Activations(NamedTuple):
@@ -197,8 +209,10 @@ class _Outputs:
         if not self.count:
             self.limit = max(values.abs().max().item(), 1e-12)
         self.count += values.numel()
-        self.total += values.sum(dtype=torch.float64).item()
-        self.squares += values.double().square().sum().item()
+        # Sums of each row in float32, and of all rows in float64, which not every device has.
+        rows = values.flatten(0, -2)
+        self.total += rows.sum(1).cpu().double().sum().item()
+        self.squares += rows.square().sum(1).cpu().double().sum().item()
         # Part by part, for it counts in float32, which knows no 16,777,217.
         for part in values.clamp(-self.limit, self.limit).flatten().split(2**24):
             self.counts += torch.histc(part, self.bins, -self.limit, self.limit).cpu()

@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
+from lib import models
 from lib.errors import UserError
 from lib.explain.activations import default_layer, explaining, spatial_layers, spatial_map, tap
 
@@ -51,19 +52,25 @@ def test_the_layers_with_maps_are_listed_as_they_finish(network, images):
     ]
 
 
-def test_a_map_of_one_cell_is_none_nor_is_one_with_its_channels_last(images):
+def test_a_map_of_one_cell_is_none_nor_is_one_with_its_channels_last(network, images):
     cell, channels_last = torch.zeros(2, 9, 1, 1), torch.zeros(2, 3, 4, 96)
-    assert spatial_map(cell, images) is None
-    assert spatial_map(channels_last, images) is None
-    assert spatial_map(torch.zeros(2, 9, 3, 4), images).shape == (2, 9, 3, 4)
+    assert spatial_map(network, cell, images) is None
+    assert spatial_map(network, channels_last, images) is None
+    assert spatial_map(network, torch.zeros(2, 9, 3, 4), images).shape == (2, 9, 3, 4)
 
 
-def test_tokens_become_their_grid_without_the_class_token():
+def test_tokens_become_their_grid_without_the_class_token(transformer, network):
     images, grid = torch.zeros(2, 3, 12, 20), torch.arange(15.0).view(3, 5)
     tokens = torch.cat([torch.tensor([-1.0]), grid.flatten()]).view(1, 16, 1).expand(2, 16, 4)
-    assert torch.equal(spatial_map(tokens, images), grid.expand(2, 4, 3, 5))
-    assert torch.equal(spatial_map(tokens[:, 1:], images), grid.expand(2, 4, 3, 5))
-    assert spatial_map(tokens[:, 3:], images) is None  # 13 tokens, and 12 without one: no grid so wide
+    assert torch.equal(spatial_map(transformer, tokens, images), grid.expand(2, 4, 3, 5))
+    assert torch.equal(spatial_map(transformer, tokens[:, 1:], images), grid.expand(2, 4, 3, 5))
+    assert spatial_map(transformer, tokens[:, 3:], images) is None  # nor 13 nor 12 make a grid so wide
+    assert spatial_map(network, tokens, images) is None  # a network that does not attend has no tokens
+
+
+def test_the_states_of_a_row_network_are_no_grid_though_their_number_be_a_square():
+    with pytest.raises(UserError, match="no layer of RowClassifier has a spatial map"):
+        default_layer(models.build("row-lstm", size=16, hidden=4), torch.randn(1, 1, 16, 16))
 
 
 @pytest.mark.parametrize(

@@ -152,14 +152,6 @@ def test_one_point_alone_has_no_accuracy():
     assert np.isnan(embed.neighbour_accuracy(np.zeros((1, 2)), np.array([0])))
 
 
-def test_pooling_averages_maps_and_leaves_vectors_alone():
-    maps = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
-    np.testing.assert_allclose(embed.pool(maps, "gap")[1, 2], maps[1, 2].mean())
-    np.testing.assert_array_equal(embed.pool(maps, "flatten"), maps.reshape(2, 60))
-    vectors = maps[:, :, 0, 0]
-    np.testing.assert_array_equal(embed.pool(vectors, "gap"), vectors)
-
-
 def projector_config(folder: Path):
     """Read a folder with the code of TensorBoard's own plugin."""
     projector = pytest.importorskip("tensorboard.plugins.projector")

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lib.figures import classification, features, style
 
@@ -32,6 +33,15 @@ def test_names_of_classes_do_not_overlap(classes):
     for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
         boxes = [label.get_window_extent() for label in labels]
         assert not any(boxes_overlap(a, b) for a, b in pairwise(boxes))
+
+
+def test_a_thousand_classes_have_numbers_and_a_picture_that_can_be_opened(tmp_path):
+    names = [f"class {index}" for index in range(1000)]
+    figure = classification.confusion_matrix(np.eye(1000, dtype=int), names)
+    assert not any("class" in label.get_text() for label in figure.axes[0].get_xticklabels())
+    path = style.save(figure, tmp_path / "confusion.png", colours=256)
+    with Image.open(path) as picture:
+        assert max(picture.size) < 4000
 
 
 def test_mistakes_say_truth_prediction_and_probability():
@@ -74,6 +84,18 @@ def test_the_legend_covers_no_panel_and_titles_do_not_overlap(layers, classes, d
     assert not any(boxes_overlap(extent, axes.get_window_extent()) for axes in figure.axes)
     titles = [axes.title.get_window_extent() for axes in figure.axes[:layers]]
     assert not any(boxes_overlap(a, b) for a, b in pairwise(titles))
+
+
+@pytest.mark.parametrize("classes", [2, 120])
+def test_the_legend_leaves_the_sheet_of_images_its_width(classes):
+    names = [f"n02085620-Chihuahua number {index}" for index in range(classes)]
+    images = np.zeros((240, 4, 4, 3), np.uint8)
+    points = np.random.default_rng(0).normal(size=(240, 2))
+    figure = features.thumbnail_sheet(points, images, np.arange(240) % classes, names, "layer4")
+    figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert not boxes_overlap(legend.get_window_extent(), axes.get_window_extent())
+    assert axes.get_window_extent().width > 6 * figure.dpi
 
 
 def test_points_are_drawn_as_pixels_inside_vector_pictures(tmp_path):

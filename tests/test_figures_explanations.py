@@ -80,9 +80,9 @@ def test_signed_maps_are_white_at_zero_and_symmetric_about_it():
     colours = explanations.signed_colours(values)
     np.testing.assert_allclose(colours[1, 0], 1, atol=0.01)
     red, _, blue = colours[0, 0]
-    assert red > blue  # against: vermilion
+    assert blue > red  # against
     red, _, blue = colours[1, 1]
-    assert blue > red  # for: blue
+    assert red > blue  # for
     np.testing.assert_allclose(explanations.signed_colours(1e-6 * values), colours)
 
 

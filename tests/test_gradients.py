@@ -83,7 +83,7 @@ def plus_plus(features, gradients):
     """Chattopadhyay et al. 2018, equations 5 and 19, a number at a time."""
     maps = torch.zeros(*gradients.shape[:2], *gradients.shape[3:], dtype=gradients.dtype)
     for t, b, k in torch.cartesian_prod(*map(torch.arange, gradients.shape[:3])).tolist():
-        weight, total = 0.0, float(features[b, k].sum())
+        weight, total = 0.0, float(features[b, k].clamp(min=0).sum())
         for g in gradients[t, b, k].flatten().tolist():
             weight += g**2 / (2 * g**2 + g**3 * total) * max(g, 0) if g else 0.0
         maps[t, b] += weight * features[b, k]
@@ -104,6 +104,17 @@ def test_each_method_is_its_equation(method, images, by_hand):
     torch.testing.assert_close(found.maps["second"], REPLICAS[method](*by_hand))
     assert torch.equal(found.output, small().eval()(images))
     assert found.maps["second"].any()
+
+
+def test_the_weights_of_plus_plus_are_no_larger_than_half_the_gradients_whatever_the_features(
+    by_hand,
+):
+    features, gradients = by_hand
+    assert (features < 0).any()
+    for factor in torch.logspace(-3, 5, 30, dtype=torch.float64):
+        found = METHODS["grad-cam++"](features, factor * gradients[0])
+        bound = (factor * gradients[0].relu()).sum((2, 3), keepdim=True) / 2 * features.abs()
+        assert (found.abs() <= bound.sum(1) + 1e-9).all()
 
 
 def test_the_counterfactual_is_what_speaks_against_the_class(images, by_hand):

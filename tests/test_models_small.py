@@ -9,6 +9,7 @@ from torch import nn
 
 from lib import models
 from lib.errors import UserError
+from lib.models import small
 
 ROWS = ("row-rnn", "row-lstm", "row-gru")
 PHOTOGRAPHS = ("simple-cnn", "fast-cnn")
@@ -70,6 +71,26 @@ def test_whitened_filters_answer_with_equal_deviations_and_without_correlation(c
     covariance = answers[:half] @ answers[:half].T / answers.shape[1]
     assert torch.allclose(covariance, torch.eye(half), atol=0.1)
     assert not model.conv0.weight.requires_grad
+
+
+def test_whitening_a_few_images_at_a_time_makes_the_same_filters(monkeypatch):
+    images = torch.rand(10, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    filters = []
+    for pixels in (2**20, 3 * 24**2):
+        monkeypatch.setattr(small, "_WHITENED_AT_ONCE", pixels)
+        model = models.build("fast-cnn")
+        model.whiten(images)
+        filters.append(model.conv0.weight)
+    torch.testing.assert_close(*filters)
+
+
+def test_no_gradient_passes_to_the_maps_before_the_first_layer_that_learns():
+    model = models.build("fast-cnn")
+    entered = []
+    model.conv1.register_forward_pre_hook(lambda _module, inputs: entered.append(inputs[0].requires_grad))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert entered == [False]
+    assert model.conv1.weight.grad is not None
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])

@@ -1,6 +1,7 @@
 """The photograph script from end to end: folders and CIFAR-10, transfer, views, predictions, refusals."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from conftest import Ended, assert_same, call, write_checkpoint
 from pictures import COLOURS, write_folder, write_image
 from test_cifar import write_cifar10
 
-from lib import checkpoint, models
+from lib import checkpoint, image_classification, models
 from lib.data.preprocessing import Preprocessing
 from lib.models import transfer
 
@@ -77,7 +78,8 @@ def test_looking_inside_draws_filters_activations_and_thumbnails_and_writes_spri
     assert (tmp_path / "projector" / "sprite.png").exists()
 
 
-def test_predictions_of_files_are_those_of_the_same_images_in_the_split(trained, run, tmp_path):
+def test_predictions_of_files_are_those_of_the_same_images_in_the_split(trained, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_classification, "INPUT_BATCH", 2)
     _, best = trained
     for number, (name, colour) in enumerate(COLOURS.items()):
         write_image(tmp_path / f"{name}.png", colour, seed=500 + number)
@@ -105,6 +107,24 @@ def test_cifar10_in_its_own_format_trains_and_is_tested_once(run, tmp_path):
     official = run("--model", "lenet5", "--max-epoch", 1)
     assert "TEST" not in official.run().events
     assert official.run().events["PLAN"][0]["Steps_per_epoch"] == 13  # 200 images, 16 a batch, 8 left
+
+
+def test_cifar10_for_a_network_that_takes_large_images_is_made_large_in_batches(tmp_path):
+    write_cifar10(tmp_path, images=40)
+    how = Preprocessing(96, 3, (0.5,) * 3, (0.25,) * 3, 96)
+    flags = SimpleNamespace(data_dir=tmp_path, classes=(), valid_fraction=None, limit=30)
+    data = image_classification._load_cifar10(SimpleNamespace(flags=flags), how)
+    assert data.train.images.shape == (30, 3, 32, 32)
+    pixels, _ = next(iter(data.train.in_order()))
+    data = data.prepared(how.mean, how.std, torch.device("cpu"))
+    (inputs, _), (rest, _) = data.train.in_order()
+    assert (inputs.shape, rest.shape) == ((27, 3, 96, 96), (3, 3, 96, 96))
+    torch.testing.assert_close(inputs, (pixels - 0.5) / 0.25)
+    seen = []
+    doubled = lambda _names: lambda images: seen.append(images) or 2 * images  # noqa: E731
+    batch, _ = next(data.train.shuffled((), doubled, batch_size=10, seed=0).epoch(0))
+    assert batch.shape == (10, 3, 96, 96)
+    assert torch.equal(batch, 2 * seen[0])
 
 
 @pytest.mark.parametrize("model", ["row-gru", "deep-cnn", "fast-cnn"])

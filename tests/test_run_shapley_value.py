@@ -100,6 +100,14 @@ def test_other_players_and_baselines(explain, subject_folder, players, baseline)
     assert 2 <= found[0]["players"] <= 8
 
 
+@pytest.mark.parametrize("estimator", ["exact", "odd-gp", "permutation"])
+def test_one_player_has_all_there_is_whatever_the_estimator(explain, estimator):
+    (panel,) = panels(explain("-lp", 28, "-k", 1, "--estimator", estimator))
+    assert panel["evaluations"] == 2
+    # The log has six digits of each.
+    assert panel["values_sum"] == pytest.approx(panel["value_full"] - panel["value_empty"], rel=1e-4)
+
+
 def test_scores_have_their_unit(explain):
     for score, low, high in (("probability", 0, 1), ("logit", -99, 99)):
         (panel,) = panels(explain(*FEW, "--score", score))

@@ -65,7 +65,19 @@ def test_every_network_trains_and_restores(sentiment, tmp_path):
         "plain": ("--model", "plain"),
         "deep": ("--depth", 2, "--pool", "attention", "--no-bidirectional"),
         "words": ("--ngrams", "none", "--pool", "last"),
-        "everything": ("--amp", "--ema", 0.9, "--patience", 1, "--limit", 100, "--label-smoothing", 0.1),
+        "everything": (
+            "--amp",
+            "--ema",
+            0.9,
+            "--keep",
+            "best",
+            "--patience",
+            1,
+            "--limit",
+            100,
+            "--label-smoothing",
+            0.1,
+        ),
     }
     for name, flags in variants.items():
         done = sentiment(*BRIEF, *flags, "--checkpoint-dir", name)
@@ -132,6 +144,22 @@ def test_the_networks_of_an_ensemble_begin_with_the_weights_they_are_given(
         found = checkpoint.load(tmp_path / "two" / f"member-{number}" / checkpoint.LAST)["state_dict"]
         for name, value in given.items():
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+
+
+def test_an_ensemble_that_was_stopped_goes_on_with_the_weights_that_all_begin_with(
+    sentiment_best, sentiment, tmp_path
+):
+    done = sentiment(*TINY, "--restore-file", sentiment_best, "--max-update", 3, "--ensemble", 2)
+    assert done.status == 0, done.stderr
+    folder = tmp_path / "ckpts" / "lstm"
+    whole = checkpoint.load(folder / checkpoint.BEST)["state_dict"]
+    (folder / "member-1" / checkpoint.LAST).unlink()
+    resumed = sentiment("--resume")
+    assert resumed.status == 0, resumed.stderr
+    assert killing.same(checkpoint.load(folder / checkpoint.BEST)["state_dict"], whole)
+    anew = sentiment(*TINY, "--max-update", 1, "--ensemble", 2)
+    assert anew.status == 0, anew.stderr
+    assert not (folder / checkpoint.START).exists()
 
 
 def test_an_ensemble_is_not_gone_on_with_as_the_single_run_that_was_in_its_folder(sentiment, tmp_path):
@@ -241,6 +269,7 @@ BAD_INPUT = {
     "unknown pooling": (*BRIEF, "--pool", "median"),
     "ngrams of 9": (*BRIEF, "--ngrams", "3,9"),
     "dropout of everything": (*BRIEF, "--word-dropout", 1),
+    "patience with the latest weights": (*BRIEF, "--patience", 2),
     "hold-out of everything": (*BRIEF, "--holdout", 1),
     "n-grams for the plain network": (*BRIEF, "--model", "plain", "--ngrams", "3"),
     "no training file": (*BRIEF, "--valid-file", "{bad}/three.tsv"),

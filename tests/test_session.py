@@ -1,5 +1,6 @@
 """A session: which value a flag has, and what a checkpoint has to say in it."""
 
+import contextlib
 import io
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,12 +151,24 @@ def test_a_resume_takes_the_flags_of_its_run(saved):
     assert settle(resume=True, max_epoch=9).max_epoch == 9
 
 
-@pytest.mark.parametrize("typed", [{"seed": 9}, {"batch_size": 9}])
+@pytest.mark.parametrize("typed", [{"seed": 9}, {"batch_size": 9}, {"weights": 9}])
 def test_a_resume_does_not_go_on_with_another_run(saved, typed):
-    saved(checkpoint.LAST, batch_size=7, seed=42)
+    saved(checkpoint.LAST, batch_size=7, seed=42, weights=None)
     (name,) = typed
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 9 does not fit the checkpoint"):
         settle(resume=True, **typed)
+
+
+@pytest.mark.parametrize("others", [5, 4, -1])
+def test_ranks_that_find_different_checkpoints_all_say_so(monkeypatch, others):
+    """Hosts may have different disks, and would wait for each other for ever."""
+    monkeypatch.setattr(
+        session.distributed, "any_rank", lambda mine, _: max(mine, others if mine > 0 else -others)
+    )
+    flags = SimpleNamespace(restore_file=None, checkpoint_dir="ckpts/lenet5")
+    expectation = pytest.raises(UserError, match="not all ranks find the same checkpoint in ckpts/lenet5")
+    with contextlib.nullcontext() if others == 5 else expectation:
+        session._check_ranks({"update": 5}, flags, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["input", "out_file", "layers", "projector"])

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from itertools import chain
+from itertools import chain, permutations
 
 import pytest
 import torch
@@ -257,6 +257,24 @@ def test_sentences_that_share_a_run_of_words_are_held_out_together():
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         rest, _ = text.hold_out(split, share)
         assert sum(phrase in pair for phrase in rest.phrases) in (0, 2)
+
+
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=2 * text.BEGINNING).map(tuple)))
+def test_the_sentences_of_a_phrase_are_all_those_that_it_is_a_part_of(phrases):
+    owners, sentences = text._sentences(phrases)
+
+    def is_part(part, whole):
+        return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+    for phrase in phrases:
+        assert owners[phrase] == [n for n, sentence in enumerate(sentences) if is_part(phrase, sentence)]
+    assert not any(is_part(a, b) for a, b in permutations(sentences, 2))
+
+
+def test_very_long_phrases_are_held_out_too():
+    long = [tuple(f"{number}-{i % 700}" for i in range(text.MOST_WORDS)) for number in range(20)]
+    rest, held = text.hold_out(Split(long, [0, 1] * 10), 0.5)
+    assert (len(rest), len(held)) == (10, 10)
 
 
 def test_the_hold_out_is_the_same_every_time():

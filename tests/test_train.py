@@ -154,7 +154,7 @@ def test_parameters_learn_at_their_own_multiple_of_the_learning_rate(tmp_path):
     model = Line()
     weight, bias = model.linear.weight.detach().clone(), model.linear.bias.detach().clone()
     (x,) = next(iter(batches[0].epoch(0)))
-    fit(
+    outcome = fit(
         tmp_path,
         model=model,
         batches=batches,
@@ -165,6 +165,7 @@ def test_parameters_learn_at_their_own_multiple_of_the_learning_rate(tmp_path):
     )
     assert torch.allclose(model.linear.weight, weight - 0.05 * x.mean(0), atol=1e-6)
     assert torch.equal(model.linear.bias, bias)
+    assert outcome.run.events["TRAIN"][0]["Learning_rate"] == 0.5, "of a parameter that learns at it itself"
 
 
 # Averaged weights
@@ -302,6 +303,13 @@ def test_the_checkpoints_of_chosen_epochs_are_kept(tmp_path):
     kept = checkpoint.load(whole.folder / "checkpoint_epoch_1.pt")
     assert_same(kept["state_dict"], one.last["state_dict"])
     assert kept["update"] == 5
+    assert kept["metrics"] == one.last["metrics"]
+
+
+def test_a_checkpoint_between_two_validations_has_no_metrics_of_other_weights(tmp_path):
+    outcome = fit(tmp_path, save_epochs=(1, 2, 3), validate_interval_updates=10)
+    kept = [checkpoint.load(outcome.folder / f"checkpoint_epoch_{n}.pt")["metrics"] for n in (1, 2, 3)]
+    assert [bool(metrics) for metrics in kept] == [False, True, True]
 
 
 # Losses that are not finite

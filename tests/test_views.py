@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
+from torchvision.ops import Permute
 
-from lib import views
+from lib import models, views
 from lib.errors import UserError
 
 # Five examples of three classes; the third class is never the true one. The last two are mistakes.
@@ -121,6 +123,25 @@ def test_layer_features_are_the_outputs_of_the_layers_in_eval_mode():
         np.testing.assert_allclose(features["4"], model(x), atol=1e-5)
     assert list(features) == ["4", "0"]
     assert views.layer_features(model, ["0"], [x], "flatten")["0"].shape == (10, 144)
+
+
+def test_maps_with_their_channels_last_and_tokens_are_pooled_over_space_too():
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 12, 12)
+    permuted = nn.Sequential(nn.Conv2d(3, 5, 1), Permute([0, 2, 3, 1]))
+    found = views.layer_features(permuted, ["0", "1"], [x], "gap")
+    assert found["1"].shape == (3, 5)
+    np.testing.assert_allclose(found["1"], found["0"], atol=1e-6)
+    transformer = VisionTransformer(
+        image_size=12, patch_size=4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3
+    )
+    layers = ["encoder.layers", "heads"]
+    found = views.layer_features(transformer, layers, [x], "gap")
+    tokens = views.layer_features(transformer, layers, [x], "flatten")["encoder.layers"].reshape(3, 10, 8)
+    np.testing.assert_allclose(found["encoder.layers"], tokens[:, 1:].mean(1), atol=1e-6)
+    rows = models.build("row-gru", size=16, hidden=4)
+    states = views.layer_features(rows, ["recurrent"], [torch.randn(2, 1, 16, 16)], "gap")["recurrent"]
+    assert states.shape == (2, 16 * 4), "a state a row is no map"
 
 
 def test_a_layer_that_the_model_does_not_call_is_named():

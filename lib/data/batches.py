@@ -102,16 +102,31 @@ class Phases:
 
 
 class InOrder:
-    """The rows of some tensors in order, once: for validation. Each rank takes its share, none twice."""
+    """The rows of some tensors in order, once: for validation. Each rank takes its share, none twice.
 
-    def __init__(self, *tensors: Tensor, batch_size: int = 1000, distributed_over_ranks: bool = True):
+    Args:
+        tensors: tensors of N rows each.
+        batch_size: rows at once.
+        transform: applied to the first tensor of each batch.
+        distributed_over_ranks: each rank its share; otherwise all rows on every rank.
+    """
+
+    def __init__(
+        self,
+        *tensors: Tensor,
+        batch_size: int = 1000,
+        transform: Transform | None = None,
+        distributed_over_ranks: bool = True,
+    ):
         self.tensors = tensors
         self.batch_size = batch_size
+        self.transform = transform
         self.over_ranks = distributed_over_ranks
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for rows in _in_order(len(self.tensors[0]), self.batch_size, self.over_ranks):
-            yield tuple(tensor[rows] for tensor in self.tensors)
+            first, *others = (tensor[rows] for tensor in self.tensors)
+            yield (self.transform(first) if self.transform else first, *others)
 
 
 def _in_order(examples: int, batch_size: int, over_ranks: bool) -> Iterator[slice]:

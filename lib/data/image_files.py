@@ -15,11 +15,17 @@ from lib.data import folders, photographs
 from lib.data.augment import CROP_AREA, CROP_ASPECT
 from lib.data.batches import FileBatches, FilesInOrder
 from lib.data.cache import cached
-from lib.data.images import Augmentation, Examples, ImageData, Split, divide, unscaled
+from lib.data.images import (
+    LARGEST_IN_MEMORY,
+    Augmentation,
+    Examples,
+    ImageData,
+    Split,
+    divide,
+    unscaled,
+)
 from lib.data.preprocessing import Preprocessing
 from lib.errors import UserError, warn
-
-LARGEST_IN_MEMORY = 64  # pixels a side; larger images are read anew in every epoch
 
 
 @dataclass(frozen=True)

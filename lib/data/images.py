@@ -26,9 +26,13 @@ from lib.errors import UserError
 # compared on the same examples.
 SPLIT_SEED = 0
 
+# Pixels a side; larger images are made, or read, anew for every batch.
+LARGEST_IN_MEMORY = 64
+
 # Pixels, or features, that are answered at once. With four times as many, what fast-cnn makes of them is out
 # of the caches, and takes half as long again; and memory would grow with the size of the images.
 _NUMBERS_A_BATCH = 250 * 3 * 32 * 32
+_LEAST_A_BATCH = 16
 
 DIGIT_NAMES = tuple("0123456789")
 FASHION_NAMES = (
@@ -84,29 +88,59 @@ class Examples(Protocol):
 
 
 class Split(NamedTuple):
-    """Images (N, C, H, W), float32, and their labels (N,), int64; its methods are those of `Examples`."""
+    """Images in memory; its methods are those of `Examples`.
+
+    Attributes:
+        images: (N, C, H, W), float32.
+        labels: (N,), int64.
+        side: what the images of a batch are made large to, when it is their turn; None to leave them.
+    """
 
     images: Tensor
     labels: Tensor
+    side: int | None = None
 
     def rows(self, index) -> "Split":
-        return Split(self.images[index], self.labels[index])
+        return self._replace(images=self.images[index], labels=self.labels[index])
+
+    def resized(self, size: int) -> "Split":
+        """Return the images at `size` px a side: at once or, where that would fill the memory, in batches."""
+        if size <= LARGEST_IN_MEMORY:
+            return self._replace(images=resize(self.images, size))
+        return self._replace(side=size)
 
     def prepared(self, preprocessing: Preprocessing, device: torch.device) -> "Split":
         mean, std = _per_channel(preprocessing)
         # In float32 (p - 0) / 1 is p: the copy of a whole data set is saved where it would be one.
         plain = not mean.any() and (std == 1).all()
         images = self.images if plain else (self.images - mean) / std
-        return Split(images.to(device), self.labels.to(device))
+        return self._replace(images=images.to(device), labels=self.labels.to(device))
 
     def in_order(self, *, distributed_over_ranks: bool = True) -> InOrder:
-        rows = max(1, min(1000, _NUMBERS_A_BATCH // (self.images.shape[1:].numel() or 1)))
-        return InOrder(*self, batch_size=rows, distributed_over_ranks=distributed_over_ranks)
+        shape = self.images.shape[1:]
+        numbers = shape.numel() if self.side is None else shape[0] * self.side**2
+        return InOrder(
+            self.images,
+            self.labels,
+            batch_size=max(_LEAST_A_BATCH, min(1000, _NUMBERS_A_BATCH // (numbers or 1))),
+            transform=self._enlarge,
+            distributed_over_ranks=distributed_over_ranks,
+        )
 
     def shuffled(
         self, augment: Sequence[str], augmentation: Augmentation, *, batch_size: int, seed: int
     ) -> TensorBatches:
-        return TensorBatches(*self, batch_size=batch_size, seed=seed, transform=augmentation(augment))
+        augmented = augmentation(augment) or (lambda images: images)
+        return TensorBatches(
+            self.images,
+            self.labels,
+            batch_size=batch_size,
+            seed=seed,
+            transform=lambda images: augmented(self._enlarge(images)),
+        )
+
+    def _enlarge(self, images: Tensor) -> Tensor:
+        return images if self.side is None else resize(images, self.side)
 
 
 def _per_channel(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
@@ -164,7 +198,7 @@ def load(
     rest, held_out = _holdout(train, holdout, "--holdout") if holdout else (train, None)
     train = rest if limit is None else rest.rows(_stratified_rows(rest.labels, limit, "--limit"))
     splits = [train, held_out or test, test if held_out else None]
-    resized = [split and Split(resize(split.images, size), split.labels) for split in splits]
+    resized = [split and split.resized(size) for split in splits]
     return ImageData(*resized, names, Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,)))
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ MOST_WORDS = 2000
 # Sentences with a run of so many words in common are taken for one: with 6, the largest family has 8
 # members on SST-2; with 5, common turns of phrase begin to chain.
 SHARED_RUN = 6
+
+# Longer phrases are looked for in a sentence by their first words.
+BEGINNING = 8
 
 
 class Row(NamedTuple):
@@ -172,20 +175,31 @@ def _sentences(phrases: Sequence[tuple[str, ...]]) -> tuple[dict, list]:
     """Return each phrase's sentences (as positions in the second list), and the sentences."""
     owners: dict[tuple[str, ...], list[int]] = {phrase: [] for phrase in phrases}
     sentences: list[tuple[str, ...]] = []
+    lengths: dict[tuple[str, ...], set[int]] = {}  # of phrases that begin so
+    for phrase in owners:
+        if len(phrase) >= BEGINNING:
+            lengths.setdefault(phrase[:BEGINNING], set()).add(len(phrase))
     for phrase in sorted(owners, key=len, reverse=True):
         if owners[phrase]:
             continue
-        for part in set(_parts(phrase)):
-            if part in owners:
+        for part in _parts(phrase, lengths):
+            # The same words may come twice in a sentence.
+            if part in owners and len(sentences) not in owners[part][-1:]:
                 owners[part].append(len(sentences))
         sentences.append(phrase)
     return owners, sentences
 
 
-def _parts(phrase: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _parts(phrase: tuple[str, ...], lengths: Mapping[tuple[str, ...], set[int]]) -> Iterator[tuple[str, ...]]:
+    """Yield the parts of a phrase that may be phrases: all that are short, and longer ones that begin as one.
+
+    All parts there are would be as many as the square of the phrase's words.
+    """
     for first in range(len(phrase)):
-        for end in range(first + 1, len(phrase) + 1):
+        for end in range(first + 1, min(first + BEGINNING, len(phrase) + 1)):
             yield phrase[first:end]
+        for length in lengths.get(phrase[first : first + BEGINNING], ()):
+            yield phrase[first : first + length]
 
 
 def _related(sentences: Sequence[tuple[str, ...]]) -> list[int]:

@@ -29,7 +29,7 @@ def spatial_layers(model: nn.Module, example: Tensor) -> list[SpatialLayer]:
     modules = {name: module for name, module in model.named_modules() if name}
     with evaluating(model), record(modules) as outputs, torch.no_grad():
         model(example)
-    maps = {name: spatial_map(output, example) for name, output in outputs.items()}
+    maps = {name: spatial_map(model, output, example) for name, output in outputs.items()}
     return [
         SpatialLayer(name, type(modules[name]).__name__, tuple(each.shape[1:]))
         for name, each in maps.items()
@@ -61,25 +61,28 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
             output, list(tapped.values()), torch.full_like(output, torch.nan), allow_unused=True
         )
     for name, gradient in reversed(list(zip(tapped, reached or (), strict=False))):
-        if gradient is not None and spatial_map(gradient, example).isnan().any():
+        if gradient is not None and spatial_map(model, gradient, example).isnan().any():
             return name
     raise UserError(f"no layer of {type(model).__name__} has a spatial map on which its output depends")
 
 
-def spatial_map(output: object, images: Tensor) -> Tensor | None:
+def spatial_map(model: nn.Module, output: object, images: Tensor) -> Tensor | None:
     """Return a module's output as a spatial map (B, C, h, w) with h·w > 1, or None if it is no such thing.
 
     It is one if it comes so, and is about as wide for its height as the images are, which sets it apart from
-    maps with their channels last. Tokens (B, tokens, C) become their grid, without the class token.
+    maps with their channels last. Where a network attends, its tokens (B, tokens, C) become their grid,
+    without the class token; states of a recurrent network, one a row of the image, are none.
 
     Args:
+        model: whose module it is.
         output: what the module put out, or a gradient of the same shape.
         images: that the network was given, (B, ?, H, W).
     """
     if not isinstance(output, Tensor) or len(output) != len(images):
         return None
     if output.dim() == 3:
-        output = _token_map(output, images)
+        attends = any(isinstance(each, nn.MultiheadAttention) for each in model.modules())
+        output = _token_map(output, images) if attends else None
     if output is None or output.dim() != 4:
         return None
     height, width = output.shape[2:]

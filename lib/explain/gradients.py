@@ -58,7 +58,8 @@ def grad_cam(
     hires-cam   ReLU(Σ_k G_k ⊙ A_k)                              Draelos & Carin 2020, arXiv:2011.08891
     layer-cam   ReLU(Σ_k ReLU(G_k) ⊙ A_k)                        Jiang et al. 2021, IEEE TIP 30
     grad-cam++  ReLU(Σ_k w_k A_k), w_k = Σ ReLU(G_k) ⊙ α_k       Chattopadhyay et al. 2018, arXiv:1710.11063
-                α_k = 1 / (2 + G_k Σ A_k) where G_k > 0, the sums over space
+                α_k = 1 / (2 + G_k Σ ReLU(A_k)) where G_k > 0, the sums over space; the paper's A is
+                what a ReLU puts out, and of another layer's A the sum might make α infinite
 
     Args:
         layers: dotted names of modules; a transformer's tokens are taken as the grid that they are.
@@ -81,15 +82,15 @@ def grad_cam(
     for name, source, gradients in zip(layers, sources, zip(*found, strict=True), strict=True):
         if gradients[0] is None:
             raise UserError(f"the scores do not depend on layer {name!r}")
-        features = activations.spatial_map(source.detach(), images)
-        each = [METHODS[method](features, activations.spatial_map(g, images)) for g in gradients]
+        features = activations.spatial_map(model, source.detach(), images)
+        each = [METHODS[method](features, activations.spatial_map(model, g, images)) for g in gradients]
         maps[name] = torch.stack(each).relu()
     return Cam(maps, output.detach())
 
 
 def _check_maps(model: nn.Module, layers: Sequence[str], images: Tensor, tapped: dict[str, Tensor]) -> None:
     for name in layers:
-        if activations.spatial_map(tapped.get(name), images) is None:
+        if activations.spatial_map(model, tapped.get(name), images) is None:
             size = "×".join(map(str, tapped[name].shape[1:])) if name in tapped else "no tensor"
             better = activations.default_layer(model, images[:1])
             raise UserError(f"layer {name!r} has no spatial map, it puts out {size}; {better!r} has one")
@@ -121,7 +122,7 @@ def _layer_cam(features: Tensor, gradient: Tensor) -> Tensor:
 def _grad_cam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
     # The paper's α = G² / (2 G² + G³ Σ A), divided through by G², which may be too small for a float.
     # Its y is exp(score); that factor is the same all over a map, and left out.
-    alpha = 1 / (2 + gradient.relu() * features.sum((2, 3), keepdim=True))
+    alpha = 1 / (2 + gradient.relu() * features.relu().sum((2, 3), keepdim=True))
     weights = (gradient.relu() * alpha).sum((2, 3))
     return torch.einsum("bk,bkhw->bhw", weights, features)
 
@@ -189,7 +190,7 @@ def smooth(
     """Return the mean of `explain` over noisy images (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825).
 
     Args:
-        explain: images (B, C, H, W) to a tensor of any shape. No other sample is kept beside its result.
+        explain: images (B, C, H, W) to a tensor of any shape. Results are added up as they come.
         samples: how many.
         noise: standard deviation of the noise, as a share of each image's range (maximum − minimum).
         seed: of the noise, which is the same on every device.

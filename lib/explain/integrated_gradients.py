@@ -40,8 +40,8 @@ class Attributions(NamedTuple):
         """How far the values are from adding up to F(x) − F(x′), which they do in the limit; or (T,)."""
         difference = self.score - self.baseline_score
         if isinstance(difference, Tensor):
-            return self.values.double().flatten(1).sum(1) - difference
-        return float(self.values.double().sum()) - difference
+            return self.values.cpu().double().flatten(1).sum(1) - difference
+        return float(self.values.cpu().double().sum()) - difference
 
 
 def integrated_gradients(
@@ -84,7 +84,7 @@ def integrated_gradients(
     if steps is not None and steps < 1:
         raise UserError(f"cannot integrate in {steps} steps")
     with torch.no_grad():
-        ends = scores(torch.stack([x, baseline])).double()
+        ends = scores(torch.stack([x, baseline])).cpu().double()  # not every device has float64
     path = _Path(scores, x, baseline, batch_size)
     if steps is not None:
         values, change = path.integral(*_RULES[rule](steps)), math.nan
@@ -109,15 +109,15 @@ def _adaptive(
         fresh = [i for i in range(len(alphas)) if i % GROWTH != _KNOWN[rule]]
         values = before / GROWTH + path.integral([alphas[i] for i in fresh], [weights[i] for i in fresh])
         change = _change(before, values)
-        gap = (values.double().flatten(1).sum(1) - difference).abs()
+        gap = (values.cpu().double().flatten(1).sum(1) - difference).abs()
         settled = bool((gap <= tolerance * difference.abs()).all()) and change <= tolerance
         if settled or steps * GROWTH > most_steps:
             return steps, values, change
 
 
 def _change(before: Tensor, after: Tensor) -> float:
-    moved = (after - before).double().flatten(1).square().sum(1)
-    energy = after.double().flatten(1).square().sum(1)
+    before, after = before.cpu().double().flatten(1), after.cpu().double().flatten(1)
+    moved, energy = (after - before).square().sum(1), after.square().sum(1)
     return float(torch.where(moved > 0, moved / energy, 0.0).max())
 
 

@@ -96,7 +96,7 @@ class Subject:
         return [self._read(name, datasets, data_dir, invert) for name in inputs]
 
     def _read(self, name: str, datasets: dict, data_dir: str | Path, invert: bool) -> Picture:
-        if _is_file(name):
+        if is_file(name):
             pixels = self.preprocessing.read(name)
             return Picture(Path(name).stem, 1 - pixels if invert else pixels)
         dataset, _, index = name.rpartition(":")
@@ -108,7 +108,7 @@ class Subject:
         count = len(data.valid.labels)
         if index >= count:
             raise UserError(f"there is no {dataset}:{index}: its validation split has 0 to {count - 1}")
-        image, label = data.valid.rows(index)
+        image, label = data.valid.images[index], data.valid.labels[index]
         pixels = images.resize(image[None], self.size)[0]
         if len(pixels) != self.channels:
             pixels = pixels.mean(0, keepdim=True).expand(self.channels, -1, -1).contiguous()
@@ -118,13 +118,13 @@ class Subject:
 def check_inputs(inputs: Sequence[str]) -> None:
     """Complain of the first of some inputs that cannot be read, before a network is fetched or loaded."""
     for name in inputs:
-        if _is_file(name):
+        if is_file(name):
             photographs.read(name)
         else:
             images.classes(name.rpartition(":")[0])
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
     _, colon, index = name.rpartition(":")
     return not (colon and index.isdecimal()) or os.path.exists(name)
 

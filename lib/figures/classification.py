@@ -12,6 +12,8 @@ from lib.figures import style
 
 # Above it a count would be too small to read, and the colours alone stand for it.
 MOST_CLASSES_WITH_COUNTS = 32
+# Above it not even the names could be read, and the classes have numbers.
+MOST_CLASSES_WITH_NAMES = 200
 NAME_CHARACTERS = 24
 
 
@@ -22,6 +24,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     """
     classes = len(counts)
     cell = float(np.interp(classes, [2, 10, 32, 120], [0.8, 0.48, 0.28, 0.095]))  # inches
+    cell = min(cell, 0.095 * MOST_CLASSES_WITH_NAMES / classes)
     figure = Figure(figsize=(cell * classes + 2.2, cell * classes + 1.2))
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -29,7 +32,10 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     if classes <= MOST_CLASSES_WITH_COUNTS:
         _write_counts(axes, counts, shares, fontsize=min(10.0, cell * 20))
-    _name_classes(axes, class_names, fontsize=min(9.0, cell * 50), cell=cell)
+    axes.grid(False)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if classes <= MOST_CLASSES_WITH_NAMES:
+        _name_classes(axes, class_names, fontsize=min(9.0, cell * 50), cell=cell)
     accuracy = np.trace(counts) / max(counts.sum(), 1)
     axes.set_title(f"accuracy {accuracy:.4f}, {counts.sum():,} examples", fontsize=10)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
@@ -45,8 +51,6 @@ def _name_classes(axes: Axes, class_names: Sequence[str], fontsize: float, cell:
     axes.set_xticks(range(len(names)), names, fontsize=fontsize, rotation=90 if upright else 0)
     axes.set_yticks(range(len(names)), names, fontsize=fontsize)
     axes.tick_params(length=0)
-    axes.grid(False)
-    axes.set(xlabel="predicted class", ylabel="true class")
 
 
 def _short(name: str, most: int) -> str:

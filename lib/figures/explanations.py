@@ -10,16 +10,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize
+from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from lib.figures import style
 from lib.files import replaced
 
-# Against the class, nothing, for it: safe for colour-blind readers, and white where there is nothing.
-SIGNED = LinearSegmentedColormap.from_list(
-    "signed", ["#7A3403", style.PALETTE[1], "#FFFFFF", style.PALETTE[0], "#00304D"]
-)
 # A few pixels may be many times as strong as all others, which would look like nothing beside them.
 SIGNED_PERCENTILE = 99.5
 
@@ -107,7 +103,7 @@ def signed_colours(values: np.ndarray) -> np.ndarray:
     """Return a map (H, W) of both signs, not all zero, as colours (H, W, 3) in [0, 1]; zero is white."""
     magnitudes = np.abs(values)
     limit = np.percentile(magnitudes, SIGNED_PERCENTILE) or magnitudes.max()
-    return SIGNED(0.5 + 0.5 * np.clip(values / limit, -1, 1))[..., :3]
+    return style.SIGNED(0.5 + 0.5 * np.clip(values / limit, -1, 1))[..., :3]
 
 
 _HEAT = "inferno"
@@ -121,7 +117,7 @@ def _heat_bar() -> Colormap:
 
 def _add_bar(figure: Figure, axes: np.ndarray, signed: bool, height: float) -> None:
     if signed:
-        scale = ScalarMappable(Normalize(-1, 1), SIGNED)
+        scale = ScalarMappable(Normalize(-1, 1), style.SIGNED)
         label, ticks = f"share of the panel's {SIGNED_PERCENTILE:g}th percentile of magnitude", [-1, 0, 1]
     else:
         scale = ScalarMappable(Normalize(0, 1), _heat_bar())

@@ -38,9 +38,8 @@ def layer_panels(
     large = len(names) <= MOST_CLASSES_IN_LARGE_PRINT
     fontsize, rows = (9, 20) if large else (6.5, 30)
     columns = math.ceil(len(names) / rows)
-    # The legend gets a width of its own; otherwise long names would squeeze the panels.
-    legend_inches = columns * fontsize * (0.04 + 0.0085 * max(map(len, names)))
-    figure = Figure(figsize=(PANEL_INCHES * len(points) + legend_inches, 2 * PANEL_INCHES + 0.7))
+    width = PANEL_INCHES * len(points) + _legend_inches(names, columns, fontsize)
+    figure = Figure(figsize=(width, 2 * PANEL_INCHES + 0.7))
     projection = {"projection": "3d"} if dims == 3 else {}
     panels = figure.subplots(2, len(points), squeeze=False, subplot_kw=projection)
     for row, (method, method_name) in zip(panels, METHODS.items(), strict=True):
@@ -49,10 +48,7 @@ def layer_panels(
             heading = _heading(layer, sizes[layer]) if method == "pca" else ""
             axes.set_title(f"{heading}5-NN {accuracies[layer][method]:.2f}", fontsize=8, pad=4)
         _name_row(row[0], method_name)
-    keys = _keys(len(names), fontsize)
-    figure.legend(
-        keys, names, loc="outside right center", ncols=columns, fontsize=fontsize, handletextpad=0.2
-    )
+    _add_legend(figure, names, columns, fontsize)
     return figure
 
 
@@ -73,7 +69,9 @@ def thumbnail_sheet(
         labels: (N,) indices into `class_names`.
         layer: whose features the points are.
     """
-    figure = Figure(figsize=(9.5, 8))
+    names = [style.literal(name) for name in class_names]
+    columns, fontsize = math.ceil(len(names) / 30), 8
+    figure = Figure(figsize=(8 + _legend_inches(names, columns, fontsize), 8))
     axes = figure.subplots()
     low, high = points.min(axis=0), points.max(axis=0)
     places = (points - low) / np.where(high > low, high - low, 1)  # in a square of side 1
@@ -92,10 +90,7 @@ def thumbnail_sheet(
     axes.set(xlim=(-side, 1 + side), ylim=(-side, 1 + side), aspect="equal")
     axes.set_axis_off()
     axes.set_title(f"t-SNE of {style.literal(layer)}: {drawn.sum()} of {len(points)} images", fontsize=10)
-    names = [style.literal(name) for name in class_names]
-    columns = math.ceil(len(names) / 30)
-    keys = _keys(len(names), 9)
-    figure.legend(keys, names, loc="outside right center", ncols=columns, fontsize=8, handletextpad=0.2)
+    _add_legend(figure, names, columns, fontsize)
     return figure
 
 
@@ -137,8 +132,16 @@ def _name_row(axes: Axes, name: str) -> None:
     axes.annotate(name, (0, 0.5), (-6, 0), rotation=90, fontsize=11, **place)
 
 
-def _keys(classes: int, fontsize: float) -> list[Line2D]:
-    return [
+def _legend_inches(names: Sequence[str], columns: int, fontsize: float) -> float:
+    """The width that a legend needs for itself; otherwise long names would squeeze the panels."""
+    return columns * fontsize * (0.04 + 0.0085 * max(map(len, names)))
+
+
+def _add_legend(figure: Figure, names: Sequence[str], columns: int, fontsize: float) -> None:
+    keys = [
         Line2D([], [], color=colour, marker=marker, linestyle="", markersize=fontsize / 1.7)
-        for colour, marker in style.class_styles(classes)
+        for colour, marker in style.class_styles(len(names))
     ]
+    figure.legend(
+        keys, names, loc="outside right center", ncols=columns, fontsize=fontsize, handletextpad=0.2
+    )

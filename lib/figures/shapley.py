@@ -8,15 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from lib.figures import style
 
-# Red for, blue against: the two ends of ColorBrewer's RdBu, which colour-blind readers tell apart.
-FOR_AND_AGAINST = LinearSegmentedColormap.from_list(
-    "for-and-against", ["#053061", "#2166AC", "#92C5DE", "#FFFFFF", "#F4A582", "#B2182B", "#67001F"]
-)
 STRONGEST_PAIRS = 24
 
 _CELL = 2.6  # inches, the side of a panel
@@ -54,7 +50,7 @@ def attributions(
     limit = np.abs(values).max() or 1.0
     figure, panels = _panels(scene, titles)
     for row, axes in enumerate(panels):
-        colours = FOR_AND_AGAINST(0.5 + 0.5 * values[row][scene.player_map] / limit)[..., :3]
+        colours = style.SIGNED(0.5 + 0.5 * values[row][scene.player_map] / limit)[..., :3]
         axes.imshow(0.7 * colours + 0.3 * style.grey(scene.pixels))
         _draw_borders(axes, scene.player_map, "#00000055")
         if uncertain is not None:
@@ -83,12 +79,12 @@ def interactions(scene: Scene, titles: Sequence[str], values: np.ndarray, pairwi
         lines = LineCollection(
             np.stack([centres[first], centres[second]], axis=1),
             linewidths=0.4 + 4.5 * np.abs(shares),
-            colors=FOR_AND_AGAINST(0.5 + 0.5 * shares),
+            colors=style.SIGNED(0.5 + 0.5 * shares),
             capstyle="round",
             zorder=2,
         )
         axes.add_collection(lines)
-        colours = FOR_AND_AGAINST(0.5 + 0.5 * values[row] / limit)
+        colours = style.SIGNED(0.5 + 0.5 * values[row] / limit)
         axes.scatter(*centres.T, s=16, c=colours, edgecolors=style.INK, linewidths=0.5, zorder=3)
     _add_bar(figure, panels, strongest, f"interaction of two, {scene.unit} (points: Shapley values)")
     return figure
@@ -147,7 +143,7 @@ def _strongest_pairs(pairwise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _add_bar(figure: Figure, panels: Sequence[Axes], limit: float, label: str) -> None:
-    scale = ScalarMappable(Normalize(-limit, limit), FOR_AND_AGAINST)
+    scale = ScalarMappable(Normalize(-limit, limit), style.SIGNED)
     bar = figure.colorbar(scale, ax=panels, fraction=0.045, aspect=22, pad=0.015)
     bar.set_label(textwrap.fill(label, 34), fontsize=8)
     bar.ax.tick_params(labelsize=8, length=0)

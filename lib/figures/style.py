@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lib.errors import UserError, warn
@@ -35,6 +36,12 @@ MORE_COLOURS = (
     "#332288",  # indigo
     "#882255",  # wine
     "#999933",  # olive
+)
+
+# What speaks for an answer is red, what speaks against it blue, nothing white: ColorBrewer's RdBu, which
+# colour-blind readers tell apart.
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", ["#053061", "#2166AC", "#92C5DE", "#FFFFFF", "#F4A582", "#B2182B", "#67001F"]
 )
 
 # Their number is prime to the number of colours, so cycling through both meets every pair once.

@@ -5,13 +5,10 @@ import textwrap
 from collections.abc import Sequence
 
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 
 from lib.figures import style
-
-# Signed and safe for colour-blind readers: against the answer, nothing, for it.
-SIGNED = LinearSegmentedColormap.from_list("signed", [style.PALETTE[1], "#FFFFFF", style.PALETTE[0]])
 
 LINE_CHARACTERS = 72
 _CHARACTER = 0.085  # inches, of the monospaced font at 10 points
@@ -77,7 +74,7 @@ def attribution_lines(words: Sequence[str], values: Sequence[float], heading: st
                 bbox={"facecolor": colour, "edgecolor": "none", "pad": 2.5},
             )
     limit = _limit(values)
-    scale = ScalarMappable(Normalize(-limit, limit), SIGNED)
+    scale = ScalarMappable(Normalize(-limit, limit), style.SIGNED)
     bar = figure.colorbar(scale, ax=axes, label=unit, fraction=0.03, aspect=12)
     bar.outline.set_visible(False)
     return figure
@@ -103,7 +100,7 @@ def _limit(values: Sequence[float]) -> float:
 
 def _colours(values: Sequence[float]) -> list[tuple[float, float, float]]:
     limit = _limit(values)
-    return [to_rgb(SIGNED(0.5 + 0.5 * value / limit)) for value in values]
+    return [to_rgb(style.SIGNED(0.5 + 0.5 * value / limit)) for value in values]
 
 
 def _is_dark(colour: tuple[float, float, float]) -> bool:

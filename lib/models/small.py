@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lib.errors import UserError
 
+_WHITENED_AT_ONCE = 2**20  # pixels
 WHITENING_FLOOR = 5e-4  # of variances: components that hardly vary are mostly noise
 
 
@@ -58,7 +59,8 @@ class FastCNN(nn.Sequential):
       once (before its batch normalisation and GELU, which then have a quarter of the work), and four of
       the seven convolutions run at 15×15 or 7×7 pixels, where a multiplication costs least: they are wide
       enough to keep the processor's matrix units busy.
-    - The first layer is not learnt: see `whiten`. The others begin near a copy of what they take.
+    - The first layer is not learnt: see `whiten`. So no gradient passes to where maps are largest, a tenth
+      of the work. The others begin near a copy of what they take.
     - Pooling by the maximum, all of the last map at once too, so that the linear layer is small and the
       network takes images of any size.
     - Batch normalisation before every GELU, for a high learning rate; no bias beside it.
@@ -82,7 +84,7 @@ class FastCNN(nn.Sequential):
         first = 8 * channels  # two filters for each number in a patch of 2×2 pixels
         layers: dict[str, nn.Module] = {
             "conv0": nn.Conv2d(channels, first, 2, bias=False).requires_grad_(False),
-            "bn0": nn.BatchNorm2d(first),
+            "bn0": nn.BatchNorm2d(first).requires_grad_(False),
             "gelu0": nn.GELU(),
         }
         widths = (first, width, 4 * width, 4 * width)
@@ -112,8 +114,12 @@ class FastCNN(nn.Sequential):
         Args:
             images: (B, C, H, W), as the network takes them.
         """
-        patches = F.unfold(images.float(), 2).transpose(1, 2).flatten(0, 1).double()
-        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        # On the CPU, for not every device has float64; part by part, for patches are four times the pixels.
+        products, count = 0, 0
+        for part in images.cpu().float().split(max(1, _WHITENED_AT_ONCE // images[0, 0].numel())):
+            patches = F.unfold(part, 2).transpose(1, 2).flatten(0, 1).double()
+            products, count = products + patches.T @ patches, count + len(patches)
+        variances, components = torch.linalg.eigh(products / count)
         scaled = components / (variances + WHITENING_FLOOR).sqrt()
         filters = scaled.T.flip(0).view(-1, images.shape[1], 2, 2)  # the largest variance first
         self.conv0.weight.copy_(torch.cat([filters, -filters]))
