@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lib import distributed
 from lib.data.text import words_of
 from lib.data.tokens import UNKNOWN
 from lib.errors import UserError
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
+from lib.explain.scores import class_scores
 from lib.figures import style
 from lib.figures import text as text_pictures
 from lib.files import writable_folder, write_atomically
@@ -69,11 +70,6 @@ def attribute(
             vectors, baseline = model.embed(phrases)
             probabilities = model.classify(vectors[None]).softmax(1)[0]
         chosen = int(probabilities.argmax())
-
-        def log_odds(points: Tensor) -> Tensor:
-            logits = model.classify(points)
-            others = [c for c in range(logits.shape[1]) if c != chosen]
-            return logits[:, chosen] - logits[:, others].logsumexp(1)
-
-        found = integrated_gradients(log_odds, vectors, baseline)
+        log_odds = class_scores([chosen], "log-odds")
+        found = integrated_gradients(lambda points: log_odds(model.classify(points))[0], vectors, baseline)
     return chosen, float(probabilities[chosen]), found

@@ -37,11 +37,6 @@ class Predictions:
         """The most probable class of each example, (N,)."""
         return self.probabilities.argmax(dim=1)
 
-    @property
-    def accuracy(self) -> float:
-        """The share of examples whose most probable class is the true one."""
-        return (self.classes == self.labels).double().mean().item()
-
 
 def predict(model: nn.Module, batches: Iterable[tuple]) -> Predictions:
     """Run `model` in eval mode over `batches` of (inputs, labels (B,)), which lie on its device.
@@ -297,17 +292,13 @@ def embed_layers(
     dims: int = 2,
     perplexity: float = 30.0,
     seed: int = 0,
-    workers: int | None = None,
-    progress: bool = True,
 ) -> Embedding:
     """Project the features (N, D) of each layer, score the points by their labels (N,), and draw them.
 
     The options are those of `embed.project`, which also says what it raises.
     """
     labels = np.asarray(labels)
-    points = embed.project(
-        features, dims=dims, perplexity=perplexity, seed=seed, workers=workers, progress=progress
-    )
+    points = embed.project(features, dims=dims, perplexity=perplexity, seed=seed)
     accuracies = {
         layer: {method: embed.neighbour_accuracy(array, labels) for method, array in methods.items()}
         for layer, methods in points.items()

@@ -42,7 +42,7 @@ class Tile(NamedTuple):
     signed: bool = False
 
 
-def sheet(rows: Sequence[Sequence[Tile]], heading: str = "") -> Figure:
+def sheet(rows: Sequence[Sequence[Tile]]) -> Figure:
     """Return a picture of rows of tiles, with a colour bar for each kind of map there is.
 
     Each map is divided by its own maximum, a signed one by a high percentile of its magnitudes; zero stays
@@ -53,15 +53,13 @@ def sheet(rows: Sequence[Sequence[Tile]], heading: str = "") -> Figure:
     heights = [CELL + _LINE * max(_count_lines(tile) for tile in row) + 0.2 for row in rows]
     kinds = [signed for signed in (False, True) if any(_is_map(tile, signed) for tile in tiles)]
     width = columns * (CELL + 0.08) + 0.65 * len(kinds)
-    figure = Figure(figsize=(width, sum(heights) + (0.3 if heading else 0)))
+    figure = Figure(figsize=(width, sum(heights)))
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for line, row in zip(axes, rows, strict=True):
         for place, tile in itertools.zip_longest(line, row):
             place.set_axis_off() if tile is None else _draw(place, tile)
     for signed in kinds:
         _add_bar(figure, axes, signed, min(sum(heights), 2 * CELL))
-    if heading:
-        figure.suptitle(style.literal(heading), fontsize=10)
     return figure
 
 

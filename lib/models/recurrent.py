@@ -17,7 +17,6 @@ from lib.errors import UserError
 from lib.models.answers import mean_answer
 from lib.models.word_vectors import BigramVectors, WordVectors
 
-CELLS = ("fused", "reference")
 POOLS = ("last", "max", "mean", "mean+max", "attention")
 BIGRAM_SIZE = 64
 
