@@ -59,8 +59,9 @@ class FastCNN(nn.Sequential):
       once (before its batch normalisation and GELU, which then have a quarter of the work), and four of
       the seven convolutions run at 15×15 or 7×7 pixels, where a multiplication costs least: they are wide
       enough to keep the processor's matrix units busy.
-    - The first layer is not learnt: see `whiten`. So no gradient passes to where maps are largest, a tenth
-      of the work. The others begin near a copy of what they take.
+    - The first layer is not learnt: see `whiten`. (Its batch normalisation is: without, a tenth of the work
+      would be spared, and half a point of accuracy on CIFAR-10 lost.) The others begin near a copy of what
+      they take.
     - Pooling by the maximum, all of the last map at once too, so that the linear layer is small and the
       network takes images of any size.
     - Batch normalisation before every GELU, for a high learning rate; no bias beside it.
@@ -84,7 +85,7 @@ class FastCNN(nn.Sequential):
         first = 8 * channels  # two filters for each number in a patch of 2×2 pixels
         layers: dict[str, nn.Module] = {
             "conv0": nn.Conv2d(channels, first, 2, bias=False).requires_grad_(False),
-            "bn0": nn.BatchNorm2d(first).requires_grad_(False),
+            "bn0": nn.BatchNorm2d(first),
             "gelu0": nn.GELU(),
         }
         widths = (first, width, 4 * width, 4 * width)
