@@ -29,7 +29,7 @@ def make_parser() -> cli.Parser:
         type=cli.integer(0),
         default=0,
         metavar="N",
-        help="add columns with random weights in the last 1 … N layers: "
+        help="add panels with random weights in the last 1 … N layers: "
         "a map that does not change explains nothing",
     )
     add("--animate", action="store_true", help="write a GIF, too, one frame a network")

@@ -189,7 +189,12 @@ def add_view_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="examples to embed, stratified, 16 a class or more",
     )
     add("--dims", type=int, choices=(2, 3), default=2, help="of the embeddings")
-    add("--perplexity", type=number(0, above=True), default=30.0, metavar="X", help="of t-SNE")
+    add(
+        "--perplexity",
+        type=number(0, above=True),
+        metavar="X",
+        help="of t-SNE; default: 30, or a third of fewer than 90 samples",
+    )
     add("--projector", metavar="DIR", help="write the files of TensorBoard's embedding projector, too")
     return group
 
@@ -310,7 +315,12 @@ def add_training_flags(
     add("--momentum", type=number(0, 1), default=0.9, metavar="X", help=f"of sgd{also}")
     add("--beta2", type=number(0, 0.999999), default=0.999, metavar="X", help=f"of adam, adamw{also}")
     add("--clip-norm", type=number(0, above=True), metavar="X", help="clip the gradient to this norm")
-    add("--label-smoothing", type=number(0, 1), metavar="X", help="share of a target spread over all classes")
+    add(
+        "--label-smoothing",
+        type=number(0, 0.99),
+        metavar="X",
+        help="share of a target spread over all classes",
+    )
     add(
         "--ema",
         type=number(0, 1),

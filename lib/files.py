@@ -2,11 +2,12 @@
 
 import contextlib
 import glob
+import itertools
 import os
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,6 +45,20 @@ def writable_file(path: str | Path) -> Path:
         raise UserError(f"{file} is no regular file, and would be replaced by one")
     writable_folder(file.parent)
     return file
+
+
+def spare(output: str | None, *inputs: str | Sequence[str] | None) -> None:
+    """Complain if a file that is to be written, if any, is one of those that are to be read.
+
+    Raises:
+        UserError: it is, under whatever name.
+    """
+    if not output or not os.path.exists(output):
+        return
+    names = itertools.chain.from_iterable([each] if isinstance(each, str) else each or () for each in inputs)
+    for name in names:
+        if os.path.exists(name) and os.path.samefile(name, output):
+            raise UserError(f"{output} would be written over {name}, which is read")
 
 
 def existing_file(path: str | Path) -> Path:

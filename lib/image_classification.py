@@ -1,6 +1,7 @@
 """What the scripts that classify images do with a run, a network and data: load, train, report, predict."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -332,7 +333,9 @@ def predict(run: Session, model: nn.Module, data: ImageData) -> None:
     for name, label, answer, probabilities in answers:
         truth = [data.classes[label]] if labelled else []
         chosen = [data.classes[answer], f"{probabilities[answer]:.6f}"]
-        lines.append("\t".join([str(name), *truth, *chosen, *(f"{p:.6f}" for p in probabilities)]))
+        # A name may hold what would end its cell, or its line.
+        cells = [re.sub(r"[\t\n\r]", " ", str(name)), *truth, *chosen]
+        lines.append("\t".join([*cells, *(f"{p:.6f}" for p in probabilities)]))
     if not distributed.is_main():
         return
     if path:

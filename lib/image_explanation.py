@@ -25,7 +25,7 @@ from lib.explain.scores import class_scores, top_classes
 from lib.explain.subject import Picture, Subject
 from lib.figures import explanations as pictures
 from lib.figures import style
-from lib.files import replaced, writable_file, writable_folder, write_atomically
+from lib.files import replaced, spare, writable_file, writable_folder, write_atomically
 from lib.runlog import RunLog
 
 # On one line of a sheet, beside the image.
@@ -203,7 +203,9 @@ def _check(flags: SimpleNamespace, typed: dict) -> None:
     if "target" in typed and "top_k" in typed:
         raise UserError("--top-k and --target both say which classes: choose one")
     if flags.save_values and not flags.save_values.endswith(".npz"):
-        raise UserError(f"--save-values {flags.save_values}: the name ends in .npz")
+        raise UserError(f"--save-values {flags.save_values}: the name must end in .npz")
+    for output in (flags.json, flags.save_values):
+        spare(output, flags.restore_file, flags.weights, flags.input, getattr(flags, "baseline", None))
     _check_baseline(getattr(flags, "baseline", KINDS[0]))
 
 

@@ -22,9 +22,13 @@ def sample(run: Session, labels: Tensor) -> Tensor:
         UserError: there are too few for the perplexity.
     """
     rows = views.stratified_sample(labels, run.flags.samples)
-    if run.flags.perplexity >= len(rows):
+    if _perplexity(run, len(rows)) >= len(rows):
         raise UserError(f"--perplexity {run.flags.perplexity:g} must be less than the {len(rows)} samples")
     return rows
+
+
+def _perplexity(run: Session, samples: int) -> float:
+    return run.flags.perplexity or min(30.0, samples / 3)
 
 
 def make_folders(run: Session) -> None:
@@ -50,8 +54,9 @@ def show_features(
 ) -> views.Embedding:
     """Draw the features (N, D) of each layer as PCA and t-SNE see them, and log how well they tell apart."""
     flags = run.flags
+    perplexity = _perplexity(run, len(labels))
     embedding = views.embed_layers(
-        features, labels, classes, dims=flags.dims, perplexity=flags.perplexity, seed=flags.seed
+        features, labels, classes, dims=flags.dims, perplexity=perplexity, seed=flags.seed
     )
     for layer, scores in embedding.accuracies.items():
         named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}

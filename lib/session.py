@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from lib import checkpoint, distributed, models, train
-from lib.errors import UserError
-from lib.files import writable_folder
+from lib.errors import RunFailed, UserError
+from lib.files import spare, writable_folder
+from lib.memory import keep_what_is_freed
 from lib.models import layers
 from lib.optimisation import Settings
 from lib.runlog import RunLog
@@ -103,6 +104,8 @@ def start(task: str, typed: dict, defaults: dict, recipe: Recipe, structural: Se
     started = time.perf_counter()
     flags, saved = settle(task, typed, defaults, recipe, structural)
     device = distributed.pick_device(flags.device)
+    if device.type == "cpu":
+        keep_what_is_freed()
     # Answers that go to standard output have it to themselves.
     answers = flags.predict_only or getattr(flags, "explain", None)
     stream = sys.stderr if answers and not flags.out_file else None
@@ -134,6 +137,7 @@ def settle(
         raise UserError(f"{_spelled(inspection)} needs --restore-file, e.g. {example}")
     if flags["resume"] and flags["restore_file"]:
         raise UserError("--resume goes on from --checkpoint-dir; leave out --restore-file")
+    spare(flags.get("out_file"), flags["restore_file"], flags.get("input"), flags.get("test_file"))
     saved = _saved(task, flags)
     own = {name: value for name, value in saved.get("flags", {}).items() if name not in _OF_THIS_RUN}
     _check_types(own, defaults)
@@ -300,6 +304,11 @@ class Session:
         )
         if distributed.is_main():
             best = checkpoint.load(checkpoints.best, task=self.task)
+            if best.get("run") != self.run:
+                raise RunFailed(
+                    f"{checkpoints.best} is of run {best.get('run')}, which wrote to the same folder while "
+                    f"{self.run} trained: give each its own --checkpoint-dir"
+                )
             checkpoint.restore_weights(model, best["state_dict"], checkpoints.best)
         distributed.share_weights(model)
         length = len(training)

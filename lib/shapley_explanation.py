@@ -152,7 +152,7 @@ def check(flags: SimpleNamespace, typed: dict) -> None:
         raise UserError("--interactions needs complementary pairs, which --estimator per-patch does not ask")
     if flags.resume_values:
         if not flags.resume_values.endswith(".npz"):
-            raise UserError(f"--resume-values {flags.resume_values}: the name ends in .npz")
+            raise UserError(f"--resume-values {flags.resume_values}: the name must end in .npz")
         writable_file(flags.resume_values)
 
 

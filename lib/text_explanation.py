@@ -10,7 +10,7 @@ from torch import nn
 from lib import distributed
 from lib.data.text import words_of
 from lib.data.tokens import UNKNOWN
-from lib.errors import UserError
+from lib.errors import UserError, warn
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.explain.scores import class_scores
 from lib.figures import style
@@ -19,6 +19,8 @@ from lib.files import writable_folder, write_atomically
 from lib.models import layers
 from lib.session import Session
 from lib.text_classification import Reader
+
+TOLERANCE = 0.01  # of what does not add up, as a share of what should
 
 
 def explain(run: Session, model: nn.Module, reader: Reader) -> None:
@@ -45,6 +47,12 @@ def explain(run: Session, model: nn.Module, reader: Reader) -> None:
         f"completeness_gap={found.gap:.2e} steps={found.steps}"
     )
     sys.stdout.write("\n".join(lines) + "\n")
+    difference = found.score - found.baseline_score
+    if abs(found.gap) > TOLERANCE * abs(difference):
+        warn(
+            f"{found.steps} steps do not bring the sum within {TOLERANCE:.0%} of the difference of the "
+            f"log-odds: it misses {found.gap:.2g} of {difference:.2g}"
+        )
     folder = writable_folder(run.flags.out_dir)
     stem = f"explain-{re.sub(r'[^a-z0-9]+', '-', ' '.join(words))[:40].strip('-') or 'phrase'}"
     heading = f"{name}, probability {probability:.3f}; completeness gap {found.gap:.1e}"
@@ -71,5 +79,7 @@ def attribute(
             probabilities = model.classify(vectors[None]).softmax(1)[0]
         chosen = int(probabilities.argmax())
         log_odds = class_scores([chosen], "log-odds")
-        found = integrated_gradients(lambda points: log_odds(model.classify(points))[0], vectors, baseline)
+        found = integrated_gradients(
+            lambda points: log_odds(model.classify(points))[0], vectors, baseline, tolerance=TOLERANCE
+        )
     return chosen, float(probabilities[chosen]), found

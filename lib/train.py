@@ -190,6 +190,8 @@ class _Run:
         updates = min(self.settings.max_epoch * self.length, self.settings.max_update or math.inf)
         if resume:
             self._resume(resume)
+            if self.progress.update >= updates:
+                self.log.text("RUN", f"nothing is left to train: {self.progress.update} updates are done")
         else:
             # From here on, --resume goes on with this run and not with an older one in the same folder.
             self._save(self.checkpoints.last, resumable=True)

@@ -60,3 +60,15 @@ def test_a_temporary_file_that_a_process_has_not_written_to_for_long_is_its_own_
         os.utime(path, (time.time() - 2 * files.ABANDONED,) * 2)
     files.write_atomically(tmp_path / "file", b"content")
     assert set(tmp_path.iterdir()) == {alive, tmp_path / "file"}
+
+
+def test_what_is_read_is_not_written_over(tmp_path):
+    read, link = tmp_path / "in.txt", tmp_path / "link.txt"
+    read.write_text("x")
+    link.symlink_to(read)
+    for inputs in ([str(read)], [None, ["other", str(read)]]):
+        with pytest.raises(UserError, match=r"link.txt would be written over .*in.txt"):
+            files.spare(str(link), *inputs)
+    files.spare(None, str(read))
+    files.spare(str(tmp_path / "new.txt"), str(read))
+    files.spare(str(read), None, ["a phrase"], "x" * 10_000)

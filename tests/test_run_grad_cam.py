@@ -172,7 +172,7 @@ def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
         (("--ptm", "resnet18"), "not allowed with"),
         (("--input", "nothere.jpg"), "there is no file nothere.jpg"),
         (("--input", "digits:360"), "0 to 359"),
-        (("--save-values", "v.txt"), "ends in .npz"),
+        (("--save-values", "v.txt"), "must end in .npz"),
         (("--device", "nonesuch"), "--device nonesuch"),
         (("--method", "cam"), "invalid choice"),
     ],

@@ -315,6 +315,7 @@ BAD_INPUT = {
     "another model than the file's": (*RESTORED, "{best}", "--model", "lenet5"),
     "another size than the file's": (*RESTORED, "{best}", "--size", 32),
     "perplexity of all samples": (*RESTORED, "{best}", "--samples", 160, "--perplexity", 160),
+    "predictions over the checkpoint": ("--predict-only", "--restore-file", "{best}", "--out-file", "{best}"),
     "perplexity 0": (*RESTORED, "{best}", "--perplexity", 0),
     "unknown layer": (*RESTORED, "{best}", "--layers", "fc2", "fc3"),
     "dims of 4": (*RESTORED, "{best}", "--dims", 4),
@@ -327,6 +328,10 @@ BAD_INPUT = {
         "{best}",
         "--out-file",
         "{bad}/noise.pt/x",
+    ),
+    "predictions over an image": (
+        *("--predict-only", "--restore-file", "{best}"),
+        *("--input", "{bad}/noise.pt", "--out-file", "{bad}/noise.pt"),
     ),
     "input that is missing": ("--predict-only", "--restore-file", "{best}", "--input", "{bad}/none.png"),
     "input that is no image": ("--predict-only", "--restore-file", "{best}", "--input", "{bad}/noise.pt"),

@@ -269,7 +269,7 @@ def test_amp_changes_values_a_little_and_not_the_exact_ones(explain):
         (("--estimator", "per-patch", "-m", "3", "--budget", "99"), "choose one"),
         (("--estimator", "per-patch", "--interactions"), "complementary pairs"),
         (("-lp", "28", "--interactions"), "needs two players"),
-        (("--resume-values", "photo.png"), "the name ends in .npz"),
+        (("--resume-values", "photo.png"), "the name must end in .npz"),
         (("--resume-values", "text.npz"), "holds no values of an earlier run"),
         (("--target", "zebra"), "there is no class 'zebra'"),
     ],

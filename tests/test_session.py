@@ -239,6 +239,20 @@ def test_the_best_weights_are_in_the_network_after_training(tmp_path):
     assert best["Valid_accuracy"] == max(event["Valid_accuracy"] for event in run.events["VALID"])
 
 
+def test_a_run_does_not_take_the_weights_of_another_in_its_folder_for_its_own(tmp_path, monkeypatch):
+    train = session.train.fit
+
+    def fit(*args, checkpoints, **options):
+        progress = train(*args, checkpoints=checkpoints, **options)
+        checkpoint.save(checkpoints.best, checkpoint.load(checkpoints.best) | {"run": "another"})
+        return progress
+
+    monkeypatch.setattr(session.train, "fit", fit)
+    done = call(SCRIPT, "--dataset", "digits", "--max-update", 1, folder=tmp_path)
+    assert (done.status, done.stderr.count("\n")) == (1, 1)
+    assert "checkpoint_best.pt is of run another" in done.stderr
+
+
 def test_a_run_begun_from_old_weights_begins_with_them(tmp_path, trained):
     done = call(SCRIPT, *SHORT, "--restore-file", trained.best, "-lr", "1e-9", folder=tmp_path)
     old = trained.ended.run().events["EVAL"][-1]["Valid_accuracy"]

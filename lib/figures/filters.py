@@ -87,6 +87,6 @@ def _histogram(axes: Axes, row: "Activations") -> None:
     axes.set_yscale("log")
     axes.tick_params(labelsize=6.5, length=2)
     axes.minorticks_off()
-    sparsity = "" if row.sparsity is None else f", {row.sparsity:.0%} zeros"
+    sparsity = "" if row.sparsity is None else f", then {row.sparsity:.0%} zeros"
     facts = f"{row.mean:.2g} ± {math.sqrt(max(row.variance, 0)):.2g}{sparsity}"
     axes.set_title(f"{style.literal(row.layer)}\n{facts}", fontsize=7, pad=3)
