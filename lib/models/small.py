@@ -60,8 +60,8 @@ class FastCNN(nn.Sequential):
       the seven convolutions run at 15×15 or 7×7 pixels, where a multiplication costs least: they are wide
       enough to keep the processor's matrix units busy.
     - The first layer is not learnt: see `whiten`. (Its batch normalisation is: without, a tenth of the work
-      would be spared, and half a point of accuracy on CIFAR-10 lost.) The others begin near a copy of what
-      they take.
+      would be spared, but two seeds were 0.9 and 0.4 points worse on CIFAR-10 after 14 of 16 epochs.) The
+      others begin near a copy of what they take.
     - Pooling by the maximum, all of the last map at once too, so that the linear layer is small and the
       network takes images of any size.
     - Batch normalisation before every GELU, for a high learning rate; no bias beside it.
