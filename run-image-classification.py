@@ -68,8 +68,7 @@ RECIPES = {
         "learning_rate": 0.006,
         "weight_decay": 0.25,
         "label_smoothing": 0.1,
-        "window": 0.75,
-        "window_until": 0.64,
+        "windows": ((0.625, 0.32), (0.75, 0.64)),
         "test_views": 6,
     },
     "row-rnn": ROWS,
@@ -78,7 +77,7 @@ RECIPES = {
 }
 
 # With --freeze: no kernel learns, and views of an image that are always the same have features to be kept.
-HEAD_ALONE = {"optimizer": "adamw", "window": None, "window_until": None, "test_views": 1}
+HEAD_ALONE = {"optimizer": "adamw", "windows": (), "test_views": 1}
 
 
 def make_parser() -> cli.Parser:
@@ -136,7 +135,7 @@ def make_parser() -> cli.Parser:
     cli.add_run_flags(parser)
     cli.add_training_flags(parser, "the recipe of the model")
     cli.add_augmentation_flags(parser, "color", "affine", "crop", "flip", "erase", "shift", "rotate", "scale")
-    cli.add_window_flags(parser)
+    cli.add_window_flag(parser)
     views = cli.add_view_flags(parser)
     views.add_argument(
         "--pool", choices=("gap", "flatten"), default="gap", help="how a feature map becomes a vector"

@@ -4,6 +4,7 @@ Nothing here imports torch, so that `--help` answers at once.
 """
 
 import argparse
+import itertools
 import math
 import os
 import sys
@@ -147,6 +148,13 @@ def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
+def as_typed(value):
+    """Return a flag's value as it would be typed: with commas between several, colons within each."""
+    if not isinstance(value, tuple):
+        return value
+    return ",".join(":".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in value)
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """Flags of every script that trains: what to do, with which checkpoint, on which device.
 
@@ -276,11 +284,13 @@ def add_smoothing_flags(parser: argparse.ArgumentParser, of_what: str) -> None:
 def describe_recipes(recipes: Mapping[str, Mapping]) -> str:
     """Return, for the end of a script's `--help`, what each recipe sets, as one would type it."""
 
-    def typed(name: str, value) -> str:
-        return f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, tuple) else value}"
-
     lines = [
-        f"  {name}: " + " ".join(typed(*item) for item in recipe.items() if item[1] not in (None, ()))
+        f"  {name}: "
+        + " ".join(
+            f"--{flag.replace('_', '-')} {as_typed(value)}"
+            for flag, value in recipe.items()
+            if value not in (None, ())
+        )
         for name, recipe in recipes.items()
     ]
     return "\n".join(
@@ -358,16 +368,27 @@ def add_augmentation_flags(parser: argparse.ArgumentParser, *names: str) -> None
     )
 
 
-def add_window_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of runs that begin with parts of the images, of scripts whose networks take any size."""
-    add = parser.add_argument_group("windows").add_argument
-    add(
-        "--window",
-        type=number(0, 1, above=True),
-        metavar="X",
-        help="begin with random windows of the images, of this share of their side, which is faster",
+def add_window_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag of runs that begin with parts of the images, of scripts whose networks take any size."""
+    parser.add_argument_group("windows").add_argument(
+        "--windows",
+        type=_windows,
+        metavar="X:Y,…",
+        help="begin with random windows of the images, which is faster: of X of their side up to Y of the "
+        "epochs, and so on, and then the whole images; or none",
     )
-    add("--window-until", type=number(0, 1), metavar="X", help="up to this share of the epochs; 0: never")
+
+
+def _windows(text: str) -> tuple[tuple[float, float], ...]:
+    share = number(0, 1, above=True)
+    parts = [part for part in text.split(",") if part and part != "none"]
+    windows = tuple(tuple(map(share, part.split(":"))) for part in parts)
+    if any(len(window) != 2 for window in windows):
+        raise argparse.ArgumentTypeError(f"{text!r} is no SHARE:UNTIL,… such as 0.75:0.6, or none")
+    ends = [until for _, until in windows]
+    if any(end <= previous for previous, end in itertools.pairwise(ends)):
+        raise argparse.ArgumentTypeError(f"{text!r}: each window must last longer than the one before it")
+    return windows
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -211,7 +211,7 @@ def _some_images(split: Examples, size: int, seed: int) -> Tensor:
 def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
     """With `--freeze`, leave nothing of `model` to be trained but its head, and return what it trains on.
 
-    Where the images are always the same (no augmentation, no window, one view), that is their
+    Where the images are always the same (no augmentation, no windows, one view), that is their
     features, computed once.
 
     Raises:
@@ -225,7 +225,7 @@ def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
     if flags.weights in (None, pretrained.RANDOM) and not run.saved:
         raise UserError("--freeze needs --weights, or else keeps what is random")
     transfer.freeze(model)
-    if flags.augment or _sees_windows(run) or flags.test_views > 1 or not transfer.has_features(model):
+    if flags.augment or flags.windows or flags.test_views > 1 or not transfer.has_features(model):
         return data
     started = time.perf_counter()
     splits = [_features(run, model, split) for split in (data.train, data.valid, data.test)]
@@ -263,7 +263,7 @@ def fit(run: Session, model: nn.Module, data: ImageData, rate_of: Callable[[str]
 
 
 def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
-    """Return the augmented batches: of windows at first, if that is asked for, and then of whole images."""
+    """Return the augmented batches: of windows at first, if they are asked for, and then of whole images."""
     flags, how = run.flags, data.preprocessing
 
     def batches(window: int | None) -> Shuffled:
@@ -274,28 +274,19 @@ def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
             seed=flags.seed,
         )
 
-    whole = batches(None)
-    if not _sees_windows(run):
-        return whole
-    side = round(flags.window * how.size)
-    try:
-        layers.table(model, torch.zeros(1, how.channels, side, side, device=run.device))
-    except UserError:
-        raise UserError(
-            f"{flags.model} does not take windows of {side} px of images of {how.size} px: "
-            "give another --window, or --window-until 0"
-        ) from None
-    # 0.29 × 100 is 28.999…: a hundredth of an epoch more than said is still what was said.
-    return Phases(batches(side), int(flags.window_until * flags.max_epoch + 0.01), whole)
-
-
-def _sees_windows(run: Session) -> bool:
-    window, until = (getattr(run.flags, name, None) for name in ("window", "window_until"))
-    if window and until is None:
-        raise UserError("--window needs --window-until, e.g. 0.6")
-    if until and not window:
-        raise UserError("--window-until needs --window, e.g. 0.75")
-    return bool(until)
+    found = batches(None)
+    for share, until in reversed(getattr(flags, "windows", None) or ()):
+        side = round(share * how.size)
+        try:
+            layers.table(model, torch.zeros(1, how.channels, side, side, device=run.device))
+        except UserError:
+            raise UserError(
+                f"{flags.model} does not take windows of {side} px of images of {how.size} px: "
+                "give other --windows, or none"
+            ) from None
+        # 0.29 × 100 is 28.999…: a hundredth of an epoch more than said is still what was said.
+        found = Phases(batches(side), int(until * flags.max_epoch + 0.01), found)
+    return found
 
 
 def report(run: Session, model: nn.Module, data: ImageData) -> None:

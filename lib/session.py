@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib import checkpoint, distributed, models, train
+from lib import checkpoint, cli, distributed, models, train
 from lib.errors import RunFailed, UserError
 from lib.files import spare, writable_folder
 from lib.memory import keep_what_is_freed
@@ -238,7 +238,7 @@ class Session:
     def log_start(self) -> None:
         """Write the `[RUN]` line: the run's id and every flag that was given a value."""
         values = {
-            name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+            name: cli.as_typed(value)
             for name, value in vars(self.flags).items()
             if not (value is None or value is False or value == ())
         }

@@ -166,17 +166,20 @@ def test_the_first_layer_of_fast_cnn_is_fitted_to_the_images_and_then_kept(run, 
 
 def test_windows_come_first_and_a_run_resumed_among_them_ends_at_the_same_weights(run, photos, tmp_path):
     flags = (*BRIEF, "--model", "fast-cnn", "--size", 20, "--data-dir", photos, "--schedule", "constant")
-    windows = ("--window", 0.8, "--window-until", 0.5)
+    flags += ("--max-epoch", 3)
+    windows = ("--windows", "0.7:0.34,0.8:0.67")
     whole = run(*flags, *windows, "--checkpoint-dir", "whole")
     assert whole.status == 0, whole.stderr
     run(*flags, *windows, "--checkpoint-dir", "parts", "--max-update", 3)
     resumed = run("--resume", "--checkpoint-dir", "parts", "--max-update", 1000)
     assert evaluation(resumed) == evaluation(whole)
-    run(*flags, "--checkpoint-dir", "no windows", "--window-until", 0)
-    names = ("whole", "parts", "no windows")
+    run(*flags, "--checkpoint-dir", "no windows", "--windows", "none")
+    run(*flags, "--checkpoint-dir", "one window", "--windows", "0.8:0.67")
+    names = ("whole", "parts", "no windows", "one window")
     ends = [checkpoint.load(tmp_path / name / "checkpoint_last.pt")["state_dict"] for name in names]
     assert_same(ends[0], ends[1])
-    assert not torch.equal(ends[0]["conv1.weight"], ends[2]["conv1.weight"])
+    for other in ends[2:]:
+        assert not torch.equal(ends[0]["conv1.weight"], other["conv1.weight"])
 
 
 def test_answers_about_several_views_are_reported_and_predicted_until_told_not_to(run, photos, tmp_path):
@@ -336,11 +339,12 @@ BAD_INPUT = {
     "pooling of a training run": (*BRIEF, "--data-dir", "{photos}", "--pool", "flatten"),
     "a name too long": (*BRIEF, "--data-dir", "{photos}" + "x" * 300),
     "unknown augmentation": (*BRIEF, "--data-dir", "{photos}", "--augment", "mixup"),
-    "window without a share": (*BRIEF, "--data-dir", "{photos}", "--window", 0.75),
-    "a share of no window": (*BRIEF, "--data-dir", "{photos}", "--window-until", 0.5),
+    "window without an end": (*BRIEF, "--data-dir", "{photos}", "--windows", 0.75),
+    "window beyond the image": (*BRIEF, "--data-dir", "{photos}", "--windows", "1.5:0.5"),
+    "windows that end together": (*BRIEF, "--data-dir", "{photos}", "--windows", "0.7:0.5,0.8:0.5"),
     "window that the network does not take": (
         *(*BRIEF, "--data-dir", "{photos}"),
-        *("--window", 0.75, "--window-until", 0.5),
+        *("--windows", "0.75:0.5"),
     ),
     "thumbnails in space": ("--eval-only", "--restore-file", "{best}", "--thumbnails", "--dims", 3),
     "thumbnails of a training run": (*BRIEF, "--data-dir", "{photos}", "--thumbnails"),
