@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lib.errors import Interrupted, RunFailed, UserError
 
@@ -148,8 +149,8 @@ def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
-def as_typed(value):
-    """Return a flag's value as it would be typed: with commas between several, colons within each."""
+def as_typed(value: Any) -> Any:
+    """Return a flag's value as it would be typed: with commas between several, colons within a pair."""
     if not isinstance(value, tuple):
         return value
     return ",".join(":".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in value)
@@ -380,6 +381,7 @@ def add_window_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _windows(text: str) -> tuple[tuple[float, float], ...]:
+    """A flag type: `SHARE:UNTIL,…`, of the side and of the epochs; empty or `none` for none."""
     share = number(0, 1, above=True)
     parts = [part for part in text.split(",") if part and part != "none"]
     windows = tuple(tuple(map(share, part.split(":"))) for part in parts)
