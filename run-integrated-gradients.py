@@ -38,9 +38,8 @@ def make_parser() -> cli.Parser:
         "-bs",
         "--batch-size",
         type=cli.integer(1),
-        default=18,
         metavar="N",
-        help="points of the path at once; memory grows with it, and not with the steps",
+        help="points of the path at once; default: the fastest number, found by measuring on the way",
     )
     cli.add_smoothing_flags(parser, "the values")
     return parser

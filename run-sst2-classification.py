@@ -147,13 +147,6 @@ def add_network_flags(parser: cli.Parser) -> None:
     add("--head-dropout", type=share, metavar="X", help="of the features")
     add("--phrase-swap", type=cli.number(0, 1), metavar="X", help="phrases of which a part is exchanged")
     add("--max-tokens", type=cli.integer(1), default=8192, metavar="N", help="words an update at most")
-    add(
-        "--threads",
-        type=cli.integer(1),
-        default=1,
-        metavar="N",
-        help="of training on the CPU; several are slow where another process wants one of the cores",
-    )
     add("--keep", choices=("best", "last"), help="which weights; default: best on a hold-out, otherwise last")
     add(
         "--r-drop",

@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lib.errors import Interrupted, RunFailed, UserError
+from lib import streams
+from lib.errors import Interrupted, RunFailed, UserError, say
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 
@@ -57,6 +58,7 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
 
     0 done, 1 the run failed, 2 the user's input was wrong, 130 Ctrl-C, 143 SIGTERM, 141 reader gone.
     """
+    streams.open_missing()
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -71,26 +73,21 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
         _leave(130, "interrupted")
     except BrokenPipeError:
         # The reader of our standard output is gone (`| head`): nothing is left to tell it.
-        _abandon_output()
+        streams.abandon(sys.stdout)
         _leave(141)
     except OSError as error:
         # Files are read and written by what knows them. What is left is a path that cannot be one, e.g. too
         # long, which the error names, and standard output.
         if error.filename is not None:
             _leave(2, f"error: {error.filename}: {error.strerror}")
-        _abandon_output()
+        streams.abandon(sys.stdout)
         _leave(1, f"error: cannot write to standard output: {error.strerror or error}")
-
-
-def _abandon_output() -> None:
-    """Keep the interpreter from flushing, as it ends, to where nothing can be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(status: int, line: str = "") -> None:
     # Under torchrun every rank meets the same mistake: one of them says so.
     if line and int(os.environ.get("RANK", 0)) == 0:
-        print(" ".join(line.split()), file=sys.stderr)
+        say(" ".join(line.split()))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         # One of gloo's threads may still be letting go of a tensor. If the interpreter is shutting down by
         # then, that aborts the process (pytorch/pytorch#179291): ranks leave without shutting it down.
@@ -174,7 +171,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiv
     group.add_argument("--out-dir", default="imgs", metavar="DIR", help="folder for pictures")
     group.add_argument("--out-file", metavar="FILE", help="file for predictions; standard output by default")
     group.add_argument("--show", action="store_true", help="open pictures in windows, too")
-    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    add_machine_flags(group)
     group.add_argument(
         "--seed",
         type=integer(0, 2**32 - 1),
@@ -183,6 +180,18 @@ def add_run_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiv
         help="of weights, order and augmentation",
     )
     return what
+
+
+def add_machine_flags(group: argparse._ArgumentGroup) -> None:
+    """Flags of what to compute on, of every script that computes."""
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument(
+        "--threads",
+        type=integer(1, 1024),
+        metavar="N",
+        help="compute with N threads on the CPU; default: one for small networks, which gain nothing from "
+        "more, and one for each core otherwise",
+    )
 
 
 def add_view_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -244,7 +253,7 @@ def add_explanation_flags(parser: argparse.ArgumentParser) -> None:
         help="of --ptm: torchvision's name such as IMAGENET1K_V1, a file of a state_dict, or random; "
         "default: torchvision's, fetched on first use",
     )
-    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    add_machine_flags(group)
     add = parser.add_argument_group("images").add_argument
     add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
     add("--data-dir", default="data", metavar="DIR", help="holds MNIST/raw/…; downloaded where missing")
@@ -351,7 +360,17 @@ def add_training_flags(
     add("--save-epochs", type=_integers, default=(), metavar="N,N", help="keep the checkpoints of these")
     add("--amp", action="store_true", help="bf16 autocast")
     add("--compile", action="store_true", help="torch.compile the network")
-    add("--checkpoint-dir", metavar="DIR", help="default: ckpts/MODEL")
+    add(
+        "--checkpoint-dir",
+        metavar="DIR",
+        help="folder of the run's checkpoints; default: ckpts/MODEL, or ckpts/MODEL-DATASET if --dataset is "
+        "another than usual; --resume takes the newest of these",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the run in --checkpoint-dir although it is one of another network or of other data",
+    )
     add("--tensorboard", metavar="DIR", help="write the numbers of the log for TensorBoard, too")
 
 

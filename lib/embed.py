@@ -3,10 +3,14 @@
 Nothing here imports torch: the worker processes that run t-SNE import this module, and start quickly.
 """
 
+import contextlib
+import io
 import json
 import math
 import os
 import re
+import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +29,8 @@ from lib.errors import RunFailed, UserError, warn
 TSNE_COMPONENTS = 50
 # Fewer layers × examples take about two seconds; worker processes need as much to start.
 WORTH_WORKERS = 1000
+# scikit-learn's default, and how often it says where it is.
+MOST_ITERATIONS, STEPS_A_TICK = 1000, 50
 # Browsers take no texture with a longer side: the projector then shows no thumbnails at all.
 LONGEST_SPRITE_SIDE = 8192
 
@@ -65,12 +71,63 @@ def project(
     if features and perplexity >= examples:
         raise UserError(f"a perplexity of {perplexity:g} needs more than the {examples} examples there are")
     clean = {name: _finite(name, array) for name, array in features.items()}
-    settings = {"dims": dims, "perplexity": perplexity, "seed": seed}
-    points = _map(_embed, list(clean.values()), settings, _processes(workers, len(clean), examples))
-    bar = tqdm(
-        points, "PCA and t-SNE", len(clean), unit="layer", leave=False, disable=None if progress else True
-    )
-    return dict(zip(clean, bar, strict=True))
+    processes = _processes(workers, len(clean), examples)
+    with tempfile.TemporaryDirectory() as folder, _progress_bar(Path(folder), len(clean), progress):
+        settings = {"dims": dims, "perplexity": perplexity, "seed": seed, "ticks": folder}
+        return dict(zip(clean, _map(_embed, list(clean.values()), settings, processes), strict=True))
+
+
+@contextlib.contextmanager
+def _progress_bar(ticks: Path, layers: int, enabled: bool) -> Iterator[None]:
+    """Show how far the t-SNE of all layers has come, by the files in `ticks` that `_Ticks` writes.
+
+    scikit-learn's t-SNE takes no callback, and runs in other processes: files are what both can reach.
+    """
+    total = layers * MOST_ITERATIONS
+    with tqdm(
+        total=total, desc="t-SNE", unit=" steps", leave=False, disable=None if enabled else True
+    ) as bar:
+        if bar.disable:
+            yield
+            return
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.2):
+                done = sum(file.stat().st_size for file in ticks.iterdir()) * STEPS_A_TICK
+                bar.update(min(done, total) - bar.n)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+
+class _Ticks(io.TextIOBase):
+    """A stream for what t-SNE prints: each line about its iterations becomes one byte of a file.
+
+    Args:
+        folder: of the files; None to throw the lines away.
+    """
+
+    def __init__(self, folder: str | None):
+        super().__init__()
+        self._file = None if folder is None else Path(folder) / secrets.token_hex(8)
+
+    def write(self, text: str) -> int:
+        if self._file is not None:
+            with contextlib.suppress(OSError), self._file.open("ab") as file:
+                file.write(b"." * text.count("] Iteration "))
+        return len(text)
+
+    def finish(self) -> None:
+        """Count the iterations that were not needed as done."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.write_bytes(b"." * (MOST_ITERATIONS // STEPS_A_TICK))
 
 
 def _finite(layer: str, features: np.ndarray) -> np.ndarray:
@@ -119,12 +176,18 @@ def _watch_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _embed(features: np.ndarray, dims: int, perplexity: float, seed: int) -> dict[str, np.ndarray]:
-    """Return features (N, D) as {"pca": (N, dims), "tsne": (N, dims)}."""
+def _embed(
+    features: np.ndarray, dims: int, perplexity: float, seed: int, ticks: str | None = None
+) -> dict[str, np.ndarray]:
+    """Return features (N, D) as {"pca": (N, dims), "tsne": (N, dims)}; `ticks` is a folder for `_Ticks`."""
     components = _principal_components(features, TSNE_COMPONENTS, seed)
     missing = max(0, dims - components.shape[1])
     components = np.pad(components, ((0, 0), (0, missing)))
-    return {"pca": components[:, :dims], "tsne": _tsne(components, dims, perplexity, seed)}
+    progress = _Ticks(ticks)
+    with contextlib.redirect_stdout(progress):
+        points = _tsne(components, dims, perplexity, seed)
+    progress.finish()
+    return {"pca": components[:, :dims], "tsne": points}
 
 
 def _principal_components(features: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -155,7 +218,15 @@ def _tsne(components: np.ndarray, dims: int, perplexity: float, seed: int) -> np
     components = components / spread
     # PCA's start is the first axes, and a start that is flat along one of them would stay so.
     start = "pca" if min(components.std(axis=0)[:dims]) > 0 and len(components) >= dims else "random"
-    tsne = TSNE(dims, perplexity=perplexity, init=start, learning_rate="auto", random_state=seed)
+    tsne = TSNE(
+        dims,
+        perplexity=perplexity,
+        init=start,
+        learning_rate="auto",
+        random_state=seed,
+        max_iter=MOST_ITERATIONS,
+        verbose=2,  # a line every 50 iterations, for `_Ticks`
+    )
     return tsne.fit_transform(components).astype(np.float64)
 
 

@@ -1,5 +1,6 @@
 """The ways a run can end early; `cli.run` turns each into one line and an exit status. And warnings."""
 
+import contextlib
 import sys
 
 
@@ -21,4 +22,10 @@ class Interrupted(Exception):
 
 def warn(message: str) -> None:
     """Tell the user, on standard error, of something that does not end the run."""
-    print(f"warning: {message}", file=sys.stderr)
+    say(f"warning: {message}")
+
+
+def say(line: str) -> None:
+    """Print a line to standard error; a standard error that cannot be written to is no reason to stop."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)

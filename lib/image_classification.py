@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,9 @@ from lib.data import augment, cifar, folders, image_files, images, photographs
 from lib.data.batches import Phases, Shuffled
 from lib.data.images import Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
-from lib.errors import UserError
+from lib.errors import Interrupted, UserError
 from lib.files import writable_file, write_atomically
+from lib.interrupts import Signals
 from lib.models import layers, pretrained, transfer
 from lib.models.answers import OfViews
 from lib.models.small import FastCNN
@@ -310,13 +312,35 @@ def report(run: Session, model: nn.Module, data: ImageData) -> None:
 
 
 def predict(run: Session, model: nn.Module, data: ImageData) -> None:
-    """Write a line of tab-separated values for each validation image, or for each `--input` file."""
+    """Write a line of tab-separated values for each validation image, or for each `--input` file.
+
+    Raises:
+        Interrupted: Ctrl-C; the answers that were known by then are written.
+    """
     path = writable_file(run.flags.out_file) if run.flags.out_file else None
     if run.flags.input:
         names, batches = run.flags.input, _input_batches(run, data)
     else:
         names, batches = range(len(data.valid.labels)), data.valid.in_order(distributed_over_ranks=False)
-    predictions = predictions_of(run, model, batches)
+    with Signals() as signals:
+        try:
+            predictions = predictions_of(run, model, signals.until_received(batches))
+        except UserError:  # no examples at all
+            if signals.received:
+                raise Interrupted("interrupted before the first answer", signals.received) from None
+            raise
+        _write_predictions(run, data, list(names[: len(predictions.labels)]), predictions, path)
+    if signals.received:
+        raise Interrupted(
+            f"interrupted: {path or 'standard output'} has the first {len(predictions.labels)} of "
+            f"{len(names)} answers",
+            signals.received,
+        )
+
+
+def _write_predictions(
+    run: Session, data: ImageData, names: Sequence, predictions: views.Predictions, path: Path | None
+) -> None:
     labelled = not run.flags.input
     header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
     lines = ["\t".join(header)]

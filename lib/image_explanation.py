@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import distributed
+from lib import distributed, models, threads
 from lib.data import photographs
 from lib.errors import UserError
 from lib.explain import subject as subjects
@@ -26,6 +26,7 @@ from lib.explain.subject import Picture, Subject
 from lib.figures import explanations as pictures
 from lib.figures import style
 from lib.files import replaced, spare, writable_file, writable_folder, write_atomically
+from lib.memory import keep_what_is_freed
 from lib.runlog import RunLog
 
 # On one line of a sheet, beside the image.
@@ -171,10 +172,14 @@ def start(name: str, typed: dict, defaults: dict) -> Iterator["Session"]:
         writable_folder(flags.out_dir)
     subjects.check_inputs(flags.input or ())
     device = distributed.pick_device(flags.device)
+    if device.type == "cpu":
+        keep_what_is_freed()
     if flags.ptm:
         networks = [subjects.load_pretrained(flags.ptm, flags.weights, device, seed=flags.seed)]
     else:
         networks = _by_age([subjects.load_checkpoint(file, device) for file in flags.restore_file])
+    small = all(models.is_small(each.name) for each in networks)
+    threads.use(flags.threads or threads.suitable(small))
     if "top_k" not in typed:
         flags.top_k = min(flags.top_k, *(len(each.classes) for each in networks))
     if flags.save_values and len({each.size for each in networks}) > 1:

@@ -7,21 +7,59 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from lib.errors import warn
+from lib.errors import Interrupted, warn
 from lib.explain import gradients
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
+from lib.explain.progress import Stopped, Watch
 from lib.explain.scores import class_scores
 from lib.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
+from lib.interrupts import Signals
 
 
 def explain(run: Session) -> None:
-    """Answer every question of the run: a row of panels for each image and network."""
-    run.report([_row(run, question) for questions in run.questions() for question in questions])
+    """Answer every question of the run: a row of panels for each image and network.
+
+    Raises:
+        Interrupted: Ctrl-C; what was known by then is drawn.
+    """
+    questions = [question for asked in run.questions() for question in asked]
+    rows: list[list[Panel]] = []
+    with Signals() as signals, _progress_bar() as bar:
+        watch = Watch(lambda count: _expect(bar, count), bar.update, lambda: bool(signals.received))
+        for question in questions:
+            bar.set_description(f"{question.picture.name}, {question.subject.name}")
+            try:
+                rows.append(_row(run, question, watch))
+            except Stopped:
+                break
+            if signals.received:
+                break
+    if rows:
+        run.report(rows)
+    if signals.received:
+        raise Interrupted(
+            f"interrupted: {len(rows)} of {len(questions)} images are drawn with what is known of them",
+            signals.received,
+        )
 
 
-def _row(run: Session, question: Question) -> list[Panel]:
-    """Return the attributions of each class."""
+def _progress_bar() -> tqdm:
+    return tqdm(total=0, unit=" gradients", disable=None, leave=False)
+
+
+def _expect(bar: tqdm, count: int) -> None:
+    bar.total += count
+    bar.refresh()
+
+
+def _row(run: Session, question: Question, watch: Watch) -> list[Panel]:
+    """Return the attributions of each class.
+
+    Raises:
+        Stopped: there are none yet.
+    """
     flags, subject, started = run.flags, question.subject, time.perf_counter()
     start = baseline_of(flags, question, cropped=True)
     scores = class_scores(question.classes, flags.score)
@@ -36,6 +74,7 @@ def _row(run: Session, question: Question) -> list[Panel]:
             steps=flags.steps,
             tolerance=flags.tolerance,
             batch_size=flags.batch_size,
+            watch=watch,
         )
         found.append(_Sums.of(each))
         return each.values
@@ -80,6 +119,7 @@ class _Completeness(NamedTuple):
         change: that the last trebling of the steps made to the map, the largest; NaN if steps were given.
         steps: the most there were.
         evaluations: points at which gradients were taken, all of them.
+        images: how many (noisy) images there were.
     """
 
     baseline_score: float
@@ -88,6 +128,7 @@ class _Completeness(NamedTuple):
     change: float
     steps: int
     evaluations: int
+    images: int
 
     @classmethod
     def of(cls, found: Sequence[_Sums], index: int) -> "_Completeness":
@@ -99,6 +140,7 @@ class _Completeness(NamedTuple):
             change=max(each.change for each in found),
             steps=max(each.steps for each in found),
             evaluations=sum(each.evaluations for each in found),
+            images=count,
         )
 
     @property
@@ -127,7 +169,7 @@ def _warn(run: Session, question: Question, sums: Sequence[_Completeness]) -> No
 def _panel(
     run: Session, question: Question, answer: Answer, map_: Tensor, sums: _Completeness, seconds: float
 ) -> Panel:
-    flags, runs = run.flags, run.flags.smooth or 1
+    flags = run.flags
     return Panel(
         question,
         answer,
@@ -148,7 +190,7 @@ def _panel(
             "map_change": sums.change,
             **({} if flags.steps else {"converged": sums.within(flags.tolerance)}),
             "steps": sums.steps,
-            "forward_passes": sums.evaluations + 2 * runs,
+            "forward_passes": sums.evaluations + 2 * sums.images,
             "backward_passes": sums.evaluations * len(question.classes),
             "seconds": seconds,
         },

@@ -20,11 +20,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from lib.errors import RunFailed, UserError
+from lib import streams
+from lib.errors import UserError, warn
 
 
 class RunLog:
     """Writes events as log lines, flushed one by one, and mirrors their numbers to TensorBoard.
+
+    A line that cannot be written (the reader of a pipe is gone, the disk is full) never ends the run: one
+    warning says so, and the run goes on without its log.
 
     Args:
         name: who writes, the NAME of every line.
@@ -45,6 +49,7 @@ class RunLog:
         self._stream = stream
         self._folder = tensorboard
         self._enabled = enabled
+        self._is_lost = False
         self._writer = None
 
     def event(self, tag: str, /, **fields) -> None:
@@ -53,8 +58,6 @@ class RunLog:
         Where there is a field `Step`, TensorBoard gets the other numbers as scalars `TAG/key` at it.
 
         Raises:
-            BrokenPipeError: the reader of the stream is gone.
-            RunFailed: the line cannot be written (full disk).
             UserError: TensorBoard is missing, or its folder cannot be written.
         """
         if not self._enabled:
@@ -83,15 +86,19 @@ class RunLog:
         self.close()
 
     def _write(self, tag: str, text: str) -> None:
+        if self._is_lost:
+            return
         time = datetime.now().isoformat(sep=" ", timespec="milliseconds").replace(".", ",")
         stream = self._stream or sys.stdout
         try:
             stream.write(f"{time} - {self._name} - INFO - [{tag}] {text}".rstrip() + "\n")
             stream.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
-            raise RunFailed(f"cannot write the log: {error.strerror}") from None
+            self._is_lost = True
+            streams.abandon(stream)
+            gone = isinstance(error, BrokenPipeError)
+            why = "its reader is gone" if gone else f"it cannot be written ({error.strerror})"
+            warn(f"the log ends here, because {why}; files are written as before")
 
     def _mirror(self, tag: str, fields: dict) -> None:
         if self._writer is None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib import checkpoint, cli, distributed, models, train
+from lib import checkpoint, cli, distributed, models, run_folder, threads, train
 from lib.errors import RunFailed, UserError
 from lib.files import spare, writable_folder
 from lib.memory import keep_what_is_freed
@@ -31,10 +31,13 @@ Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 # What else a run can do than train; each needs --restore-file.
 _INSPECTIONS = ("eval_only", "predict_only", "explain")
 
+# The examples that a run learns from and is judged by.
+_OF_THE_DATA = ("dataset", "classes", "valid_fraction", "limit", "holdout")
+
 # What a checkpoint says of these is what a resumed run goes on with: typed otherwise, it is another run.
 _OF_ANY_RUN = (
-    *("dataset", "classes", "valid_fraction", "limit", "holdout", "seed"),
-    *("batch_size", "optimizer", "ema", "weights", "freeze", "teacher"),
+    *_OF_THE_DATA,
+    *("seed", "batch_size", "optimizer", "ema", "weights", "freeze", "teacher"),
 )
 
 # Flags that mean something in one mode alone, or with another flag.
@@ -81,7 +84,7 @@ _OF_THIS_RUN = {
     "cell",
     "projector",
     "thumbnails",
-    "skip_bad",
+    "overwrite",
     "workers",
     "tensorboard",
     "compile",
@@ -114,6 +117,7 @@ def start(task: str, typed: dict, defaults: dict, recipe: Recipe, structural: Se
         RunLog(task, stream=stream, tensorboard=flags.tensorboard, enabled=distributed.is_main()) as log,
     ):
         _check_ranks(saved, flags, device)
+        threads.use(flags.threads)
         session = Session(task, flags, device, log, saved, _run_id(flags, saved))
         session.log_start()
         yield session
@@ -133,22 +137,44 @@ def settle(
             raise UserError(f"{_spelled(name)} does not go with {_spelled(other)}: give one of them")
     inspection = next((name for name in _INSPECTIONS if flags.get(name)), None)
     if inspection and not flags["restore_file"]:
-        example = f"ckpts/{flags['model']}/{checkpoint.BEST}"
+        example = f"{run_folder.default_name(flags, defaults['dataset'])}/{checkpoint.BEST}"
         raise UserError(f"{_spelled(inspection)} needs --restore-file, e.g. {example}")
     if flags["resume"] and flags["restore_file"]:
         raise UserError("--resume goes on from --checkpoint-dir; leave out --restore-file")
     spare(flags.get("out_file"), flags["restore_file"], flags.get("input"), flags.get("test_file"))
+    usual_dataset = defaults["dataset"]
+    if flags["resume"] and not flags["checkpoint_dir"]:
+        flags["checkpoint_dir"] = run_folder.newest(flags["model"], typed.get("dataset"))
+    flags["checkpoint_dir"] = flags["checkpoint_dir"] or run_folder.default_name(flags, usual_dataset)
     saved = _saved(task, flags)
     own = {name: value for name, value in saved.get("flags", {}).items() if name not in _OF_THIS_RUN}
+    if not flags["resume"]:
+        own.pop("threads", None)  # they belong to the machine, and are kept for exact resuming alone
     _check_types(own, defaults)
     _check_agreement(own, typed, (*structural, *_OF_ANY_RUN) if flags["resume"] else structural)
     if flags["restore_file"] and not inspection:
         own = {name: own[name] for name in structural if name in own}  # a new run from old weights
     if "data_dir" in own and not Path(str(own["data_dir"])).exists():
         own.pop("data_dir")  # trained on another machine
+    resumed_folder = flags["checkpoint_dir"] if flags["resume"] else None
     flags = defaults | recipe(SimpleNamespace(**(defaults | own | typed))) | own | typed
-    flags["checkpoint_dir"] = flags["checkpoint_dir"] or f"ckpts/{flags['model']}"
+    # The model and the data set may be those of --restore-file by now.
+    folder = resumed_folder or flags["checkpoint_dir"] or run_folder.default_name(flags, usual_dataset)
+    flags["checkpoint_dir"] = folder
+    flags["threads"] = flags["threads"] or threads.suitable(models.is_small(flags["model"]))
+    is_new = not inspection and not (flags["resume"] and saved)
+    if is_new and not flags["overwrite"]:
+        _refuse_other_run(task, flags, structural)
     return SimpleNamespace(**flags), saved
+
+
+def _refuse_other_run(task: str, flags: dict, structural: Sequence[str]) -> None:
+    # A structural flag without a value takes the one that suits the data or the weights.
+    network = [name for name in structural if flags[name] is not None]
+    data = [*_OF_THE_DATA, "train_file", "valid_file", "test_file"]
+    if flags.get("dataset") == "folder":
+        data.append("data_dir")
+    run_folder.refuse_other_run(flags["checkpoint_dir"], task, flags, [*network, *data])
 
 
 def _saved(task: str, flags: dict) -> dict[str, Any]:
@@ -156,8 +182,8 @@ def _saved(task: str, flags: dict) -> dict[str, Any]:
         return checkpoint.load(flags["restore_file"], task=task)
     if not flags["resume"]:
         return {}
-    folder = Path(flags["checkpoint_dir"] or f"ckpts/{flags['model']}")
-    return _load_last(folder, task) or _load_last(_member_folder(folder, 0), task)
+    folder = Path(flags["checkpoint_dir"])
+    return _load_last(folder, task) or _load_last(run_folder.member(folder, 0), task)
 
 
 def _load_last(folder: Path, task: str) -> dict[str, Any]:
@@ -182,10 +208,6 @@ def _check_ranks(saved: dict[str, Any], flags: SimpleNamespace, device: torch.de
             f"not all ranks find the same checkpoint in {flags.restore_file or flags.checkpoint_dir}: "
             "share the folder among all hosts, or copy it to each"
         )
-
-
-def _member_folder(folder: str | Path, number: int) -> Path:
-    return Path(folder) / f"member-{number}"
 
 
 def _spelled(name: str) -> str:
@@ -291,6 +313,8 @@ class Session:
         checkpoints = self._checkpoints(description)
         self.log.event("PLAN", Steps_per_epoch=len(training))
         resume = self.saved if self.flags.resume and self.saved else None
+        if not resume and distributed.is_main():
+            run_folder.clear(checkpoints.folder)
         progress = train.fit(
             model,
             objective,
@@ -340,17 +364,14 @@ class Session:
         folder = Path(self.flags.checkpoint_dir)
         resumes = self.flags.resume and bool(self.saved)
         if not resumes and distributed.is_main():
-            # Of an older run, of one network or of several: not to be gone on with.
-            for old in (folder, *(_member_folder(folder, number) for number in range(count))):
-                (old / checkpoint.LAST).unlink(missing_ok=True)
-            (folder / checkpoint.START).unlink(missing_ok=True)
+            run_folder.clear(folder)
             if self.saved:
                 checkpoint.save(writable_folder(folder) / checkpoint.START, self.saved)
         start = self.saved
         if resumes:
             kept = folder / checkpoint.START
             start = checkpoint.load(kept, task=self.task) if kept.exists() else {}
-        return [self._member(_member_folder(folder, number), number, start) for number in range(count)]
+        return [self._member(run_folder.member(folder, number), number, start) for number in range(count)]
 
     def _member(self, folder: Path, number: int, start: dict[str, Any]) -> "Session":
         begun = _load_last(folder, self.task) if self.flags.resume else {}

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from lib import distributed
 from lib.errors import Interrupted, RunFailed, UserError, warn
-from lib.explain import interactions, players, shapley
-from lib.explain.games import Evaluation, MaskedImage, Record, largest_batch
+from lib.explain import batch_size, interactions, players, shapley
+from lib.explain.batch_size import BatchSizeTuner
+from lib.explain.games import Evaluation, MaskedImage, Record
 from lib.explain.players import Players
 from lib.explain.scores import class_scores
 from lib.explain.shapley import Estimate, Plan
@@ -119,14 +120,16 @@ def explain(run: Session) -> None:
         run = replace(run, log=RunLog(run.name, enabled=distributed.is_main()))
         done = []
         questions = [question for questions in run.questions() for question in questions]
-        for question, stem in zip(questions, _stems(run, questions), strict=True):
-            done.append(_explain_one(run, question, signals))
-            _report(run, done[-1], stem)
-            received = distributed.any_rank(signals.received, device)
-            if received:
-                break
-        if distributed.is_main():
-            _write(run, done)
+        try:
+            for question, stem in zip(questions, _stems(run, questions), strict=True):
+                done.append(_explain_one(run, question, signals))
+                _report(run, done[-1], stem)
+                received = distributed.any_rank(signals.received, device)
+                if received:
+                    break
+        finally:  # also if nothing could be said of the last image: what the others cost is not lost
+            if distributed.is_main() and done:
+                _write(run, done)
     if received:
         last = done[-1]
         raise Interrupted(
@@ -169,7 +172,7 @@ def _explain_one(run: Session, question: Question, signals: Signals) -> Explaine
         evaluation = Evaluation(
             game,
             subject.device,
-            largest_batch(game.image),
+            BatchSizeTuner(batch_size.largest(game.image), batch_size.first(game.image)),
             record=record,
             is_stopped=lambda: bool(signals.received),
             progress=bar.update,

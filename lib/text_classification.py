@@ -1,8 +1,7 @@
 """What the script that classifies phrases does with a run, a network and words."""
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,15 +129,14 @@ def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> 
         seed=flags.seed,
         swap=PhraseSwap(encoded, labels, flags.phrase_swap) if flags.phrase_swap else None,
     )
-    with _threads(flags.threads):
-        run.fit(
-            model,
-            _objective(run, data, reader),
-            training,
-            PhrasesInOrder(*reader.encode(data.valid, run.device)),
-            description=reader.plain(),
-            score=by_accuracy if flags.keep == "best" else by_recency,
-        )
+    run.fit(
+        model,
+        _objective(run, data, reader),
+        training,
+        PhrasesInOrder(*reader.encode(data.valid, run.device)),
+        description=reader.plain(),
+        score=by_accuracy if flags.keep == "best" else by_recency,
+    )
 
 
 def _objective(run: Session, data: TextData, reader: Reader) -> Objective:
@@ -169,17 +167,6 @@ def _teacher(run: Session, reader: Reader) -> nn.Module:
     teacher = models.build(saved["model"]["name"], **saved["model"]["config"])
     checkpoint.restore_weights(teacher, saved["state_dict"], flags.teacher)
     return teacher.to(run.device)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with so many threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def describe(run: Session, data: TextData) -> None:

@@ -26,7 +26,8 @@ TOLERANCE = 0.01  # of what does not add up, as a share of what should
 def explain(run: Session, model: nn.Module, reader: Reader) -> None:
     """Write what each word of `--explain` adds to the answer; draw it as a picture and as a page.
 
-    Standard output gets the words in colours, on a terminal, then a line a word and one of totals.
+    Standard output gets the words in colours, on a terminal, then a line a word and one of totals. Words that
+    are not in the network's vocabulary are marked.
     """
     if not distributed.is_main():
         return
@@ -36,17 +37,24 @@ def explain(run: Session, model: nn.Module, reader: Reader) -> None:
     chosen, probability, found = attribute(model, reader, words, run.device)
     values = found.values.sum(1).tolist()
     name = reader.classes[chosen]
-    lines = [text_pictures.coloured_terminal(words, values)] if sys.stdout.isatty() else []
-    lines += [
-        "word\tattribution",
-        *(f"{word}\t{value:+.6f}" for word, value in zip(words, values, strict=True)),
+    unknown = reader.vocabulary.unknown(words)
+    explained = [
+        text_pictures.Word(*each, is_known=each[0] not in unknown) for each in zip(words, values, strict=True)
     ]
+    lines = [text_pictures.coloured_terminal(explained)] if sys.stdout.isatty() else []
+    lines.append("word\tattribution\tin_vocabulary")
+    lines += [f"{each.text}\t{each.value:+.6f}\t{'yes' if each.is_known else 'no'}" for each in explained]
     lines.append(
         f"prediction={name} probability={probability:.6f} log_odds={found.score:.6f} "
-        f"unknown_words={found.baseline_score:.6f} sum={sum(values):.6f} "
-        f"completeness_gap={found.gap:.2e} steps={found.steps}"
+        f"baseline_log_odds={found.baseline_score:.6f} sum={sum(values):.6f} "
+        f"completeness_gap={found.gap:.2e} steps={found.steps} unknown_words={len(unknown)}"
     )
     sys.stdout.write("\n".join(lines) + "\n")
+    if unknown:
+        warn(
+            f"{len(unknown)} of {len(words)} words are not in the vocabulary that this network learnt, so it "
+            f"knows at most parts of them: {', '.join(dict.fromkeys(unknown))}"
+        )
     difference = found.score - found.baseline_score
     if abs(found.gap) > TOLERANCE * abs(difference):
         warn(
@@ -56,9 +64,11 @@ def explain(run: Session, model: nn.Module, reader: Reader) -> None:
     folder = writable_folder(run.flags.out_dir)
     stem = f"explain-{re.sub(r'[^a-z0-9]+', '-', ' '.join(words))[:40].strip('-') or 'phrase'}"
     heading = f"{name}, probability {probability:.3f}; completeness gap {found.gap:.1e}"
+    if unknown:
+        heading += f"; {len(unknown)} of {len(words)} words unknown (dashed)"
     page = folder / f"{stem}.html"
-    write_atomically(page, text_pictures.coloured_html(words, values, heading).encode())
-    figure = text_pictures.attribution_lines(words, values, heading, f"log-odds\nof {name}")
+    write_atomically(page, text_pictures.coloured_html(explained, heading).encode())
+    figure = text_pictures.attribution_lines(explained, heading, f"log-odds\nof {name}")
     picture = style.save(figure, folder / f"{stem}.png", show=run.flags.show)
     run.log.event("FIGURE", file=picture, page=page)
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lib import distributed
+from lib import distributed, threads
 from lib.data import text
 from lib.data.batches import start_worker
 from lib.data.text import Row, words_of
+from lib.errors import Interrupted, warn
 from lib.files import replaced, writable_file
+from lib.interrupts import Signals
 from lib.models import layers
 from lib.session import Session
 from lib.text_classification import Reader, answer, load
@@ -25,6 +27,8 @@ from lib.text_classification import Reader, answer, load
 # What is read, answered and written at a time, whatever the length of the input.
 CHUNK_ROWS = 16384
 CHUNK_CHARACTERS = 4_000_000
+# A share of unknown words above which answers are guesses: phrases of SST-2 have a hundredth of them.
+MANY_UNKNOWN = 0.3
 
 
 class Chunk(NamedTuple):
@@ -46,6 +50,9 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
 
     With `--glue`, in the format of a submission to it, of the test split where there is no `--input`. Phrases
     are read, answered and written a chunk at a time, so memory does not grow with their number.
+
+    Raises:
+        Interrupted: Ctrl-C; the answers that were known by then are written.
     """
     if not distributed.is_main():
         return
@@ -53,23 +60,43 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
         "glue" if run.flags.glue else run.flags.format
     ]
 
-    def answered(chunk: Chunk) -> tuple[int, Tensor]:
+    def answered(chunk: Chunk) -> tuple[Counts, Tensor]:
         phrases = [words_of(phrase) for phrase in chunk.texts]
         probabilities = answer(model, reader, phrases, run.device, run.flags.amp).probabilities
         lines = "".join(f"{line}\n" for line in spell(chunk, probabilities, reader.classes))
         # A tensor comes out of a worker in shared memory. A long text would wait for the pipe to be read: for
         # ever, where this process has been killed.
-        return len(phrases), torch.frombuffer(bytearray(lines, "utf-8", "replace"), dtype=torch.uint8)
+        unknown = sum(len(reader.vocabulary.unknown(phrase)) for phrase in phrases)
+        counts = Counts(len(phrases), sum(map(len, phrases)), unknown)
+        return counts, torch.frombuffer(bytearray(lines, "utf-8", "replace"), dtype=torch.uint8)
 
     # Somebody who types at a terminal is answered line by line.
     typing = run.flags.input == "-" and sys.stdin.isatty()
     chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS, reader.classes)
-    done = 0
-    with layers.evaluating(model), _destination(run.flags.out_file) as write_out:
-        for count, lines in map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device):
+    done, where = Counts(0, 0, 0), run.flags.out_file or "standard output"
+    with layers.evaluating(model), Signals() as signals, _destination(run.flags.out_file) as write_out:
+        answers = map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device)
+        for counts, lines in signals.until_received(answers):
             write_out(str(lines.numpy(), "utf-8"))
-            done += count
-    run.log.event("PREDICT", Examples=done, file=run.flags.out_file or "standard output")
+            done = Counts(*(a + b for a, b in zip(done, counts, strict=True)))
+    run.log.event(
+        "PREDICT", Examples=done.phrases, Words=done.words, Unknown_words=done.unknown_words, file=where
+    )
+    if done.unknown_words > MANY_UNKNOWN * done.words:
+        warn(
+            f"{done.unknown_words} of {done.words} words are not in the vocabulary that this network learnt: "
+            "its answers say little"
+        )
+    if signals.received:
+        raise Interrupted(f"interrupted: {where} has the first {done.phrases} answers", signals.received)
+
+
+class Counts(NamedTuple):
+    """How many phrases were answered, of how many words, of which so many are not in the vocabulary."""
+
+    phrases: int
+    words: int
+    unknown_words: int
 
 
 class _Answers:
@@ -78,11 +105,13 @@ class _Answers:
     def __init__(self, answered: Callable):
         self.answered = answered
 
-    def __getitem__(self, chunk: Chunk) -> tuple[int, Tensor]:
+    def __getitem__(self, chunk: Chunk) -> tuple[Counts, Tensor]:
         return self.answered(chunk)
 
 
-def _on_all_cores(answered: Callable, chunks: Iterator, device: torch.device) -> Iterable[tuple[int, Tensor]]:
+def _on_all_cores(
+    answered: Callable, chunks: Iterator, device: torch.device
+) -> Iterable[tuple[Counts, Tensor]]:
     """Yield `answered(chunk)` of each chunk, in order; of a few chunks at a time, one on each core.
 
     In processes: threads wait for each other wherever Python splits and writes text. Sharing out every step
@@ -97,7 +126,7 @@ def _on_all_cores(answered: Callable, chunks: Iterator, device: torch.device) ->
         _Answers(answered),
         sampler=chain(given, chunks),
         batch_size=None,
-        num_workers=torch.get_num_threads(),
+        num_workers=threads.cores(),
         worker_init_fn=start_worker,
         multiprocessing_context="fork",
     )

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib import checkpoint, distributed
+from lib import checkpoint, distributed, run_folder
 from lib.errors import Interrupted, RunFailed, UserError
 from lib.interrupts import Signals
 from lib.models import layers
@@ -72,7 +72,7 @@ class Checkpoints:
         return self.folder / checkpoint.LAST
 
     def epoch(self, number: int) -> Path:
-        return self.folder / f"checkpoint_epoch_{number}.pt"
+        return run_folder.epoch_file(self.folder, number)
 
 
 def by_accuracy(metrics: Metrics) -> tuple[float, ...]:
@@ -254,7 +254,7 @@ class _Run:
         epochs, rest = divmod(done, self.length)
         keeps = rest == 0 and epochs in settings.save_epochs
         if validates or keeps or done % settings.log_interval == 0:
-            self._log_training()
+            self._log_training(self._training_numbers())
         if validates:
             self._validate(validation)
         if keeps:
@@ -268,30 +268,41 @@ class _Run:
         received = distributed.any_rank(signals.received, self.device)
         if not received or unless:
             return
-        self._log_training()
+        # Save before a word is said: the signal may have ended the reader of the log as well.
+        numbers = self._training_numbers()
         self._save(self.checkpoints.last, resumable=True)
+        self._log_training(numbers)
         raise Interrupted(
             f"interrupted after update {self.progress.update}: "
             f"{self.checkpoints.last} is saved, go on with --resume",
             received,
         )
 
-    def _log_training(self) -> None:
-        """Write what the losses since the last line were; the one place where they are read."""
+    def _log_training(self, numbers: dict[str, float]) -> None:
+        if numbers:
+            self.log.event("TRAIN", **numbers)
+
+    def _training_numbers(self) -> dict[str, float]:
+        """Return the fields of the next `[TRAIN]` line, or none if there was no update since the last line.
+
+        The losses are read from the device here and nowhere else.
+
+        Raises:
+            RunFailed: one of them is not finite.
+        """
         if not self.pending.losses:
-            return
+            return {}
         losses, examples, seconds = self.pending.take(self.device)
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             self._fail(self.progress.update - len(losses) + int(bad[0]) + 1, float(losses[bad[0]]))
-        self.log.event(
-            "TRAIN",
-            Epoch=self.epoch,
-            Step=self.progress.update,
-            Training_loss=float(losses.sum()) / examples,
-            Learning_rate=self.learning_rate,
-            Examples_per_second=round(examples / max(seconds, 1e-9)),
-        )
+        return {
+            "Epoch": self.epoch,
+            "Step": self.progress.update,
+            "Training_loss": float(losses.sum()) / examples,
+            "Learning_rate": self.learning_rate,
+            "Examples_per_second": round(examples / max(seconds, 1e-9)),
+        }
 
     def _fail(self, update: int, loss: float) -> None:
         kept = "none yet" if self.progress.best_score is None else self.checkpoints.best

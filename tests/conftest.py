@@ -23,6 +23,8 @@ SCRIPT = "run-mnist-classification.py"
 SENTIMENT_SCRIPT = "run-sst2-classification.py"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+# Scripts that run in this process choose their threads by it.
+os.environ |= ONE_THREAD
 torch.set_num_threads(1)
 
 
@@ -125,7 +127,7 @@ class Trained(NamedTuple):
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "ckpts" / "mnist-classifier"
+        return self.folder / "ckpts" / "mnist-classifier-digits"
 
     @property
     def best(self) -> Path:
@@ -152,7 +154,7 @@ def sentiment_run(tmp_path_factory) -> tuple[Path, Ended]:
     folder = tmp_path_factory.mktemp("sentiment")
     ended = call(SENTIMENT_SCRIPT, "--dataset", "tiny", "--max-epoch", "15", folder=folder)
     assert ended.status == 0, ended.stderr
-    return folder / "ckpts" / "lstm" / checkpoint.BEST, ended
+    return folder / "ckpts" / "lstm-tiny" / checkpoint.BEST, ended
 
 
 @pytest.fixture

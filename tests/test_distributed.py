@@ -219,7 +219,7 @@ def test_the_script_under_torchrun_is_one_run_with_one_log_and_one_checkpoint(tm
     assert [event["Epoch"] for event in run.events["VALID"]] == list(range(8))
     assert steps[-1] == 8 * 45  # 1,437 examples in batches of 32
     assert run.events["EVAL"][0]["Valid_accuracy"] > 0.85
-    files = sorted(path.name for path in (tmp_path / "ckpts" / "mnist-classifier").iterdir())
+    files = sorted(path.name for path in (tmp_path / "ckpts" / "mnist-classifier-digits").iterdir())
     assert files == [checkpoint.BEST, checkpoint.LAST]
 
 

@@ -8,9 +8,10 @@ from test_distributed import found_by_two_ranks
 from torch import nn
 
 from lib.errors import RunFailed, UserError
-from lib.explain import games, players
+from lib.explain import batch_size, games, players
+from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.coalitions import all_coalitions
-from lib.explain.games import Evaluation, MaskedImage, Pace, Record
+from lib.explain.games import Evaluation, MaskedImage, Record
 from lib.explain.scores import class_scores
 
 
@@ -122,7 +123,9 @@ def test_log_odds_stay_finite_where_probabilities_are_one():
 def test_values_do_not_depend_on_the_size_of_batches(most):
     game, coalitions = small_game(), all_coalitions(4).repeat(20, 1)
     expected = game(coalitions)
-    assert torch.allclose(Evaluation(game, most_at_once=most)(coalitions), expected, rtol=0, atol=1e-5)
+    assert torch.allclose(
+        Evaluation(game, tuner=BatchSizeTuner(most))(coalitions), expected, rtol=0, atol=1e-5
+    )
 
 
 def test_batches_are_halved_when_memory_runs_out():
@@ -155,23 +158,29 @@ def test_other_errors_of_the_network_are_not_swallowed():
         Evaluation(wrong)(all_coalitions(4))
 
 
-def test_the_pace_doubles_as_long_as_that_pays():
-    pace = Pace(1000)
-    for seconds in (1.0, 0.16, 1.0, 0.20, 1.0, 0.39):  # 100 a second, then 160, then 164: not worth it
-        pace.note(pace.size, seconds)
-    assert pace.size == 32
-    pace.note(32, 1e-6)
-    assert pace.size == 32
-    greedy = Pace(100)
-    for _ in range(20):
+def test_the_batch_size_doubles_as_long_as_that_pays():
+    tuner = BatchSizeTuner(1000)
+    # Of each size, a batch that warms up and two that count: 100 a second, then 160, then 164: not worth it.
+    for seconds in (1.0, 0.16, 0.2, 1.0, 0.5, 0.20, 1.0, 0.39, 0.5):
+        tuner.note(tuner.size, seconds)
+    assert tuner.size == 32
+    tuner.note(32, 1e-6)
+    assert tuner.size == 32
+    greedy = BatchSizeTuner(100)
+    for _ in range(30):
         greedy.note(greedy.size, 0.1)
     assert greedy.size == 64
+
+
+def test_large_images_begin_with_small_batches_on_a_cpu():
+    assert batch_size.first(torch.zeros(3, 224, 224)) == 2
+    assert batch_size.first(torch.zeros(3, 32, 32)) == 16
 
 
 def test_an_evaluation_that_is_stopped_answers_for_the_first_coalitions():
     seen = []
     evaluation = Evaluation(
-        small_game(), most_at_once=4, is_stopped=lambda: len(seen) >= 2, progress=seen.append
+        small_game(), tuner=BatchSizeTuner(4), is_stopped=lambda: len(seen) >= 2, progress=seen.append
     )
     coalitions = all_coalitions(4)
     found = evaluation(coalitions)
@@ -265,13 +274,14 @@ WORKER = """
 import json, sys
 import torch
 from lib import distributed
+from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.coalitions import all_coalitions
 from lib.explain.games import Evaluation
 from test_games import Counted
 torch.set_num_threads(1)
 with distributed.process_group(torch.device("cpu")):
     game = Counted()
-    values = Evaluation(game, most_at_once=4)(all_coalitions(4)[:15])
+    values = Evaluation(game, tuner=BatchSizeTuner(4))(all_coalitions(4)[:15])
     with open(f"{sys.argv[1]}/rank-{distributed.rank()}.json", "w") as file:
         json.dump({"asked": game.asked, "values": values.tolist()}, file)
 """

@@ -43,7 +43,7 @@ def trained(photos, tmp_path_factory) -> tuple[Ended, object]:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         done = call(SCRIPT, *BRIEF, "--data-dir", photos, "--max-epoch", 6, "--bn", folder=folder)
     assert done.status == 0, done.stderr
-    return done, folder / "ckpts" / "simple-cnn" / "checkpoint_best.pt"
+    return done, folder / "ckpts" / "simple-cnn-folder" / "checkpoint_best.pt"
 
 
 def evaluation(done: Ended) -> dict:
@@ -106,7 +106,7 @@ def test_cifar10_in_its_own_format_trains_and_is_tested_once(run, tmp_path):
     done = run("--model", "lenet5", "--max-epoch", 1, "--valid-fraction", 0.2)
     assert done.status == 0, done.stderr
     assert set(done.run().events["TEST"][0]) == {"Test_loss", "Test_accuracy"}
-    official = run("--model", "lenet5", "--max-epoch", 1)
+    official = run("--model", "lenet5", "--max-epoch", 1, "--overwrite")
     assert "TEST" not in official.run().events
     assert official.run().events["PLAN"][0]["Steps_per_epoch"] == 13  # 200 images, 16 a batch, 8 left
 
@@ -133,7 +133,7 @@ def test_cifar10_for_a_network_that_takes_large_images_is_made_large_in_batches(
 def test_other_networks_train_and_restore(run, photos, model):
     flags = ("--size", 20, "--model", model, "--data-dir", photos, "--max-epoch", 1)
     done = run(*BRIEF, *flags)
-    again = run("--eval-only", "--restore-file", f"ckpts/{model}/checkpoint_best.pt", "--samples", 8)
+    again = run("--eval-only", "--restore-file", f"ckpts/{model}-folder/checkpoint_best.pt", "--samples", 8)
     assert evaluation(again) == evaluation(done)
 
 
@@ -203,7 +203,7 @@ def test_answers_about_several_views_are_reported_and_predicted_until_told_not_t
     views = done.run().events["VIEWS"][0]
     assert views["Views"] == 6
     assert views["Valid_loss"] != evaluation(done)["Valid_loss"]
-    best = tmp_path / "ckpts" / "fast-cnn" / "checkpoint_best.pt"
+    best = tmp_path / "ckpts" / "fast-cnn-folder" / "checkpoint_best.pt"
     losses = {}
     for count in (6, 2, 1):
         told = () if count == 6 else ("--test-views", count)
@@ -232,7 +232,7 @@ def test_a_trunk_learnt_on_some_classes_is_frozen_for_others_and_its_features_ar
     common = (*BRIEF, "--model", model, *options, "--data-dir", photos)
     first = run(*common, "--classes", "blue,green", "--save-epochs", "1,2")
     assert first.status == 0, first.stderr
-    weights = f"ckpts/{model}/checkpoint_best.pt"
+    weights = f"ckpts/{model}-folder/checkpoint_best.pt"
     flags = (*common, "--weights", weights, "--freeze", "--augment", "none")
     done = run(*flags, "--checkpoint-dir", "second")
     assert done.status == 0, done.stderr
@@ -282,7 +282,7 @@ def test_a_network_of_torchvisions_begins_with_a_file_and_its_trunk_learns_slowe
     rates = ("--optimizer", "sgd", "--weights", "theirs.pth", "-lr", 0.1, "--trunk-lr", 1e-9)
     done = run(*flags, "--max-epoch", 1, *rates)
     assert done.status == 0, done.stderr
-    saved = checkpoint.load(tmp_path / "ckpts" / "shufflenet_v2_x0_5" / "checkpoint_best.pt")
+    saved = checkpoint.load(tmp_path / "ckpts" / "shufflenet_v2_x0_5-folder" / "checkpoint_best.pt")
     head, _ = transfer.head_of(theirs)
     for name, parameter in theirs.named_parameters():
         if not name.startswith(f"{head}."):
@@ -296,7 +296,7 @@ def test_weights_bring_their_preprocessing(run, photos, tmp_path):
     begin = ("--dataset", "folder", "--data-dir", photos, "--model", "shufflenet_v2_x0_5", "--limit", 3)
     flags = ("--weights", "theirs.pth", "--freeze", "--max-epoch", 1, "-bs", 3, "--workers", 0)
     assert run(*begin, *flags).status == 0
-    saved = checkpoint.load(tmp_path / "ckpts" / "shufflenet_v2_x0_5" / "checkpoint_best.pt")
+    saved = checkpoint.load(tmp_path / "ckpts" / "shufflenet_v2_x0_5-folder" / "checkpoint_best.pt")
     how = Preprocessing.of(saved["preprocessing"], "it")
     assert (how.size, how.resize, how.mean) == (224, 256, (0.485, 0.456, 0.406))
 
@@ -390,3 +390,14 @@ def test_an_image_that_cannot_be_read_is_one_line_or_is_left_out(run, tmp_path):
     assert left.status == 0
     assert left.stderr.count("\n") == 1
     assert "red/005.png" in left.stderr
+
+
+def test_a_run_resumed_or_looked_into_still_leaves_out_the_images_that_cannot_be_read(run, tmp_path):
+    photos = write_folder(tmp_path / "photos", images=16)
+    next(photos.rglob("*.png")).write_bytes(b"no image")
+    flags = ("--dataset", "folder", "--data-dir", photos, "--model", "lenet5", "--max-epoch", 1)
+    begun = run(*flags, "--skip-bad")
+    assert begun.status == 0, begun.stderr
+    assert run("--resume", "--model", "lenet5", "--max-epoch", 2).status == 0
+    best = "ckpts/lenet5-folder/checkpoint_best.pt"
+    assert run("--eval-only", "--restore-file", best, "--samples", 6).status == 0

@@ -105,7 +105,7 @@ def test_files_of_ones_own_bring_their_own_classes(sentiment, tmp_path):
     files = ("--train-file", "train.jsonl", "--valid-file", "valid.csv")
     done = sentiment(*BRIEF, *files)
     assert done.status == 0, done.stderr
-    saved = checkpoint.load(tmp_path / "ckpts" / "lstm" / checkpoint.BEST)
+    saved = checkpoint.load(tmp_path / "ckpts" / "lstm-tiny" / checkpoint.BEST)
     assert saved["classes"] == ["x", "y", "z"]
 
 
@@ -113,7 +113,7 @@ def test_an_ensemble_is_one_checkpoint_and_goes_on_after_a_stop(sentiment, tmp_p
     flags = (*SMALL, "--max-epoch", 2, "--ensemble", 2)
     done = sentiment(*flags)
     assert done.status == 0, done.stderr
-    folder = tmp_path / "ckpts" / "lstm"
+    folder = tmp_path / "ckpts" / "lstm-tiny"
     whole = checkpoint.load(folder / checkpoint.BEST)
     assert whole["model"]["name"] == "ensemble"
     (folder / checkpoint.BEST).unlink()
@@ -151,7 +151,7 @@ def test_an_ensemble_that_was_stopped_goes_on_with_the_weights_that_all_begin_wi
 ):
     done = sentiment(*TINY, "--restore-file", sentiment_best, "--max-update", 3, "--ensemble", 2)
     assert done.status == 0, done.stderr
-    folder = tmp_path / "ckpts" / "lstm"
+    folder = tmp_path / "ckpts" / "lstm-tiny"
     whole = checkpoint.load(folder / checkpoint.BEST)["state_dict"]
     (folder / "member-1" / checkpoint.LAST).unlink()
     resumed = sentiment("--resume")
@@ -167,7 +167,7 @@ def test_an_ensemble_is_not_gone_on_with_as_the_single_run_that_was_in_its_folde
     assert sentiment(*BRIEF, "--max-update", 2, "--ensemble", 2, "--seed", 7).status == 0
     resumed = sentiment("--resume", "--max-update", 4)
     assert resumed.status == 0, resumed.stderr
-    saved = checkpoint.load(tmp_path / "ckpts" / "lstm" / checkpoint.BEST)
+    saved = checkpoint.load(tmp_path / "ckpts" / "lstm-tiny" / checkpoint.BEST)
     assert (saved["model"]["config"]["members"], saved["flags"]["seed"]) == (2, 7)
 
 
@@ -233,7 +233,7 @@ def test_two_ranks_train_as_one_run_with_one_log_and_one_checkpoint(tmp_path):
     assert len(run.events["VALID"]) == len(run.events["DONE"]) == 1
     # Of 64 phrases none came twice.
     assert (run.events["VALID"][0]["Valid_accuracy"] * 64).is_integer()
-    assert checkpoint.load(tmp_path / "ckpts" / "lstm" / checkpoint.LAST)["update"] > 0
+    assert checkpoint.load(tmp_path / "ckpts" / "lstm-tiny" / checkpoint.LAST)["update"] > 0
 
 
 def test_a_rank_without_an_example_to_validate_on_is_said_in_one_line(tmp_path):

@@ -140,7 +140,7 @@ def test_an_explanation_is_numbers_a_picture_and_a_page(sentiment_best, sentimen
     rows = table("\n".join(words))
     named = dict(pair.split("=") for pair in totals.split())
     assert sum(float(row["attribution"]) for row in rows) == pytest.approx(float(named["sum"]), abs=1e-4)
-    gap = float(named["sum"]) - (float(named["log_odds"]) - float(named["unknown_words"]))
+    gap = float(named["sum"]) - (float(named["log_odds"]) - float(named["baseline_log_odds"]))
     assert gap == pytest.approx(float(named["completeness_gap"]), abs=1e-4)
     files = {path.suffix: path for path in (tmp_path / "imgs").iterdir()}
     assert set(files) == {".png", ".html"}

@@ -15,7 +15,10 @@ from lib.errors import UserError
 TASK = "image-classification"
 DEFAULTS = {
     "model": "lenet5",
+    "dataset": "mnist",
     "size": 28,
+    "threads": None,
+    "overwrite": False,
     "batch_size": None,
     "learning_rate": None,
     "beta2": 0.999,
@@ -33,6 +36,11 @@ RECIPES = {
     "lenet5": {"batch_size": 128, "learning_rate": 0.004, "log_interval": 50},
     "mnist-classifier": {"batch_size": 64, "learning_rate": 0.03, "log_interval": 50},
 }
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 def settle(**typed) -> SimpleNamespace:
@@ -218,7 +226,7 @@ def test_a_resumed_run_keeps_its_id_and_a_new_one_has_its_own(tmp_path):
 def test_with_nothing_to_resume_a_run_starts_anew_and_says_so(tmp_path):
     done = call(SCRIPT, *SHORT, "--resume", folder=tmp_path)
     assert done.status == 0
-    assert "[RUN] nothing to resume in ckpts/mnist-classifier: starting anew" in done.stdout
+    assert "[RUN] nothing to resume in ckpts/mnist-classifier-digits: starting anew" in done.stdout
     assert done.run().events["VALID"]
 
 
@@ -258,7 +266,9 @@ def test_a_run_begun_from_old_weights_begins_with_them(tmp_path, trained):
     old = trained.ended.run().events["EVAL"][-1]["Valid_accuracy"]
     # One epoch at no rate: only the statistics of batch normalisation can move.
     assert done.run().events["EVAL"][-1]["Valid_accuracy"] == pytest.approx(old, abs=0.1)
-    assert checkpoint.load(tmp_path / "ckpts/mnist-classifier" / checkpoint.LAST)["run"] == done.run().id
+    assert (
+        checkpoint.load(tmp_path / "ckpts/mnist-classifier-digits" / checkpoint.LAST)["run"] == done.run().id
+    )
 
 
 def test_answers_on_standard_output_have_it_to_themselves(monkeypatch, saved):

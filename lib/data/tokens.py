@@ -157,6 +157,10 @@ class Vocabulary:
         """Return the vocabulary as plain values, for a checkpoint: `Vocabulary(**plain)` is the same."""
         return {"words": list(self.words), "ngrams": list(self.ngrams), "sizes": list(self.sizes)}
 
+    def unknown(self, words: Iterable[str]) -> list[str]:
+        """Return those of `words` that are not in the vocabulary, in their order."""
+        return [word for word in words if word not in self._word_numbers]
+
     @cached_property
     def _word_numbers(self) -> dict[str, int]:
         return {word: number for number, word in enumerate(self.words)}

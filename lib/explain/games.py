@@ -15,15 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lib import distributed
-from lib.errors import RunFailed, UserError
+from lib.errors import UserError
+from lib.explain.batch_size import BatchSizeTuner, is_out_of_memory
 from lib.explain.scores import Scores
 from lib.files import replaced
 
-FIRST_BATCH, LARGEST_BATCH = 16, 4096
-# Numbers in a batch of inputs: more of them make nothing faster, and memory is not for us alone.
-MOST_NUMBERS = {"cpu": 10_000_000}
-MOST_NUMBERS_ON_A_DEVICE = 80_000_000
-WORTHWHILE = 1.05  # a larger batch is kept as long as it is faster by this factor
 SECONDS_BETWEEN_SAVES = 5.0
 
 
@@ -121,13 +117,13 @@ class Evaluation:
     Args:
         evaluate: a batch of coalitions (B, n) to values (B, T) on the CPU.
         device: where it computes.
-        most_at_once: the largest batch.
+        tuner: finds the size of the batches.
         record: knows values from an earlier run, and keeps those of this one.
         is_stopped: asked between batches; once it says so, no more coalitions are answered.
         progress: is told how many more are done, after each batch.
 
     Attributes:
-        pace: finds the size of the batches.
+        tuner: as given, or one of its own.
         reused: how many values came from the record.
         seconds: that went into evaluating the others.
     """
@@ -136,7 +132,7 @@ class Evaluation:
         self,
         evaluate: Callable[[Tensor], Tensor],
         device: torch.device | str = "cpu",
-        most_at_once: int = LARGEST_BATCH,
+        tuner: BatchSizeTuner | None = None,
         *,
         record: "Record | None" = None,
         is_stopped: Callable[[], bool] = lambda: False,
@@ -147,7 +143,7 @@ class Evaluation:
         self._record = record
         self._is_stopped = is_stopped
         self._progress = progress
-        self.pace = Pace(most_at_once)
+        self.tuner = tuner or BatchSizeTuner()
         self.reused = 0
         self.seconds = 0.0
 
@@ -157,7 +153,7 @@ class Evaluation:
         done = 0
         while done < len(coalitions) and not distributed.any_rank(int(self._is_stopped()), self._device):
             started = time.perf_counter()
-            size = distributed.any_rank(self.pace.size, self._device) * distributed.world_size()
+            size = distributed.any_rank(self.tuner.size, self._device) * distributed.world_size()
             wanted = coalitions[done : done + size]
             parts.append(self._recorded(wanted) if self._record else self._on_all_ranks(wanted))
             done += len(wanted)
@@ -186,74 +182,18 @@ class Evaluation:
         parts: list[Tensor] = []
         done = 0
         while done < len(coalitions):
-            batch = coalitions[done : done + self.pace.size]
+            batch = coalitions[done : done + self.tuner.size]
             started = time.perf_counter()
             try:
                 parts.append(self._evaluate(batch))
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                self.pace.halve()
+                self.tuner.halve()
                 continue
-            self.pace.note(len(batch), time.perf_counter() - started)
+            self.tuner.note(len(batch), time.perf_counter() - started)
             done += len(batch)
         return torch.cat(parts)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
-
-
-def largest_batch(image: Tensor) -> int:
-    """Return how many inputs like `image` (C, H, W) are worth a forward pass at most."""
-    numbers = MOST_NUMBERS.get(image.device.type, MOST_NUMBERS_ON_A_DEVICE)
-    return max(1, min(LARGEST_BATCH, numbers // image.numel()))
-
-
-class Pace:
-    """Finds the size of batches that is fastest, on the way: doubled as long as that pays.
-
-    Attributes:
-        size: of the next batch.
-    """
-
-    def __init__(self, most: int = LARGEST_BATCH):
-        self._most = most
-        self._rate = 0.0
-        self._is_warm = False
-        self._is_settled = False
-        self.size = min(FIRST_BATCH, most)
-
-    def note(self, count: int, seconds: float) -> None:
-        """Take note of how long a batch of `count` took."""
-        if self._is_settled or count != self.size:
-            return
-        if not self._is_warm:  # the first batch of a size pays for memory and for choosing kernels
-            self._is_warm = True
-            return
-        rate = count / max(seconds, 1e-9)
-        if rate < WORTHWHILE * self._rate:
-            self.size //= 2
-            self._is_settled = True
-            return
-        self._rate, self._is_warm = rate, False
-        self._is_settled = 2 * self.size > self._most
-        if not self._is_settled:
-            self.size *= 2
-
-    def halve(self) -> None:
-        """Take note that a batch did not fit into memory.
-
-        Raises:
-            RunFailed: it was one image.
-        """
-        if self.size == 1:
-            raise RunFailed("memory does not even hold a batch of one image")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.size //= 2
-        self._is_settled = True
 
 
 class Record:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lib.errors import UserError
 from lib.explain import activations
+from lib.explain.progress import Stopped
 from lib.explain.rectifiers import RectifierRule
 from lib.explain.scores import Scores
 
@@ -190,22 +191,29 @@ def smooth(
     """Return the mean of `explain` over noisy images (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825).
 
     Args:
-        explain: images (B, C, H, W) to a tensor of any shape. Results are added up as they come.
+        explain: images (B, C, H, W) to a tensor of any shape. Results are added up as they come. If it raises
+            `Stopped`, the mean is over the images before.
         samples: how many.
         noise: standard deviation of the noise, as a share of each image's range (maximum − minimum).
         seed: of the noise, which is the same on every device.
 
     Raises:
         UserError: no samples.
+        Stopped: from the first of them.
     """
     if samples < 1:
         raise UserError(f"cannot average {samples} samples")
     generator = torch.Generator().manual_seed(seed)
     scale = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    total = 0
-    for _ in range(samples):
+    total: Tensor | float = 0.0
+    for done in range(samples):
         drawn = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
-        total = total + explain(images + scale * drawn)
+        try:
+            total = total + explain(images + scale * drawn)
+        except Stopped:
+            if not done:
+                raise
+            return total / done
     return total / samples
 
 

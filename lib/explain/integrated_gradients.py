@@ -1,6 +1,7 @@
 """Integrated gradients (Sundararajan, Taly & Yan 2017, arXiv:1703.01365)."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,10 +10,15 @@ import torch
 from torch import Tensor
 
 from lib.errors import UserError
+from lib.explain import batch_size as batch_sizes
+from lib.explain.batch_size import BatchSizeTuner
+from lib.explain.progress import UNWATCHED, Stopped, Watch
 
 # With three times the steps, a third of the points are those there were, by any rule but Gauss-Legendre.
 GROWTH = 3
 FIRST_STEPS = 18
+# Inputs scored at once where their size makes no difference.
+SMALL_BATCH = 18
 
 
 class Attributions(NamedTuple):
@@ -53,7 +59,8 @@ def integrated_gradients(
     steps: int | None = None,
     tolerance: float = 0.01,
     most_steps: int = 1458,
-    batch_size: int = 54,
+    batch_size: int | None = None,
+    watch: Watch = UNWATCHED,
 ) -> Attributions:
     """Return (x − x′) ⊙ ∫₀¹ ∂F/∂x (x′ + α (x − x′)) dα by a quadrature rule, each exact for a linear F.
 
@@ -72,9 +79,13 @@ def integrated_gradients(
         steps: so many, whatever the tolerance.
         tolerance: a share, as above.
         most_steps: where to stop at the latest.
-        batch_size: inputs scored at once; memory grows with it, and not with the steps.
+        batch_size: inputs scored at once; memory grows with it, and not with the steps. Without one, small
+            inputs are scored 18 at once, and the fastest size for images is found on the way.
+        watch: is told of the points of the path. If it stops the computation, the steps before the last
+            trebling are what is known.
 
     Raises:
+        Stopped: nothing was known when the watch stopped the computation.
         UserError: no such rule, no steps, or Gauss-Legendre without a number of steps.
     """
     if rule not in _RULES:
@@ -85,7 +96,7 @@ def integrated_gradients(
         raise UserError(f"cannot integrate in {steps} steps")
     with torch.no_grad():
         ends = scores(torch.stack([x, baseline])).cpu().double()  # not every device has float64
-    path = _Path(scores, x, baseline, batch_size)
+    path = _Path(scores, x, baseline, batch_size, watch)
     if steps is not None:
         values, change = path.integral(*_RULES[rule](steps)), math.nan
     else:
@@ -102,12 +113,16 @@ def _adaptive(
     """Return the steps taken, the values (T, …), and the share of energy that the last trebling moved."""
     difference = (ends[..., 0] - ends[..., 1]).view(-1)
     steps = FIRST_STEPS // GROWTH
-    values = path.integral(*_RULES[rule](steps))
+    values, change = path.integral(*_RULES[rule](steps)), math.inf  # so few steps count for nothing yet
     while True:
         steps, before = steps * GROWTH, values
         alphas, weights = _RULES[rule](steps)
         fresh = [i for i in range(len(alphas)) if i % GROWTH != _KNOWN[rule]]
-        values = before / GROWTH + path.integral([alphas[i] for i in fresh], [weights[i] for i in fresh])
+        try:
+            more = path.integral([alphas[i] for i in fresh], [weights[i] for i in fresh])
+        except Stopped:
+            return steps // GROWTH, before, change
+        values = before / GROWTH + more
         change = _change(before, values)
         gap = (values.cpu().double().flatten(1).sum(1) - difference).abs()
         settled = bool((gap <= tolerance * difference.abs()).all()) and change <= tolerance
@@ -124,27 +139,45 @@ def _change(before: Tensor, after: Tensor) -> float:
 class _Path:
     """The straight line from a baseline to x, and how many gradients were taken on it."""
 
-    def __init__(self, scores, x: Tensor, baseline: Tensor, batch_size: int):
-        self.scores, self.x, self.baseline, self.batch_size = (
-            scores,
-            x.detach(),
-            baseline.detach(),
-            batch_size,
-        )
+    def __init__(self, scores, x: Tensor, baseline: Tensor, batch_size: int | None, watch: Watch):
+        self.scores, self.x, self.baseline = scores, x.detach(), baseline.detach()
+        self.watch = watch
         self.evaluations = 0
+        # Photographs differ by half in speed from size to size; what is small fits the caches anyhow.
+        measured = batch_size is None and x.dim() == 3 and batch_sizes.first(x) < SMALL_BATCH
+        self.tuner = BatchSizeTuner(batch_sizes.largest(x), batch_sizes.first(x)) if measured else None
+        self.batch_size = batch_size or SMALL_BATCH
 
     def integral(self, alphas: Sequence[float], weights: Sequence[float]) -> Tensor:
-        """Return (x − x′) ⊙ Σ_i w_i ∂F/∂x (x′ + α_i (x − x′)), (T, …)."""
+        """Return (x − x′) ⊙ Σ_i w_i ∂F/∂x (x′ + α_i (x − x′)), (T, …).
+
+        Raises:
+            Stopped: the watch said so before the sum was complete.
+        """
+        self.watch.expect(len(alphas))
+        total: Tensor | float = 0.0
+        points = torch.tensor(alphas, dtype=self.x.dtype, device=self.x.device)
+        shares = torch.tensor(weights, dtype=self.x.dtype, device=self.x.device)
+        done = 0
+        while done < len(points):
+            if self.watch.is_stopped():
+                raise Stopped
+            started = time.perf_counter()
+            part = slice(done, done + (self.tuner.size if self.tuner else self.batch_size))
+            gradients = self._gradients(points[part])
+            total = total + torch.stack([torch.tensordot(shares[part], each, 1) for each in gradients])
+            count = len(points[part])
+            if self.tuner:
+                self.tuner.note(count, time.perf_counter() - started)
+            done += count
+            self.watch.advance(count)
         self.evaluations += len(alphas)
-        total = 0
-        pairs = torch.tensor([alphas, weights], dtype=self.x.dtype, device=self.x.device)
-        for part, shares in zip(*(row.split(self.batch_size) for row in pairs), strict=True):
-            total = total + torch.stack([torch.tensordot(shares, g, 1) for g in self._gradients(part)])
         return (self.x - self.baseline) * total
 
     def _gradients(self, alphas: Tensor) -> Iterator[Tensor]:
         """The gradient of each of the T scores at points of the path, (S, …), in turn."""
-        points = torch.lerp(self.baseline, self.x, alphas.view(-1, *[1] * self.x.dim())).requires_grad_()
+        points = torch.lerp(self.baseline, self.x, alphas.view(-1, *[1] * self.x.dim()))
+        points.requires_grad_()
         with torch.enable_grad():
             values = self.scores(points).view(-1, len(points)).sum(1).unbind()
         for index, value in enumerate(values):

@@ -3,6 +3,7 @@
 import html
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
@@ -15,25 +16,38 @@ _CHARACTER = 0.085  # inches, of the monospaced font at 10 points
 _LINE = 0.3  # inches
 
 
-def coloured_terminal(words: Sequence[str], values: Sequence[float]) -> str:
-    """Return `words` with ANSI colours behind them."""
+class Word(NamedTuple):
+    """A word, what it adds to an answer, and whether it is in the network's vocabulary."""
+
+    text: str
+    value: float
+    is_known: bool = True
+
+
+def coloured_terminal(words: Sequence[Word]) -> str:
+    """Return `words` with ANSI colours behind them, unknown ones underlined."""
     parts = []
-    for word, colour in zip(words, _colours(values), strict=True):
+    for word, colour in zip(words, _colours(words), strict=True):
         red, green, blue = (round(255 * part) for part in colour)
         ink = "97" if _is_dark(colour) else "30"
-        parts.append(f"\x1b[{ink};48;2;{red};{green};{blue}m {word} \x1b[0m")
+        underlined = "" if word.is_known else "4;"
+        parts.append(f"\x1b[{underlined}{ink};48;2;{red};{green};{blue}m {word.text} \x1b[0m")
     return "".join(parts)
 
 
-def coloured_html(words: Sequence[str], values: Sequence[float], heading: str) -> str:
-    """Return a page of its own: `heading`, and the words with their values as colours and as tooltips."""
+def coloured_html(words: Sequence[Word], heading: str) -> str:
+    """Return a page of its own: `heading`, and the words with their values as colours and as tooltips.
+
+    Words that are not in the vocabulary have a dashed border.
+    """
     spans = []
-    for word, value, colour in zip(words, values, _colours(values), strict=True):
+    for word, colour in zip(words, _colours(words), strict=True):
         red, green, blue = (round(255 * part) for part in colour)
         ink = "#fff" if _is_dark(colour) else style.INK
+        border, note = ("", "") if word.is_known else (f";outline:1px dashed {style.INK}", ", unknown word")
         spans.append(
-            f'<span title="{value:+.4f}" style="background:rgb({red},{green},{blue});color:{ink};'
-            f'padding:.15em .3em;border-radius:.2em">{html.escape(word)}</span>'
+            f'<span title="{word.value:+.4f}{note}" style="background:rgb({red},{green},{blue});color:{ink};'
+            f'padding:.15em .3em;border-radius:.2em{border}">{html.escape(word.text)}</span>'
         )
     return (
         '<!doctype html>\n<meta charset="utf-8">\n'
@@ -43,15 +57,17 @@ def coloured_html(words: Sequence[str], values: Sequence[float], heading: str) -
     )
 
 
-def attribution_lines(words: Sequence[str], values: Sequence[float], heading: str, unit: str) -> Figure:
+def attribution_lines(words: Sequence[Word], heading: str, unit: str) -> Figure:
     """Return a picture of the words, broken into lines, each on the colour of its value.
 
+    Words that are not in the vocabulary have a dashed border.
+
     Args:
-        words, values: (T,).
+        words: T of them.
         heading: stands above them.
         unit: of the values, beside the colour bar.
     """
-    lines = _lines(words)
+    lines = _lines([word.text for word in words])
     heading = textwrap.fill(heading, LINE_CHARACTERS)
     width = LINE_CHARACTERS * _CHARACTER + 1.6
     height = len(lines) * _LINE + 0.22 * heading.count("\n") + 1.1
@@ -60,10 +76,10 @@ def attribution_lines(words: Sequence[str], values: Sequence[float], heading: st
     axes.set(xlim=(0, LINE_CHARACTERS), ylim=(len(lines), 0))
     axes.set_axis_off()
     axes.set_title(style.literal(heading), loc="left", fontsize=10)
-    colours = iter(_colours(values))
+    looks = zip(_colours(words), words, strict=True)
     for row, line in enumerate(lines):
         for column, word in line:
-            colour = next(colours)
+            colour, (_, _, is_known) = next(looks)
             axes.text(
                 column + 0.5,
                 row + 0.5,
@@ -71,9 +87,14 @@ def attribution_lines(words: Sequence[str], values: Sequence[float], heading: st
                 family="DejaVu Sans Mono",
                 va="center",
                 color="white" if _is_dark(colour) else style.INK,
-                bbox={"facecolor": colour, "edgecolor": "none", "pad": 2.5},
+                bbox={
+                    "facecolor": colour,
+                    "edgecolor": "none" if is_known else style.INK,
+                    "linestyle": "dashed",
+                    "pad": 2.5,
+                },
             )
-    limit = _limit(values)
+    limit = _limit(words)
     scale = ScalarMappable(Normalize(-limit, limit), style.SIGNED)
     bar = figure.colorbar(scale, ax=axes, label=unit, fraction=0.03, aspect=12)
     bar.outline.set_visible(False)
@@ -94,13 +115,13 @@ def _lines(words: Sequence[str]) -> list[list[tuple[int, str]]]:
     return lines
 
 
-def _limit(values: Sequence[float]) -> float:
-    return max(map(abs, values), default=0) or 1.0
+def _limit(words: Sequence[Word]) -> float:
+    return max((abs(word.value) for word in words), default=0) or 1.0
 
 
-def _colours(values: Sequence[float]) -> list[tuple[float, float, float]]:
-    limit = _limit(values)
-    return [to_rgb(style.SIGNED(0.5 + 0.5 * value / limit)) for value in values]
+def _colours(words: Sequence[Word]) -> list[tuple[float, float, float]]:
+    limit = _limit(words)
+    return [to_rgb(style.SIGNED(0.5 + 0.5 * word.value / limit)) for word in words]
 
 
 def _is_dark(colour: tuple[float, float, float]) -> bool:

@@ -1,0 +1,129 @@
+"""The folder that holds a run's checkpoints: one run at a time, and never a mixture of two."""
+
+import contextlib
+import glob
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib import checkpoint, cli
+from lib.errors import UserError
+
+_EPOCH_FILE = re.compile(r"checkpoint_epoch_\d+\.pt")
+_MEMBER_FOLDER = re.compile(r"member-\d+")
+
+
+def default_name(flags: Mapping[str, Any], usual_dataset: str) -> str:
+    """Return `ckpts/MODEL`, or `ckpts/MODEL-DATASET` where the data set is not the script's usual one."""
+    dataset = flags["dataset"]
+    return f"ckpts/{flags['model']}" + ("" if dataset == usual_dataset else f"-{dataset}")
+
+
+def newest(model: str, dataset: str | None) -> str | None:
+    """Return the default folder that was written to last of those that hold a run of `model` to resume.
+
+    Args:
+        model: name of the network.
+        dataset: name of the data set that the run learns from; None for any.
+    """
+    found = []
+    for folder in Path("ckpts").glob(f"{glob.escape(model)}*"):
+        state = next(
+            (
+                file
+                for file in (folder / checkpoint.LAST, member(folder, 0) / checkpoint.LAST)
+                if file.is_file()
+            ),
+            None,
+        )
+        if state is None:
+            continue
+        with contextlib.suppress(UserError):  # what cannot be read cannot be resumed by default
+            its = checkpoint.load(state).get("flags", {}).get("dataset")
+            # Earlier versions put the runs on every data set into ckpts/MODEL.
+            if folder.name in (model, f"{model}-{its}") and dataset in (None, its):
+                found.append((state.stat().st_mtime, str(folder)))
+    return max(found)[1] if found else None
+
+
+def member(folder: str | Path, number: int) -> Path:
+    """Return the folder of one network of an ensemble."""
+    return Path(folder) / f"member-{number}"
+
+
+def epoch_file(folder: Path, number: int) -> Path:
+    """Return the file that keeps the weights of an epoch, counted from 1."""
+    return folder / f"checkpoint_epoch_{number}.pt"
+
+
+def refuse_other_run(folder: str | Path, task: str, flags: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Complain if `folder` holds a run of another network or of other data than that of `flags`.
+
+    Args:
+        folder: where checkpoints are to be saved.
+        task: of the new run.
+        flags: its settled flags.
+        names: the flags that say what its network and its data are.
+
+    Raises:
+        UserError: the folder holds such a run, or checkpoints of which nobody can say what they are.
+    """
+    files = sorted(_checkpoints(Path(folder)))
+    if not files:
+        return
+    remedy = "give another --checkpoint-dir, or --overwrite to replace what is there"
+    # The latest state says most of a run; what else there is was written by the same run.
+    file = next((file for file in files if file.name == checkpoint.LAST), files[0])
+    try:
+        saved = checkpoint.load(file)
+    except UserError as error:
+        raise UserError(f"{folder} holds a checkpoint that cannot be read ({error}): {remedy}") from None
+    if "flags" not in saved:
+        raise UserError(f"{file} holds weights alone, so it is not known whose they are: {remedy}")
+    if saved["task"] != task:
+        raise UserError(f"{folder} holds a run for {saved['task']}: {remedy}")
+    for name in names:
+        its, own = saved["flags"].get(name, flags.get(name)), flags.get(name)
+        if its != own:
+            spelled = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{folder} holds another run, with {_given(spelled, its)} instead of {_given(spelled, own)}: "
+                f"{remedy}"
+            )
+
+
+def _given(flag: str, value: Any) -> str:
+    if value is None or value is False or value == ():
+        return f"no {flag}"
+    return flag if value is True else f"{flag} {cli.as_typed(value)}"
+
+
+def clear(folder: str | Path, keep: Sequence[str] = ()) -> None:
+    """Remove the checkpoints of an older run, its members' too, but for the file names in `keep`.
+
+    So `--resume` cannot go on with the older run, and its epochs are not taken for the new run's.
+    """
+    for file in _checkpoints(Path(folder)):
+        if file.parent != Path(folder) or file.name not in keep:
+            file.unlink(missing_ok=True)
+    for inner in _members(Path(folder)):
+        with contextlib.suppress(OSError):  # something else is in it
+            inner.rmdir()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    names = (checkpoint.BEST, checkpoint.LAST, checkpoint.START)
+    return [
+        file
+        for each in (folder, *_members(folder))
+        if each.is_dir()
+        for file in each.iterdir()
+        if file.name in names or _EPOCH_FILE.fullmatch(file.name)
+    ]
+
+
+def _members(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [each for each in folder.iterdir() if _MEMBER_FOLDER.fullmatch(each.name) and each.is_dir()]
