@@ -9,15 +9,23 @@ run-grad-cam.py --restore-file CKPT CKPT … --input 7.png --animate    how it c
 run-grad-cam.py --ptm resnet18 --list-layers                          layers to choose from
 """
 
+from types import SimpleNamespace
+
 from lib import cli
+from lib.explain.methods import METHODS
+
+
+def describe_methods() -> str:
+    """Return the table of methods for the end of `--help`."""
+    lines = [f"  {each.name:<17} {each.title:<17} {each.paper}" for each in METHODS.values()]
+    return "\n".join(["methods:", *lines])
 
 
 def make_parser() -> cli.Parser:
-    parser = cli.Parser(prog="run-grad-cam.py", description=__doc__)
+    parser = cli.Parser(prog="run-grad-cam.py", description=__doc__, epilog=describe_methods())
     cli.add_explanation_flags(parser)
     add = parser.add_argument_group("method").add_argument
-    methods = ("grad-cam", "hires-cam", "layer-cam", "grad-cam++")
-    add("--method", choices=methods, default="grad-cam", help="of the heat maps")
+    add("--method", choices=tuple(METHODS), default="grad-cam", help="what to draw; the table is below")
     add("--layer", nargs="+", metavar="NAME", help="whose maps; default: the last with a spatial map")
     add("--list-layers", action="store_true", help="list the layers that have one, and end")
     add("--counterfactual", action="store_true", help="what speaks against the class")
@@ -33,6 +41,16 @@ def make_parser() -> cli.Parser:
         "a map that does not change explains nothing",
     )
     add("--animate", action="store_true", help="write a GIF, too, one frame a network")
+    add(
+        "--baseline",
+        default="grey",
+        metavar="WHICH",
+        help="occlusion: what the square shows: black, grey, mean (colour), blur, noise, or an image file",
+    )
+    for method in METHODS.values():
+        for option in method.options:
+            kind = cli.integer(option.minimum)
+            add(f"--{option.name}", type=kind, metavar="N", help=f"{method.name}: {option.help}")
     return parser
 
 
@@ -42,6 +60,7 @@ def main(argv=None) -> None:
     from lib import cam_explanation as task
     from lib import image_explanation
 
+    task.check(SimpleNamespace(**(defaults | typed)), typed)
     with image_explanation.start("gradcam", typed, defaults) as run:
         if run.flags.list_layers:
             task.list_layers(run)

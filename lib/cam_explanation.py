@@ -4,26 +4,21 @@ import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lib.errors import UserError
 from lib.explain import activations, gradients
+from lib.explain.methods import METHODS, Request
+from lib.explain.progress import Watch
 from lib.explain.scores import Scores, class_scores
 from lib.explain.subject import Subject
-from lib.image_explanation import Answer, Panel, Question, Session, answers
-
-# As people write them.
-TITLES = {
-    "grad-cam": "Grad-CAM",
-    "hires-cam": "HiResCAM",
-    "layer-cam": "LayerCAM",
-    "grad-cam++": "Grad-CAM++",
-    "guided": "guided backprop",
-    "deconvnet": "deconvnet",
-}
+from lib.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
 
 
 def list_layers(run: Session) -> None:
@@ -46,37 +41,61 @@ def _example(subject: Subject) -> Tensor:
     return subject.normalise(pixels)
 
 
+def check(flags: SimpleNamespace, typed: Mapping[str, Any]) -> None:
+    """Raise a UserError where flags do not suit the method, before anything is loaded."""
+    method = METHODS[flags.method]
+    if not method.at_layers:
+        for name in ("layer", "guided"):
+            if name in typed:
+                raise UserError(
+                    f"--{name} goes with maps of layers, which --method {method.name} has none of"
+                )
+    for option in (option for each in METHODS.values() for option in each.options):
+        if option.name.replace("-", "_") in typed and option not in method.options:
+            raise UserError(f"--{option.name} does not go with --method {method.name}")
+    if "baseline" in typed and not method.needs_baseline:
+        raise UserError(f"--baseline does not go with --method {method.name}, which takes nothing away")
+
+
 def explain(run: Session) -> None:
-    """Answer every question of the run: a row of panels for each image, network and layer."""
-    asked = run.questions()
-    layer_names = [
-        run.flags.layer or [activations.default_layer(subject.model, _example(subject))]
-        for subject in run.subjects
-    ]
-    rows = [
-        row
-        for questions in asked
-        for question, names in zip(questions, layer_names, strict=True)
-        for row in _rows(run, question, names)
-    ]
-    run.report(rows, animate=run.flags.animate)
+    """Answer every question of the run: a row of panels for each image, network and layer.
+
+    Raises:
+        Interrupted: Ctrl-C; what was known by then is drawn.
+    """
+    questions = [question for asked in run.questions() for question in asked]
+    layer_names = {id(subject): _layer_names(run, subject) for subject in run.subjects}
+    run.explain_each(
+        questions,
+        lambda question, watch: _rows(run, question, layer_names[id(question.subject)], watch),
+        unit="forward passes",
+        animate=run.flags.animate,
+    )
 
 
-def _rows(run: Session, question: Question, layer_names: Sequence[str]) -> list[list[Panel]]:
+def _layer_names(run: Session, subject: Subject) -> Sequence[str]:
+    if not METHODS[run.flags.method].at_layers:
+        return [""]
+    return run.flags.layer or [activations.default_layer(subject.model, _example(subject))]
+
+
+def _rows(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
     """Return the panels of each layer: of the network as it is, then with more and more layers re-drawn."""
-    originals = _panels(run, question, layer_names)
+    originals = _panels(run, question, layer_names, watch)
     # From the most layers down, for there may be fewer: that is to be said before much is computed.
-    depths = [_with_redrawn(run, question, originals, count) for count in range(run.flags.randomise, 0, -1)]
+    depths = [
+        _with_redrawn(run, question, originals, count, watch) for count in range(run.flags.randomise, 0, -1)
+    ]
     return [list(itertools.chain(*parts)) for parts in zip(originals, *reversed(depths), strict=True)]
 
 
 def _with_redrawn(
-    run: Session, question: Question, originals: Sequence[Sequence[Panel]], count: int
+    run: Session, question: Question, originals: Sequence[Sequence[Panel]], count: int, watch: Watch
 ) -> list[list[Panel]]:
     """Return the panels as `originals`, but of the network with its last `count` layers re-drawn."""
     names = [row[0].layer for row in originals]
     with gradients.randomised(question.subject.model, count, run.flags.seed) as redrawn:
-        rows = _panels(run, question, names)
+        rows = _panels(run, question, names, watch)
     return [
         [_redrawn(*pair, redrawn) for pair in zip(row, before, strict=True)]
         for row, before in zip(rows, originals, strict=True)
@@ -103,9 +122,9 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def _panels(run: Session, question: Question, layer_names: Sequence[str]) -> list[list[Panel]]:
+def _panels(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
     """Return, for each layer, the panels of each class in turn."""
-    rows = _cams(run, question, layer_names)
+    rows = _maps(run, question, layer_names, watch)
     if not run.flags.guided:
         return rows
     values, numbers = _guided(run, question)
@@ -120,30 +139,51 @@ def _scores(run: Session, question: Question) -> Scores:
     return (lambda output: -scores(output)) if run.flags.counterfactual else scores
 
 
-def _cams(run: Session, question: Question, layer_names: Sequence[str]) -> list[list[Panel]]:
-    """Return, for each layer, the class activation map of each class."""
+def _maps(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
+    """Return, for each layer (or for the image itself), the map of each class that `--method` finds."""
     flags, subject, started = run.flags, question.subject, time.perf_counter()
-    images, scores = subject.normalise(question.pixels), _scores(run, question)
-    found = gradients.grad_cam(subject.model, layer_names, images, scores, method=flags.method)
-    maps = {name: each[:, 0].cpu() for name, each in found.maps.items()}
-    costs = _costs(1, len(question.classes), started)
+    method = METHODS[flags.method]
+    baseline = baseline_of(flags, question, cropped=True)[None] if method.needs_baseline else None
+    request = Request(
+        subject.model,
+        subject.normalise(question.pixels),
+        _scores(run, question),
+        layer_names if method.at_layers else (),
+        None if baseline is None else subject.normalise(baseline),
+        {option.name: getattr(flags, option.name.replace("-", "_")) for option in method.options},
+        watch,
+    )
+    found = method.explain(request)
+    costs = _costs(found.forward_passes, found.backward_passes, started)
     said = answers(question, found.output, flags.score)
+    title = _title(flags.method, flags.counterfactual)
 
-    def panel(layer: str, answer: Answer, raw_map: Tensor) -> Panel:
-        note = f"{_title(flags.method, flags.counterfactual)}, max {raw_map.max():.3g}"
-        large = gradients.upsample(raw_map, subject.size)
-        return Panel(question, answer, flags.method, large, layer, raw_map, note=note, numbers=costs)
+    def panel(layer: str, answer: Answer, values: Tensor) -> Panel:
+        if not method.at_layers:
+            summed = values.sum(0) if values.dim() == 3 else values  # over colours
+            return Panel(
+                question, answer, method.name, summed, signed=method.signed, note=title, numbers=costs
+            )
+        note = f"{title}, max {values.max():.3g}"
+        large = gradients.upsample(values, subject.size)
+        return Panel(
+            question, answer, method.name, large, layer, values, method.signed, note=note, numbers=costs
+        )
 
-    return [[panel(layer, *each) for each in zip(said, maps[layer], strict=True)] for layer in layer_names]
+    return [
+        [panel(layer, *each) for each in zip(said, found.values[layer][:, 0].cpu(), strict=True)]
+        for layer in layer_names
+    ]
 
 
 def _guided(run: Session, question: Question) -> tuple[Tensor, dict[str, float]]:
     """Return the gradients of each class by the rule, (T, C, H, W), and what they cost."""
     flags, subject, started = run.flags, question.subject, time.perf_counter()
     images, scores = subject.normalise(question.pixels), _scores(run, question)
+    rule = METHODS[flags.rule]
 
     def explain(shown: Tensor) -> Tensor:
-        return gradients.guided_backprop(subject.model, shown, scores, rule=flags.rule).values
+        return rule.explain(Request(subject.model, shown, scores)).values[""]
 
     if flags.smooth:
         values = gradients.smooth(explain, images, samples=flags.smooth, noise=flags.noise, seed=flags.seed)
@@ -175,9 +215,10 @@ def _with_guided(cam: Panel, values: Tensor, run: Session, costs: dict) -> list[
     ]
 
 
-def _title(method: str, counterfactual: bool) -> str:
-    """Return the name of a method, or of a product of two, as people write it."""
-    title = TITLES.get(method) or " × ".join(TITLES[part] for part in method.split("-", 1))
+def _title(name: str, counterfactual: bool) -> str:
+    """Return the title of a method, or of the product of two that are joined by a hyphen."""
+    parts = [name] if name in METHODS else name.split("-", 1)
+    title = " × ".join(METHODS[part].title for part in parts)
     return f"{title} against it" if counterfactual else title
 
 

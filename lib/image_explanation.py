@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,17 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lib import distributed, models, threads
 from lib.data import photographs
-from lib.errors import UserError
+from lib.errors import Interrupted, UserError
 from lib.explain import subject as subjects
 from lib.explain.baselines import KINDS, baseline
+from lib.explain.progress import Stopped, Watch
 from lib.explain.scores import class_scores, top_classes
 from lib.explain.subject import Picture, Subject
 from lib.figures import explanations as pictures
 from lib.figures import style
 from lib.files import replaced, spare, writable_file, writable_folder, write_atomically
+from lib.interrupts import Signals
 from lib.memory import keep_what_is_freed
 from lib.runlog import RunLog
 
@@ -264,6 +267,51 @@ class Session:
         subjects.check_top(subject, self.flags.top_k)
         with torch.no_grad():
             return top_classes(subject.logits(picture.pixels[None]), self.flags.top_k)[:, 0].tolist()
+
+    def explain_each(
+        self,
+        questions: Sequence[Question],
+        rows_of: Callable[[Question, Watch], list[list[Panel]]],
+        *,
+        unit: str,
+        animate: bool = False,
+    ) -> None:
+        """Answer questions one by one, with a progress bar, and report what there is.
+
+        Args:
+            questions: in the order of the sheet.
+            rows_of: answers one of them; it may raise `Stopped` when the watch says so.
+            unit: what the progress bar counts.
+            animate: see `report`.
+
+        Raises:
+            Interrupted: Ctrl-C; what was known by then is reported.
+        """
+        rows: list[list[Panel]] = []
+        answered = 0
+        with Signals() as signals, tqdm(total=0, unit=f" {unit}", disable=None, leave=False) as bar:
+
+            def expect(count: int) -> None:
+                bar.total += count
+                bar.refresh()
+
+            watch = Watch(expect, bar.update, lambda: bool(signals.received))
+            for question in questions:
+                bar.set_description(f"{question.picture.name}, {question.subject.name}")
+                try:
+                    rows += rows_of(question, watch)
+                except Stopped:
+                    break
+                answered += 1
+                if signals.received:
+                    break
+        if rows:
+            self.report(rows, animate=animate)
+        if signals.received:
+            raise Interrupted(
+                f"interrupted: {answered} of {len(questions)} images are drawn with what is known of them",
+                signals.received,
+            )
 
     def report(self, rows: Sequence[Sequence[Panel]], *, animate: bool = False) -> None:
         """Log the panels' numbers, write them where the flags say, and draw the sheet.

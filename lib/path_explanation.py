@@ -7,15 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from lib.errors import Interrupted, warn
+from lib.errors import warn
 from lib.explain import gradients
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
-from lib.explain.progress import Stopped, Watch
+from lib.explain.progress import Watch
 from lib.explain.scores import class_scores
 from lib.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
-from lib.interrupts import Signals
 
 
 def explain(run: Session) -> None:
@@ -25,33 +23,7 @@ def explain(run: Session) -> None:
         Interrupted: Ctrl-C; what was known by then is drawn.
     """
     questions = [question for asked in run.questions() for question in asked]
-    rows: list[list[Panel]] = []
-    with Signals() as signals, _progress_bar() as bar:
-        watch = Watch(lambda count: _expect(bar, count), bar.update, lambda: bool(signals.received))
-        for question in questions:
-            bar.set_description(f"{question.picture.name}, {question.subject.name}")
-            try:
-                rows.append(_row(run, question, watch))
-            except Stopped:
-                break
-            if signals.received:
-                break
-    if rows:
-        run.report(rows)
-    if signals.received:
-        raise Interrupted(
-            f"interrupted: {len(rows)} of {len(questions)} images are drawn with what is known of them",
-            signals.received,
-        )
-
-
-def _progress_bar() -> tqdm:
-    return tqdm(total=0, unit=" gradients", disable=None, leave=False)
-
-
-def _expect(bar: tqdm, count: int) -> None:
-    bar.total += count
-    bar.refresh()
+    run.explain_each(questions, lambda question, watch: [_row(run, question, watch)], unit="gradients")
 
 
 def _row(run: Session, question: Question, watch: Watch) -> list[Panel]:

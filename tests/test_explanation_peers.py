@@ -3,6 +3,7 @@
 Five images and three targets, of 64 px to be quick; `PEER_IMAGE_SIZE=224` makes them as large as in use.
 """
 
+import copy
 import os
 import warnings
 
@@ -10,11 +11,20 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from captum.attr import Deconvolution, GuidedBackprop, IntegratedGradients, LayerAttribution, LayerGradCam
-from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
+from captum.attr import (
+    Deconvolution,
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    LayerAttribution,
+    LayerGradCam,
+    Occlusion,
+)
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM, XGradCAM
 
 from lib.explain.gradients import grad_cam, guided_backprop, upsample
 from lib.explain.integrated_gradients import integrated_gradients
+from lib.explain.methods import METHODS, Request
 from lib.explain.scores import class_scores
 
 SIZE = int(os.environ.get("PEER_IMAGE_SIZE", 64))
@@ -84,6 +94,49 @@ def test_grad_cam_is_pytorch_grad_cams(network):
 )
 def test_the_other_methods_are_pytorch_grad_cams(network, method, peer):
     assert_maps_are_pytorch_grad_cams(network, method, peer)
+
+
+@pytest.mark.parametrize("network", ["resnet18"], indirect=True)
+@pytest.mark.parametrize(
+    ("method", "peer", "factor"),
+    [("xgrad-cam", XGradCAM, ENLARGED), ("score-cam", ScoreCAM, 1.0)],  # large scores make a softmax one-hot
+)
+def test_xgrad_cam_and_score_cam_are_pytorch_grad_cams_in_every_digit_that_counts(
+    network, method, peer, factor
+):
+    model, layer, images = network
+    images, scores = images[:2], class_scores(TARGETS)
+    followed = images.clone().requires_grad_()
+    with peer(model, [model.get_submodule(layer)]) as cam:
+        expected = np.stack([cam(followed, [lambda output, c=c: factor * output[c]] * 2) for c in TARGETS])
+    request = Request(model, images, lambda output: factor * scores(output), [layer])
+    maps = stretched(upsample(METHODS[method].explain(request).values[layer], SIZE))
+    assert_close_in_terms_of_the_largest(maps, torch.from_numpy(expected), 1e-5)
+
+
+@pytest.mark.parametrize("network", ["resnet18"], indirect=True)
+@pytest.mark.parametrize(("side", "stride"), [(SIZE // 4, SIZE // 8), (SIZE // 3, SIZE // 3), (SIZE // 2, 7)])
+def test_occlusion_is_captums(network, side, stride):
+    model, _, images = network
+    # Differences of scores, whose rounding is that of the scores themselves: in float64 there is none to see.
+    model = copy.deepcopy(model).double()
+    images, baseline = images[:2].double(), torch.full_like(images[:2], 0.1).double()
+    peer = Occlusion(model)
+    expected = for_each_target(
+        lambda target: peer.attribute(images, (3, side, side), (3, stride, stride), baseline, target)
+    )
+    settings = {"occlusion-side": side, "occlusion-stride": stride}
+    request = Request(model, images, class_scores(TARGETS), baseline=baseline, settings=settings)
+    found = METHODS["occlusion"].explain(request)
+    assert_close_in_terms_of_the_largest(found.values[""].float(), expected[:, :, 0].float(), 1e-5)
+
+
+def test_input_times_gradient_is_captums(network):
+    model, _, images = network
+    peer, followed = InputXGradient(model), images.clone().requires_grad_()
+    expected = for_each_target(lambda target: peer.attribute(followed, target))
+    found = METHODS["input-x-gradient"].explain(Request(model, images, class_scores(TARGETS)))
+    assert_close_in_terms_of_the_largest(found.values[""], expected, 1e-5)
 
 
 @pytest.mark.parametrize(("rule", "peer"), [("guided", GuidedBackprop), ("deconvnet", Deconvolution)])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lib.errors import UserError
 from lib.explain import activations
+from lib.explain.methods import METHODS, Formula
 from lib.explain.progress import Stopped
 from lib.explain.rectifiers import RectifierRule
 from lib.explain.scores import Scores
@@ -46,37 +47,36 @@ class Saliency(NamedTuple):
 
 
 def grad_cam(
-    model: nn.Module,
-    layers: Sequence[str],
-    images: Tensor,
-    scores: Scores,
-    *,
-    method: str = "grad-cam",
+    model: nn.Module, layers: Sequence[str], images: Tensor, scores: Scores, *, method: str = "grad-cam"
 ) -> Cam:
-    """Return class activation maps at `layers`: from A, what a layer puts out, and G = ∂y/∂A.
+    """Return the class activation maps that an entry of `lib.explain.methods` draws by a formula.
 
-    grad-cam    ReLU(Σ_k mean(G_k) A_k), the mean over space     Selvaraju et al. 2017, arXiv:1610.02391
-    hires-cam   ReLU(Σ_k G_k ⊙ A_k)                              Draelos & Carin 2020, arXiv:2011.08891
-    layer-cam   ReLU(Σ_k ReLU(G_k) ⊙ A_k)                        Jiang et al. 2021, IEEE TIP 30
-    grad-cam++  ReLU(Σ_k w_k A_k), w_k = Σ ReLU(G_k) ⊙ α_k       Chattopadhyay et al. 2018, arXiv:1710.11063
-                α_k = 1 / (2 + G_k Σ ReLU(A_k)) where G_k > 0, the sums over space; the paper's A is
-                what a ReLU puts out, and of another layer's A the sum might make α infinite
+    Raises:
+        UserError: no such method; and as `class_activation` does.
+    """
+    known = {name: each.formula for name, each in METHODS.items() if each.formula}
+    if method not in known:
+        raise UserError(f"there is no method {method!r}; choose from {', '.join(known)}")
+    return class_activation(model, layers, images, scores, known[method])
+
+
+def class_activation(
+    model: nn.Module, layers: Sequence[str], images: Tensor, scores: Scores, formula: Formula
+) -> Cam:
+    """Return ReLU(formula(A, G)) at `layers`, from A, what a layer puts out, and G = ∂y/∂A.
 
     Args:
         layers: dotted names of modules; a transformer's tokens are taken as the grid that they are.
         scores: y, (B, classes) -> (T, B); of −y, the map is of what speaks against the class.
-        method: one of the above.
+        formula: see `lib.explain.methods`.
 
     Raises:
-        UserError: no such method or layer, a layer without a spatial map, one that does not bear on the
-            scores.
+        UserError: no such layer, a layer without a spatial map, one that does not bear on the scores.
     """
-    if method not in METHODS:
-        raise UserError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
     images = images.detach()
     with activations.explaining(model), activations.tap(model, layers) as tapped:
         output = model(images)
-        _check_maps(model, layers, images, tapped)
+        check_maps(model, layers, images, tapped)
         sources = [tapped[name] for name in layers]
         found = _gradients(scores(output), sources)
     maps = {}
@@ -84,12 +84,13 @@ def grad_cam(
         if gradients[0] is None:
             raise UserError(f"the scores do not depend on layer {name!r}")
         features = activations.spatial_map(model, source.detach(), images)
-        each = [METHODS[method](features, activations.spatial_map(model, g, images)) for g in gradients]
+        each = [formula(features, activations.spatial_map(model, g, images)) for g in gradients]
         maps[name] = torch.stack(each).relu()
     return Cam(maps, output.detach())
 
 
-def _check_maps(model: nn.Module, layers: Sequence[str], images: Tensor, tapped: dict[str, Tensor]) -> None:
+def check_maps(model: nn.Module, layers: Sequence[str], images: Tensor, tapped: dict[str, Tensor]) -> None:
+    """Raise a UserError if one of `layers` has put out no spatial map; `tapped` holds what they put out."""
     for name in layers:
         if activations.spatial_map(model, tapped.get(name), images) is None:
             size = "×".join(map(str, tapped[name].shape[1:])) if name in tapped else "no tensor"
@@ -106,34 +107,6 @@ def _gradients(values: Tensor, sources: Sequence[Tensor]) -> list[tuple[Tensor |
         torch.autograd.grad(value.sum(), sources, retain_graph=index < last, allow_unused=True)
         for index, value in enumerate(values)
     ]
-
-
-def _grad_cam(features: Tensor, gradient: Tensor) -> Tensor:
-    return torch.einsum("bk,bkhw->bhw", gradient.mean((2, 3)), features)
-
-
-def _hires_cam(features: Tensor, gradient: Tensor) -> Tensor:
-    return (gradient * features).sum(1)
-
-
-def _layer_cam(features: Tensor, gradient: Tensor) -> Tensor:
-    return (gradient.relu() * features).sum(1)
-
-
-def _grad_cam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
-    # The paper's α = G² / (2 G² + G³ Σ A), divided through by G², which may be too small for a float.
-    # Its y is exp(score); that factor is the same all over a map, and left out.
-    alpha = 1 / (2 + gradient.relu() * features.relu().sum((2, 3), keepdim=True))
-    weights = (gradient.relu() * alpha).sum((2, 3))
-    return torch.einsum("bk,bkhw->bhw", weights, features)
-
-
-METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "grad-cam": _grad_cam,
-    "hires-cam": _hires_cam,
-    "layer-cam": _layer_cam,
-    "grad-cam++": _grad_cam_plus_plus,
-}
 
 
 def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:

@@ -1,0 +1,240 @@
+"""The methods that explain a network's answer about an image: one table, which every script reads.
+
+A new method is one function and one entry here. Scripts, `--help`, titles, records and values files read the
+table. Nothing here imports torch when it is imported, so that `--help` answers at once: functions import what
+they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lib.explain.progress import UNWATCHED, Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lib.explain.scores import Scores
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a method is asked.
+
+    Attributes:
+        model: normalised images (B, C, H, W) to logits (B, classes).
+        images: normalised, (B, C, H, W), on the model's device.
+        scores: y, logits (B, classes) to (T, B): T numbers of each image, one for each target.
+        layers: dotted names of modules, for methods that explain by the maps of layers.
+        baseline: what an image shows where something is taken away, of the shape of `images`; None for zeros.
+        settings: values of the method's own options, by name.
+        watch: follows long computations, and may stop them.
+    """
+
+    model: nn.Module
+    images: Tensor
+    scores: Scores
+    layers: Sequence[str] = ()
+    baseline: Tensor | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    watch: Watch = UNWATCHED
+
+
+class Explanation(NamedTuple):
+    """What a method found.
+
+    Attributes:
+        values: of each layer, maps (T, B, h, w) at the layer's resolution; or, under the name "", values of
+            each pixel (T, B, H, W), or of each number of the input (T, B, C, H, W).
+        output: of the network, (B, classes).
+        forward_passes, backward_passes: how many images went through the network.
+    """
+
+    values: dict[str, Tensor]
+    output: Tensor
+    forward_passes: int
+    backward_passes: int
+
+
+class Option(NamedTuple):
+    """A setting of one method: the name of its flag, its least value, its help. The default is None."""
+
+    name: str
+    minimum: int
+    help: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the table.
+
+    Attributes:
+        name: as it is typed and recorded.
+        title: as it is drawn.
+        paper: where it is from.
+        explain: the function.
+        at_layers: it explains by the maps of layers, which `--layer` names.
+        signed: negative values speak against the class; otherwise there are none.
+        needs_baseline: it replaces parts of the image by a baseline.
+        options: settings of its own.
+        formula: of a class activation map; None for other methods.
+    """
+
+    name: str
+    title: str
+    paper: str
+    explain: Callable[[Request], Explanation]
+    at_layers: bool = False
+    signed: bool = False
+    needs_baseline: bool = False
+    options: tuple[Option, ...] = ()
+    formula: Formula | None = None
+
+
+# From A, what a layer puts out, and G = ∂y/∂A, both (B, K, h, w), to a map (B, h, w) before its ReLU.
+Formula = Callable[["Tensor", "Tensor"], "Tensor"]
+
+
+def _grad_cam(features: Tensor, gradient: Tensor) -> Tensor:
+    """Σ_k mean(G_k) A_k, the mean over space."""
+    import torch
+
+    return torch.einsum("bk,bkhw->bhw", gradient.mean((2, 3)), features)
+
+
+def _hires_cam(features: Tensor, gradient: Tensor) -> Tensor:
+    """Σ_k G_k ⊙ A_k."""
+    return (gradient * features).sum(1)
+
+
+def _layer_cam(features: Tensor, gradient: Tensor) -> Tensor:
+    """Σ_k ReLU(G_k) ⊙ A_k."""
+    return (gradient.relu() * features).sum(1)
+
+
+def _grad_cam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
+    """Σ_k w_k A_k, w_k = Σ ReLU(G_k) ⊙ α_k, α_k = 1 / (2 + G_k Σ ReLU(A_k)) where G_k > 0; sums over space.
+
+    The paper's A is what a ReLU puts out: of another layer's A, the sum might make α infinite.
+    """
+    import torch
+
+    # The paper's α = G² / (2 G² + G³ Σ A), divided through by G², which may be too small for a float.
+    # Its y is exp(score); that factor is the same all over a map, and left out.
+    alpha = 1 / (2 + gradient.relu() * features.relu().sum((2, 3), keepdim=True))
+    weights = (gradient.relu() * alpha).sum((2, 3))
+    return torch.einsum("bk,bkhw->bhw", weights, features)
+
+
+def _xgrad_cam(features: Tensor, gradient: Tensor) -> Tensor:
+    """Σ_k w_k A_k, w_k = Σ (G_k ⊙ A_k) / Σ A_k, the sums over space; without channels whose sum is zero."""
+    sums = features.sum((2, 3), keepdim=True)
+    weights = (gradient * features).sum((2, 3), keepdim=True) / sums
+    return (weights.where(sums != 0, 0.0) * features).sum(1)
+
+
+def _class_activation(formula: Formula) -> Callable[[Request], Explanation]:
+    """Return the method that draws ReLU(`formula`) at each layer, after one forward pass for all of them."""
+
+    def explain(request: Request) -> Explanation:
+        from lib.explain import gradients
+
+        found = gradients.class_activation(
+            request.model, request.layers, request.images, request.scores, formula
+        )
+        targets = next(iter(found.maps.values())).shape[0]
+        count = len(request.images)
+        return Explanation(found.maps, found.output, count, count * targets)
+
+    return explain
+
+
+def _score_cam(request: Request) -> Explanation:
+    """ReLU(Σ_k w_k A_k), w = softmax_k(y(x ⊙ H_k)), H_k the map A_k enlarged and scaled to [0, 1]."""
+    from lib.explain import perturbation
+
+    return perturbation.score_cam(request)
+
+
+def _occlusion(request: Request) -> Explanation:
+    """y(x) − y(x with a square replaced by the baseline): at each pixel the mean over squares on it."""
+    from lib.explain import perturbation
+
+    return perturbation.occlusion(request)
+
+
+def _input_x_gradient(request: Request) -> Explanation:
+    """x ⊙ ∂y/∂x."""
+    from lib.explain import gradients
+
+    found = gradients.input_gradients(request.model, request.images, request.scores)
+    return _of_input(found.values * request.images, found.output)
+
+
+def _rectified(rule: str) -> Callable[[Request], Explanation]:
+    """Return the method of gradients with respect to the image in which ReLUs pass back by `rule`."""
+
+    def explain(request: Request) -> Explanation:
+        from lib.explain import gradients
+
+        found = gradients.guided_backprop(request.model, request.images, request.scores, rule=rule)
+        return _of_input(found.values, found.output)
+
+    return explain
+
+
+def _of_input(values: Tensor, output: Tensor) -> Explanation:
+    targets, count = values.shape[:2]
+    return Explanation({"": values}, output, count, count * targets)
+
+
+def _cam(name: str, title: str, paper: str, formula: Formula) -> Method:
+    """Return the entry of a class activation map."""
+    return Method(name, title, paper, _class_activation(formula), at_layers=True, formula=formula)
+
+
+_TABLE = (
+    _cam("grad-cam", "Grad-CAM", "Selvaraju et al. 2017, arXiv:1610.02391", _grad_cam),
+    _cam("hires-cam", "HiResCAM", "Draelos & Carin 2020, arXiv:2011.08891", _hires_cam),
+    _cam("layer-cam", "LayerCAM", "Jiang et al. 2021, IEEE TIP 30", _layer_cam),
+    _cam("grad-cam++", "Grad-CAM++", "Chattopadhyay et al. 2018, arXiv:1710.11063", _grad_cam_plus_plus),
+    _cam("xgrad-cam", "XGrad-CAM", "Fu et al. 2020, arXiv:2008.02312", _xgrad_cam),
+    Method("score-cam", "Score-CAM", "Wang et al. 2020, arXiv:1910.01279", _score_cam, at_layers=True),
+    Method(
+        "occlusion",
+        "occlusion",
+        "Zeiler & Fergus 2014, arXiv:1311.2901",
+        _occlusion,
+        signed=True,
+        needs_baseline=True,
+        options=(
+            Option("occlusion-side", 1, "side of the square that is replaced, in pixels; default: an eighth"),
+            Option("occlusion-stride", 1, "pixels from one square to the next; default: half of its side"),
+        ),
+    ),
+    Method(
+        "input-x-gradient",
+        "input × gradient",
+        "Shrikumar et al. 2016, arXiv:1605.01713",
+        _input_x_gradient,
+        signed=True,
+    ),
+    Method(
+        "guided",
+        "guided backprop",
+        "Springenberg et al. 2014, arXiv:1412.6806",
+        _rectified("guided"),
+        signed=True,
+    ),
+    Method(
+        "deconvnet",
+        "deconvnet",
+        "Zeiler & Fergus 2013, arXiv:1311.2901",
+        _rectified("deconvnet"),
+        signed=True,
+    ),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _TABLE}

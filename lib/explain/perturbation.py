@@ -1,0 +1,128 @@
+"""Explanations by forward passes alone: what happens to the scores when parts of the image are taken away."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.explain import activations, batch_size, gradients
+from lib.explain.batch_size import BatchSizeTuner
+from lib.explain.methods import Explanation, Request
+from lib.explain.progress import Stopped
+from lib.models.layers import evaluating
+
+
+def score_cam(request: Request) -> Explanation:
+    """Return Score-CAM's maps ReLU(Σ_k w_k A_k), w = softmax_k(y(x ⊙ H_k)) (Wang et al. 2020, section 3.2).
+
+    A_k is channel k of what the layer puts out, and H_k that map, enlarged to the size of the image and
+    scaled to [0, 1]. (The paper subtracts y(0) from the scores before the softmax, which changes nothing.)
+    One forward pass for each channel, shared by all targets.
+
+    Raises:
+        UserError: as `lib.explain.gradients.class_activation` does.
+        Stopped: the watch ended it.
+    """
+    model, images = request.model, request.images.detach()
+    with evaluating(model), activations.tap(model, request.layers) as tapped, torch.no_grad():
+        output = model(images)
+        gradients.check_maps(model, request.layers, images, tapped)
+    layers = {name: activations.spatial_map(model, tapped[name].detach(), images) for name in request.layers}
+    request.watch.expect(sum(len(images) * features.shape[1] for features in layers.values()))
+    tuner = _tuner(images)
+    maps = {}
+    for name, features in layers.items():
+        each = [
+            _score_cam_of_one(request, tuner, image, own) for image, own in zip(images, features, strict=True)
+        ]
+        maps[name] = torch.stack(each, dim=1)
+    passes = len(images) * (1 + sum(features.shape[1] for features in layers.values()))
+    return Explanation(maps, output, passes, 0)
+
+
+def _score_cam_of_one(request: Request, tuner: BatchSizeTuner, image: Tensor, features: Tensor) -> Tensor:
+    """Return the maps (T, h, w) of one image (C, H, W) from the layer's features (K, h, w)."""
+    masks = F.interpolate(features[None], size=image.shape[1:], mode="bilinear", align_corners=True)[0]
+    low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
+
+    def masked(first: int, end: int) -> Tensor:
+        # A channel that is the same everywhere hides all of the image; 1e-8 is the authors' own.
+        part = slice(first, end)
+        return image * ((masks[part] - low[part]) / (high[part] - low[part] + 1e-8))[:, None]
+
+    weights = torch.cat(list(_scored(request, tuner, len(features), masked)), dim=1).softmax(1)  # (T, K)
+    return torch.einsum("tk,khw->thw", weights, features).relu()
+
+
+def occlusion(request: Request) -> Explanation:
+    """Return y(x) − y(x′), x′ with the baseline in a square: at each pixel the mean over the squares on it.
+
+    Squares at the right and lower edge may be smaller. As Zeiler & Fergus 2014, section 4.2, who draw y(x′);
+    the mean over overlapping squares is Captum's.
+
+    Raises:
+        Stopped: the watch ended it.
+    """
+    images = request.images.detach()
+    height, width = images.shape[2:]
+    side = min(request.settings.get("occlusion-side") or max(1, min(height, width) // 8), height, width)
+    stride = min(request.settings.get("occlusion-stride") or max(1, side // 2), side)
+    squares = [
+        (row, column) for row in _starts(height, side, stride) for column in _starts(width, side, stride)
+    ]
+    baseline = torch.zeros_like(images) if request.baseline is None else request.baseline
+    request.watch.expect(len(images) * len(squares))
+    with evaluating(request.model), torch.no_grad():
+        output = request.model(images)
+    tuner = _tuner(images)
+    before = request.scores(output)  # (T, B)
+    values = torch.zeros(len(before), *images[:, 0].shape, dtype=before.dtype, device=images.device)
+    covered = torch.zeros_like(values[0, 0])
+    for row, column in squares:
+        covered[row : row + side, column : column + side] += 1
+    for number, (image, blank) in enumerate(zip(images, baseline, strict=True)):
+
+        def occluded(first: int, end: int, image: Tensor = image, blank: Tensor = blank) -> Tensor:
+            shown = image.repeat(end - first, 1, 1, 1)
+            for one, (row, column) in zip(shown, squares[first:end], strict=True):
+                place = (slice(None), slice(row, row + side), slice(column, column + side))
+                one[place] = blank[place]
+            return shown
+
+        after = torch.cat(list(_scored(request, tuner, len(squares), occluded)), dim=1)  # (T, squares)
+        for (row, column), drop in zip(squares, (before[:, number, None] - after).T, strict=True):
+            values[:, number, row : row + side, column : column + side] += drop[:, None, None]
+    passes = len(images) * (1 + len(squares))
+    return Explanation({"": values / covered}, output, passes, 0)
+
+
+def _starts(length: int, side: int, stride: int) -> range:
+    """Return where squares begin along an edge such that the last one reaches its end."""
+    return range(0, -(-(length - side) // stride) * stride + 1, stride)
+
+
+def _tuner(images: Tensor) -> BatchSizeTuner:
+    return BatchSizeTuner(batch_size.largest(images[0]), batch_size.first(images[0]))
+
+
+def _scored(request: Request, tuner: BatchSizeTuner, count: int, inputs) -> Iterator[Tensor]:
+    """Yield the scores (T, part) of `count` inputs, made by `inputs(first, end)`, batch by batch."""
+    done = 0
+    while done < count:
+        if request.watch.is_stopped():
+            raise Stopped
+        end, started = min(done + tuner.size, count), time.perf_counter()
+        try:
+            with evaluating(request.model), torch.no_grad():
+                scores = request.scores(request.model(inputs(done, end)))
+        except RuntimeError as error:
+            if not batch_size.is_out_of_memory(error):
+                raise
+            tuner.halve()
+            continue
+        tuner.note(end - done, time.perf_counter() - started)
+        request.watch.advance(end - done)
+        done = end
+        yield scores
