@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lib import streams
+from lib import streams, threads
 from lib.errors import Interrupted, RunFailed, UserError, say
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
@@ -59,6 +59,7 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
     0 done, 1 the run failed, 2 the user's input was wrong, 130 Ctrl-C, 143 SIGTERM, 141 reader gone.
     """
     streams.open_missing()
+    threads.share_cores_with_others()
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
