@@ -2,10 +2,10 @@
 
 import os
 
-# How often a thread that has finished its part of a layer looks for the next one before it sleeps. By default it
-# looks some milliseconds long, and meanwhile keeps from its core the very thread that it waits for, if other
-# programs use the cores: lenet5's update of 128 images on two threads then took 277 ms, with 1,000 looks 20 ms.
-# On idle cores both take 16 ms; fast-cnn's 3,560 and 1,348 ms beside others, 356 and 296 ms alone.
+# How often a thread that has finished its part of a layer looks for the next one before it sleeps. By default
+# it looks some milliseconds long, and meanwhile keeps from its core the very thread that it waits for, if
+# other programs use the cores. An update of lenet5 (128 images, two threads) took 277 ms so, and 20 ms with
+# 1,000 looks; on idle cores, 16 ms either way. fast-cnn: 3,560 and 1,348 ms beside others, 356 and 296 alone.
 _LOOKS_BEFORE_SLEEP = "1000"
 
 
