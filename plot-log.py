@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lib import cli
-from lib.errors import UserError, warn
-from lib.files import existing_file, writable_folder
-from lib.runlog import ParsedLog, Run, parse
+from lib.runtime.errors import UserError, warn
+from lib.runtime.files import existing_file, writable_folder
+from lib.runtime.runlog import ParsedLog, Run, parse
 
 # What the legend says of runs that differ in it: these flags first, then others, a few in all.
 TELLING = ("model", "dataset", "learning_rate", "batch_size", "seed")

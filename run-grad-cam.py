@@ -57,8 +57,8 @@ def make_parser() -> cli.Parser:
 def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
     cli.check_needs(typed, {"rule": "guided", "smooth": "guided", "noise": "smooth"})
-    from lib import cam_explanation as task
-    from lib import image_explanation
+    from lib.tasks import cam_explanation as task
+    from lib.tasks import image_explanation
 
     task.check(SimpleNamespace(**(defaults | typed)), typed)
     with image_explanation.start("gradcam", typed, defaults) as run:

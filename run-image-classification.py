@@ -155,8 +155,9 @@ def recipe(flags) -> dict:
 
 def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
-    from lib import image_classification as task
-    from lib import image_views, session
+    from lib.tasks import image_classification as task
+    from lib.tasks import image_views
+    from lib.training import session
 
     task.check_input(typed.get("input", ()))
     with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:

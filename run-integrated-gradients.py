@@ -11,7 +11,7 @@ printed with every map.
 """
 
 from lib import cli
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 
 def make_parser() -> cli.Parser:
@@ -50,8 +50,8 @@ def main(argv=None) -> None:
     cli.check_needs(typed, {"noise": "smooth"})
     if "steps" in typed and "tolerance" in typed:
         raise UserError("--steps and --tolerance both say how many steps: choose one")
-    from lib import image_explanation
-    from lib import path_explanation as task
+    from lib.tasks import image_explanation
+    from lib.tasks import path_explanation as task
 
     with image_explanation.start("ig", typed, defaults) as run:
         task.explain(run)

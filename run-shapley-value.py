@@ -73,8 +73,8 @@ def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
     from types import SimpleNamespace
 
-    from lib import image_explanation
-    from lib import shapley_explanation as task
+    from lib.tasks import image_explanation
+    from lib.tasks import shapley_explanation as task
 
     task.check(SimpleNamespace(**(defaults | typed)), typed)
     with image_explanation.start("shap", typed, defaults) as run:

@@ -10,6 +10,8 @@ run-sst2-classification.py --explain "a joy" --restore-file CKPT what each word 
 torchrun --nproc-per-node 2 run-sst2-classification.py …         train on several devices
 """
 
+import argparse
+
 from lib import cli
 
 TASK = "text-classification"
@@ -131,7 +133,7 @@ def add_network_flags(parser: cli.Parser) -> None:
     add("--embedding-size", type=cli.integer(1), metavar="N", help="of a word's vector")
     add("--hidden-size", type=cli.integer(1), metavar="N", help="of the state of one direction")
     add("--depth", type=cli.integer(1), metavar="N", help="layers of LSTMs")
-    add("--bidirectional", action=cli.argparse.BooleanOptionalAction, help="read phrases backwards, too")
+    add("--bidirectional", action=argparse.BooleanOptionalAction, help="read phrases backwards, too")
     add(
         "--pool",
         "--pooling",
@@ -184,8 +186,9 @@ def recipe(flags) -> dict:
 
 def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
-    from lib import session, text_explanation, text_prediction, text_views
-    from lib import text_classification as task
+    from lib.tasks import text_classification as task
+    from lib.tasks import text_explanation, text_prediction, text_views
+    from lib.training import session
 
     with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
         flags = run.flags

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import checkpoint, cli, models, runlog
+from lib import cli, models
+from lib.runtime import checkpoint, runlog
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "run-mnist-classification.py"

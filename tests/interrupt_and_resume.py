@@ -100,7 +100,7 @@ def interrupt_and_resume(
     """
     from kill_and_resume import _weights_and_state, same
 
-    from lib import checkpoint
+    from lib.runtime import checkpoint
 
     folder.mkdir()
     first = in_terminal(

@@ -114,7 +114,7 @@ def killed_after(seconds: float, process: subprocess.Popen) -> bool:
 
 
 def _resumed(folder: Path, whole: Path, flags: Sequence[str], seconds: float) -> Trial:
-    from lib import checkpoint
+    from lib.runtime import checkpoint
 
     last = folder / FILES[0]
     update = checkpoint.load(last)["update"] if last.exists() else None
@@ -126,7 +126,7 @@ def _resumed(folder: Path, whole: Path, flags: Sequence[str], seconds: float) ->
 
 def _weights_and_state(path: Path) -> dict:
     """All of a checkpoint but the run's name and the flags that name folders."""
-    from lib import checkpoint
+    from lib.runtime import checkpoint
 
     content = checkpoint.load(path)
     return {key: content.get(key) for key in ("state_dict", "training", "epoch", "update", "metrics")}

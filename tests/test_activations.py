@@ -8,8 +8,9 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from lib import models
-from lib.errors import UserError
-from lib.explain.activations import default_layer, explaining, spatial_layers, spatial_map, tap
+from lib.explain.activations import default_layer, explaining, spatial_layers, tap
+from lib.models.spatial_maps import spatial_map
+from lib.runtime.errors import UserError
 
 
 class InPlace(nn.Module):

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from lib import distributed
 from lib.data.batches import InOrder, Phases, TensorBatches
-from lib.errors import UserError
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
 
 
 def batches(rows: int = 20, batch_size: int = 6, seed: int = 0, **options) -> TensorBatches:

@@ -16,8 +16,8 @@ import torch
 from conftest import assert_same
 from torch import nn
 
-from lib import checkpoint
-from lib.errors import RunFailed, UserError
+from lib.runtime import checkpoint
+from lib.runtime.errors import RunFailed, UserError
 
 TASK = "image-classification"
 

@@ -13,7 +13,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from lib.data import cifar
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 
 class Python2Pickler(pickle._Pickler):

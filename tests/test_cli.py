@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, SCRIPT
 
 from lib import cli
-from lib.errors import Interrupted, RunFailed, UserError
+from lib.runtime.errors import Interrupted, RunFailed, UserError
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 

@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT, SCRIPT, Ended, environment
 from torch import nn
 
-from lib import checkpoint, distributed
-from lib.errors import UserError
+from lib.runtime import checkpoint, distributed
+from lib.runtime.errors import UserError
 
 # What every one of two ranks does; what it found goes to a file of its own.
 WORKER = """
@@ -21,11 +21,13 @@ import json
 from pathlib import Path
 import torch
 from torch import nn
-from lib import cli, distributed, train
+from lib import cli
+from lib.runtime import distributed
+from lib.training import train
 from lib.data.batches import InOrder, TensorBatches
-from lib.objectives import classification
-from lib.optimisation import Settings
-from lib.runlog import RunLog
+from lib.training.objectives import classification
+from lib.training.optimisation import Settings
+from lib.runtime.runlog import RunLog
 from test_distributed import make_data, make_model
 
 
@@ -142,11 +144,11 @@ def two_ranks(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 def fit_alone(folder: Path) -> nn.Module:
     """The same training by a single rank, in this process."""
-    from lib import train
     from lib.data.batches import InOrder, TensorBatches
-    from lib.objectives import classification
-    from lib.optimisation import Settings
-    from lib.runlog import RunLog
+    from lib.runtime.runlog import RunLog
+    from lib.training import train
+    from lib.training.objectives import classification
+    from lib.training.optimisation import Settings
 
     images, labels = make_data()
     model = make_model()

@@ -1,4 +1,4 @@
-"""lib/embed.py against closed forms, brute force, and the projector's own reader."""
+"""lib/evaluation/embed.py against closed forms, brute force, and the projector's own reader."""
 
 import signal
 import subprocess
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lib import embed
-from lib.errors import RunFailed, UserError
+from lib.evaluation import embed
+from lib.runtime.errors import RunFailed, UserError
 
 
 def blobs(examples: int = 90, size: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +37,7 @@ def brute_force_accuracy(points: np.ndarray, labels: np.ndarray, k: int) -> floa
 
 
 def test_importing_the_module_does_not_import_torch():
-    code = "import sys; import lib.embed; sys.exit('torch' in sys.modules)"
+    code = "import sys; import lib.evaluation.embed; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
 def test_workers_do_not_outlive_a_parent_that_is_killed():
     code = (
         "import os, signal, time\n"
-        "from lib import embed\n"
+        "from lib.evaluation import embed\n"
         "def kill_parent(seconds):\n"
         "    os.kill(os.getppid(), signal.SIGKILL)\n"
         "    time.sleep(seconds)\n"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import views
+from lib.evaluation import views
 from lib.figures import features, filters
 
 

@@ -8,8 +8,8 @@ import time
 import pytest
 from conftest import ROOT
 
-from lib import files
-from lib.errors import UserError
+from lib.runtime import files
+from lib.runtime.errors import UserError
 
 
 def test_a_folder_that_is_missing_is_made_and_left_empty(tmp_path):
@@ -36,7 +36,8 @@ def test_a_file_is_a_file_or_refused(tmp_path):
 def test_two_processes_may_replace_a_file_at_once_and_the_last_one_stays(tmp_path):
     path = tmp_path / "file"
     write = (
-        f"from pathlib import Path; from lib import files; files.write_atomically(Path({str(path)!r}), b'b')"
+        "from pathlib import Path; from lib.runtime import files; "
+        f"files.write_atomically(Path({str(path)!r}), b'b')"
     )
     with files.replaced(path) as file:
         file.write(b"a")

@@ -8,7 +8,7 @@ from pictures import write_folder
 from scipy.io import savemat
 
 from lib.data import folders
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 
 def refused(folder, **options) -> str:

@@ -7,12 +7,15 @@ from PIL import Image
 from test_distributed import found_by_two_ranks
 from torch import nn
 
-from lib.errors import RunFailed, UserError
-from lib.explain import batch_size, games, players
+from lib.data import photographs
+from lib.explain import batch_size, players
 from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.coalitions import all_coalitions
-from lib.explain.games import Evaluation, MaskedImage, Record
+from lib.explain.games import Evaluation, MaskedImage
 from lib.explain.scores import class_scores
+from lib.runtime.errors import RunFailed, UserError
+from lib.tasks import evaluation_store
+from lib.tasks.evaluation_store import EvaluationStore
 
 
 def small_network(channels=1):
@@ -57,6 +60,10 @@ def test_patches_that_make_no_game_are_refused(side, message):
         players.patches(224, side)
 
 
+def players_of(path, size):
+    return players.from_labels(photographs.read_labels(path), size, path)
+
+
 def test_superpixels_cover_the_image_and_follow_its_edges():
     image = torch.zeros(3, 40, 40)
     image[:, :, 23:] = 1
@@ -74,7 +81,7 @@ def test_a_label_image_has_a_player_for_each_value(tmp_path, mode):
     if mode != "1":
         values[7] = 90
     Image.fromarray(values).convert(mode, dither=Image.Dither.NONE).save(tmp_path / "labels.png")
-    found = players.from_label_image(tmp_path / "labels.png", 8)
+    found = players_of(tmp_path / "labels.png", 8)
     assert found.count == (2 if mode == "1" else 3)
     assert len(found.map[torch.from_numpy(values == 200)].unique()) == 1
 
@@ -82,15 +89,15 @@ def test_a_label_image_has_a_player_for_each_value(tmp_path, mode):
 def test_label_images_that_make_no_game_are_refused(tmp_path):
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "wide.png")
     with pytest.raises(UserError, match="has 9×8 pixels; the network sees 8×8"):
-        players.from_label_image(tmp_path / "wide.png", 8)
+        players_of(tmp_path / "wide.png", 8)
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match="is no label image"):
-        players.from_label_image(tmp_path / "text.png", 8)
+        players_of(tmp_path / "text.png", 8)
     with pytest.raises(UserError, match="there is no file"):
-        players.from_label_image(tmp_path / "missing.png", 8)
+        players_of(tmp_path / "missing.png", 8)
     Image.fromarray(np.arange(441).reshape(21, 21).astype(np.uint16)).save(tmp_path / "many.png")
     with pytest.raises(UserError, match="441 players, more than 400"):
-        players.from_label_image(tmp_path / "many.png", 21)
+        players_of(tmp_path / "many.png", 21)
 
 
 def test_absent_players_show_the_baseline_and_present_ones_the_image():
@@ -203,33 +210,33 @@ class Counted:
 def test_a_record_is_asked_before_the_network(tmp_path):
     path, coalitions = tmp_path / "record.npz", all_coalitions(4)
     first, again, other = Counted(), Counted(), Counted()
-    record = Record(path, "a")
+    record = EvaluationStore(path, "a")
     expected = Evaluation(first, record=record)(coalitions[:10])
     record.save()
-    evaluation = Evaluation(again, record=Record(path, "a"))
+    evaluation = Evaluation(again, record=EvaluationStore(path, "a"))
     found = evaluation(coalitions)
     assert torch.equal(found[:10], expected)
     assert (first.asked, again.asked, evaluation.reused) == (10, 6, 10)
-    record = Record(path, "b")
+    record = EvaluationStore(path, "b")
     Evaluation(other, record=record)(coalitions)
     record.save()
     assert other.asked == 16
-    assert Record(path, "a").knows(coalitions).sum() == 10
-    assert Record(path, "b").knows(coalitions).all()
+    assert EvaluationStore(path, "a").knows(coalitions).sum() == 10
+    assert EvaluationStore(path, "b").knows(coalitions).all()
 
 
 def test_a_record_is_written_while_it_grows(tmp_path, monkeypatch):
-    monkeypatch.setattr(games, "SECONDS_BETWEEN_SAVES", 0.0)
-    record = Record(tmp_path / "record.npz", "a")
+    monkeypatch.setattr(evaluation_store, "SECONDS_BETWEEN_SAVES", 0.0)
+    record = EvaluationStore(tmp_path / "record.npz", "a")
     record.add(all_coalitions(4)[:3], torch.zeros(3, 2).double())
-    assert Record(tmp_path / "record.npz", "a").knows(all_coalitions(4)).sum() == 3
+    assert EvaluationStore(tmp_path / "record.npz", "a").knows(all_coalitions(4)).sum() == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"text"])
 def test_a_file_that_is_no_record_is_refused(tmp_path, content):
     (tmp_path / "record.npz").write_bytes(content)
     with pytest.raises(UserError, match="holds no values of an earlier run"):
-        Record(tmp_path / "record.npz", "a")
+        EvaluationStore(tmp_path / "record.npz", "a")
 
 
 def test_the_fingerprint_changes_with_whatever_values_depend_on():
@@ -273,7 +280,7 @@ def test_hooks_of_the_last_layer_are_gone_after_an_error():
 WORKER = """
 import json, sys
 import torch
-from lib import distributed
+from lib.runtime import distributed
 from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.coalitions import all_coalitions
 from lib.explain.games import Evaluation

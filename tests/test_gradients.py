@@ -7,7 +7,6 @@ from explained import Small, small, small_images
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from lib.errors import UserError
 from lib.explain.gradients import (
     grad_cam,
     guided_backprop,
@@ -19,6 +18,7 @@ from lib.explain.gradients import (
 )
 from lib.explain.methods import METHODS
 from lib.explain.scores import class_scores, top_scores
+from lib.runtime.errors import UserError
 
 FORMULAS = {name: each.formula for name, each in METHODS.items() if each.formula}
 

@@ -9,7 +9,7 @@ from pictures import COLOURS, write_folder, write_image
 
 from lib.data import augment, cache, image_files
 from lib.data.preprocessing import Preprocessing
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 SMALL = Preprocessing(12, 3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), resize=14)
 

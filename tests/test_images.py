@@ -12,7 +12,7 @@ from conftest import ROOT, write_idx, write_mnist
 
 from lib.data import images
 from lib.data.preprocessing import Preprocessing
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 REAL = ROOT.parent / "shared" / "data"
 needs_mnist = pytest.mark.skipif(

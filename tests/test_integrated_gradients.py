@@ -7,8 +7,8 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from lib.errors import UserError
 from lib.explain.integrated_gradients import RULES, integrated_gradients
+from lib.runtime.errors import UserError
 
 
 @pytest.fixture

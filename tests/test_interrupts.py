@@ -12,9 +12,10 @@ import pytest
 from conftest import command, environment, table
 from interrupt_and_resume import in_terminal, train_command, trials
 
-from lib import checkpoint, text_prediction
 from lib.data.preprocessing import Preprocessing
-from lib.interrupts import Signals
+from lib.runtime import checkpoint
+from lib.runtime.interrupts import Signals
+from lib.tasks import text_prediction
 
 DIGITS = ("--dataset", "digits", "--limit", "300", "--max-epoch", "8")
 

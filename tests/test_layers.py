@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.errors import UserError
 from lib.models import layers
+from lib.runtime.errors import UserError
 
 
 def small_network() -> nn.Sequential:

@@ -3,7 +3,7 @@
 import ctypes
 from types import SimpleNamespace
 
-from lib import memory
+from lib.runtime import memory
 
 
 def test_the_c_library_is_told_to_keep_what_is_freed(monkeypatch):

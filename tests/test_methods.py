@@ -9,10 +9,10 @@ from conftest import explaining, panels_of
 from explained import small, small_images
 from torch import nn
 
-from lib.errors import UserError
 from lib.explain.methods import METHODS, Request
 from lib.explain.progress import Stopped, Watch
 from lib.explain.scores import class_scores
+from lib.runtime.errors import UserError
 
 explain = explaining("run-grad-cam.py")
 

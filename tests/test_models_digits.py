@@ -9,8 +9,8 @@ from torch import nn
 
 from lib import models
 from lib.data import images
-from lib.errors import UserError
 from lib.models.digits import ShiftedConv2d
+from lib.runtime.errors import UserError
 
 # The shifted convolution is a convolution
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lib import models
-from lib.errors import UserError
 from lib.models import small
+from lib.runtime.errors import UserError
 
 ROWS = ("row-rnn", "row-lstm", "row-gru")
 PHOTOGRAPHS = ("simple-cnn", "fast-cnn")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.errors import UserError
-from lib.optimisation import (
+from lib.runtime.errors import UserError
+from lib.training.optimisation import (
     NEWTON_SCHULZ,
     NEWTON_SCHULZ_STEPS,
     Settings,
@@ -16,7 +16,7 @@ from lib.optimisation import (
     make_optimizer,
     orthogonalised,
 )
-from lib.train import full_rate
+from lib.training.train import full_rate
 
 SETTINGS = Settings(seed=0, max_epoch=1, learning_rate=0.02, optimizer="muon", weight_decay=0.3, momentum=0.8)
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from lib.data import photographs
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 GRADIENT = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (32, 1))
 

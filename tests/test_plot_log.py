@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.errors import RunFailed, UserError
 from lib.figures import curves, style
 from lib.figures.curves import Curve, draw_curves
-from lib.runlog import Run, RunLog
+from lib.runtime.errors import RunFailed, UserError
+from lib.runtime.runlog import Run, RunLog
 
 ROOT = Path(__file__).parent.parent
 script = types.SimpleNamespace(**runpy.run_path(str(ROOT / "plot-log.py")))

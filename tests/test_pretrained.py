@@ -9,8 +9,8 @@ import torch
 from conftest import write_checkpoint
 from torchvision import models
 
-from lib.errors import UserError
 from lib.models import pretrained
+from lib.runtime.errors import UserError
 
 SMALL = "squeezenet1_1"  # 1.2 million weights, and a classifier that is a convolution
 

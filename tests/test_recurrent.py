@@ -7,9 +7,9 @@ from torch import nn
 from lib import models
 from lib.data.phrases import PhrasesInOrder
 from lib.data.tokens import Vocabulary
-from lib.errors import UserError
 from lib.models import recurrent
 from lib.models.recurrent import LSTM, Dropout, Pool, Recurrent, from_gates, to_gates
+from lib.runtime.errors import UserError
 
 CELLS = ("fused", "reference")
 SENTENCES = [

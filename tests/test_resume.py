@@ -19,9 +19,10 @@ from training import (
     terminate,
 )
 
-from lib import checkpoint, train
 from lib.data.augment import augmentation
-from lib.errors import Interrupted, UserError
+from lib.runtime import checkpoint
+from lib.runtime.errors import Interrupted, UserError
+from lib.training import train
 
 RUNS = {
     "adamw, one-cycle": {},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import SCRIPT, call
 
-from lib import checkpoint, run_folder
+from lib.runtime import checkpoint, run_folder
 
 SHORT = ("--dataset", "digits", "--limit", "60", "--max-epoch", "2")
 

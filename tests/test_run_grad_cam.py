@@ -11,10 +11,10 @@ from conftest import ROOT, call, explaining, panels_of, write_checkpoint
 from PIL import Image
 from scipy.stats import spearmanr
 
-from lib.cam_explanation import rank_correlation
 from lib.explain import gradients
-from lib.explain import subject as subjects
 from lib.explain.scores import class_scores
+from lib.models import subject as subjects
+from lib.tasks.cam_explanation import rank_correlation
 
 SCRIPT = "run-grad-cam.py"
 

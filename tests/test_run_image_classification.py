@@ -10,10 +10,12 @@ from conftest import Ended, assert_same, call, write_checkpoint
 from pictures import COLOURS, write_folder, write_image
 from test_cifar import write_cifar10
 
-from lib import checkpoint, image_classification, models
+from lib import models
 from lib.data import augment
 from lib.data.preprocessing import Preprocessing
 from lib.models import transfer
+from lib.runtime import checkpoint
+from lib.tasks import image_classification
 
 SCRIPT = "run-image-classification.py"
 BRIEF = ("--dataset", "folder", "--model", "simple-cnn", "--size", 16, "--max-epoch", 2, "-bs", 12)

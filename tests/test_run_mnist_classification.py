@@ -12,8 +12,9 @@ import torch
 from conftest import SCRIPT, Ended, assert_same, command, environment
 from kill_and_resume import kill_and_resume, same
 
-from lib import checkpoint, models
+from lib import models
 from lib.data import images
+from lib.runtime import checkpoint
 
 DIGITS = ("--dataset", "digits")
 BRIEF = (*DIGITS, "--limit", "60", "--max-epoch", "1")

@@ -12,7 +12,8 @@ from PIL import Image
 from test_distributed import torchrun
 
 from lib.explain import games
-from lib.explain.subject import load_checkpoint
+from lib.models.subject import load_checkpoint
+from lib.tasks import evaluation_store
 
 SCRIPT = "run-shapley-value.py"
 FEW = ("-lp", "10", "-k", "1")  # 9 players
@@ -214,7 +215,7 @@ def test_a_run_that_was_killed_reuses_the_evaluations_it_paid_for(explain, tmp_p
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(games, "SECONDS_BETWEEN_SAVES", 0.0)
+        patched.setattr(evaluation_store, "SECONDS_BETWEEN_SAVES", 0.0)
         interrupt_after(patched, 6, kill)
         with pytest.raises(Killed):
             explain(*flags)

@@ -8,9 +8,10 @@ import torch
 from conftest import ROOT, SENTIMENT_SCRIPT, table
 from test_distributed import torchrun
 
-from lib import checkpoint, text_views
 from lib.data.text import words_of
 from lib.data.tokens import words_never_alone
+from lib.runtime import checkpoint
+from lib.tasks import text_views
 
 TINY = ("--dataset", "tiny")
 SMALL = (*TINY, "--embedding-size", "16", "--hidden-size", "16")

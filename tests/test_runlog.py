@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.errors import UserError
-from lib.runlog import Run, RunLog, parse
+from lib.runtime.errors import UserError
+from lib.runtime.runlog import Run, RunLog, parse
 
 STAMP = "2025-01-31 12:00:00,123 - train - INFO - "
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib.errors import UserError
 from lib.explain.scores import class_scores, top_classes, top_scores
+from lib.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import table
 
-from lib import checkpoint, models, text_classification, text_explanation, text_prediction
+from lib import models
 from lib.data.text import words_of
 from lib.data.tokens import Vocabulary
 from lib.models.recurrent import BIGRAM_SIZE
-from lib.text_classification import Reader
+from lib.runtime import checkpoint
+from lib.tasks import text_classification, text_explanation, text_prediction
+from lib.tasks.text_classification import Reader
 
 
 def typed_in(monkeypatch, content: bytes) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import SCRIPT, call
 
-from lib import checkpoint, session
-from lib.errors import UserError
+from lib.runtime import checkpoint
+from lib.runtime.errors import UserError
+from lib.training import session
 
 TASK = "image-classification"
 DEFAULTS = {

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from lib.errors import RunFailed
 from lib.explain import coalitions as draw
 from lib.explain import interactions
 from lib.explain.shapley import ESTIMATORS, Plan, choose, exact, odd_gp
+from lib.runtime.errors import RunFailed
 
 SAMPLERS = ("odd-gp", "permutation", "per-patch")
 

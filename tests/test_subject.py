@@ -9,9 +9,9 @@ from torch import nn
 from torchvision import models
 
 from lib.data.preprocessing import Preprocessing
-from lib.errors import UserError
-from lib.explain import subject as subjects
-from lib.explain.subject import Subject
+from lib.models import subject as subjects
+from lib.models.subject import Subject
+from lib.runtime.errors import UserError
 
 IMAGENET = Preprocessing(24, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=32)
 
@@ -147,8 +147,8 @@ def test_a_checkpoint_brings_its_name_classes_preprocessing_and_epoch(restored):
 
 
 def test_a_checkpoint_gives_the_logits_of_the_weights_it_was_saved_with(tmp_path, restored):
-    from lib import checkpoint
     from lib import models as networks
+    from lib.runtime import checkpoint
 
     path = write_checkpoint(tmp_path / "own.pt")
     network = networks.build("lenet5", classes=10, channels=1, size=28).eval()

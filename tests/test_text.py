@@ -18,7 +18,7 @@ from lib.data import text
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap
 from lib.data.text import Split
 from lib.data.tokens import UNKNOWN, Vocabulary, tokenise
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 # The tokeniser
 
@@ -343,10 +343,10 @@ def test_batches_hold_no_more_phrases_or_words_than_they_may():
 
 def test_two_ranks_share_every_batch_and_no_phrase(monkeypatch):
     _, encoded, labels = numbered(LENGTHS)
-    monkeypatch.setattr("lib.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("lib.runtime.distributed.world_size", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr("lib.distributed.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("lib.runtime.distributed.rank", lambda rank=rank: rank)
         batches = PhraseBatches(encoded, labels, batch_size=3, max_tokens=1000, seed=1)
         shares.append([targets.tolist() for _, targets in batches.epoch(0)])
         assert len(shares[-1]) == len(batches)

@@ -5,7 +5,7 @@ import os
 import pytest
 from conftest import call
 
-from lib import threads
+from lib.runtime import threads
 
 
 def test_small_work_gets_one_thread_and_other_work_every_core_or_what_torchrun_says(monkeypatch):

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 from training import UPDATES, fit, make_batches, make_net, make_settings
 
-from lib import checkpoint, train
 from lib.data.batches import InOrder, TensorBatches
-from lib.errors import RunFailed
-from lib.objectives import classification
-from lib.optimisation import learning_rate_factor
+from lib.runtime import checkpoint
+from lib.runtime.errors import RunFailed
+from lib.training import train
+from lib.training.objectives import classification
+from lib.training.optimisation import learning_rate_factor
 
 
 def test_each_update_learns_at_the_rate_of_the_schedule(tmp_path):

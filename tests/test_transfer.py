@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from lib import models
-from lib.errors import UserError
 from lib.models import layers, transfer
-from lib.objectives import classification
-from lib.optimisation import Settings, WeightAverage, make_optimizer
-from lib.train import full_rate
+from lib.runtime.errors import UserError
+from lib.training.objectives import classification
+from lib.training.optimisation import Settings, WeightAverage, make_optimizer
+from lib.training.train import full_rate
 
 # A small network of each kind of head there is.
 NETWORKS = {

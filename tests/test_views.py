@@ -1,4 +1,4 @@
-"""lib/views.py against hand-made predictions and brute force."""
+"""lib/evaluation/views.py against hand-made predictions and brute force."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,10 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.ops import Permute
 
-from lib import models, views
-from lib.errors import UserError
+from lib import models
+from lib.evaluation import views
+from lib.figures.features import layer_panels
+from lib.runtime.errors import UserError
 
 # Five examples of three classes; the third class is never the true one. The last two are mistakes.
 PREDICTIONS = views.Predictions(
@@ -167,11 +169,13 @@ def test_the_feature_picture_prints_the_accuracy_of_each_panel(dims):
         "mixed": generator.normal(size=(40, 6)),
         "apart": generator.normal(size=(40, 6)) + 50 * labels.numpy()[:, None],
     }
-    view = views.embed_layers(features, labels, ["even", "odd"], dims=dims, perplexity=5)
+    view = views.embed_layers(features, labels, dims=dims, perplexity=5)
     assert view.accuracies["apart"]["pca"] == 1
     assert view.accuracies["apart"]["tsne"] > 0.95
     assert view.accuracies["mixed"]["pca"] < 0.9
-    titles = [axes.get_title() for axes in view.figure.axes]
+    sizes = dict.fromkeys(features, 6)
+    figure = layer_panels(view.points, view.accuracies, sizes, labels.numpy(), ["even", "odd"])
+    titles = [axes.get_title() for axes in figure.axes]
     assert titles[1] == "apart\n6-dim · 5-NN 1.00"
     assert titles[3] == f"5-NN {view.accuracies['apart']['tsne']:.2f}"
     assert view.points["mixed"]["tsne"].shape == (40, dims)

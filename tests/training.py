@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib import checkpoint, runlog, train
 from lib.data.augment import augmentation
 from lib.data.batches import InOrder, TensorBatches
-from lib.objectives import classification
-from lib.optimisation import Settings
+from lib.runtime import checkpoint, runlog
+from lib.training import train
+from lib.training.objectives import classification
+from lib.training.optimisation import Settings
 
 UPDATES = 15  # of a whole run below: 3 epochs of 5
 

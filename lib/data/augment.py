@@ -1,6 +1,6 @@
 """Augmentation of batches on their device: images (B, C, H, W) in, images of that shape out, or windows.
 
-Each function draws from torch's global random numbers, which `lib.train.fit` seeds for every update.
+Each function draws from torch's global random numbers, which `lib.training.train.fit` seeds for every update.
 """
 
 import math

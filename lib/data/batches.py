@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lib import distributed
-from lib.errors import UserError
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lib.errors import RunFailed, UserError, warn
-from lib.files import replaced, writable_folder
+from lib.runtime.errors import RunFailed, UserError, warn
+from lib.runtime.files import replaced, writable_folder
 
 FORMAT = 1
 
@@ -55,7 +55,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, weights_only=True)
-    except Exception:  # as in `lib.checkpoint`: a damaged file raises nearly anything, and is made anew
+    except Exception:  # a damaged file raises nearly anything, and is made anew
         return None
 
 

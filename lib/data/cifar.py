@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import distributed
 from lib.data.images import Split
-from lib.errors import UserError
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZE = 32

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import distributed
 from lib.data import folders, photographs
 from lib.data.augment import CROP_AREA, CROP_ASPECT
 from lib.data.batches import FileBatches, FilesInOrder
@@ -25,7 +24,8 @@ from lib.data.images import (
     unscaled,
 )
 from lib.data.preprocessing import Preprocessing
-from lib.errors import UserError, warn
+from lib.runtime import distributed
+from lib.runtime.errors import UserError, warn
 
 
 @dataclass(frozen=True)

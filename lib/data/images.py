@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import distributed
 from lib.data.batches import InOrder, Shuffled, TensorBatches, Transform
 from lib.data.preprocessing import Preprocessing
-from lib.errors import UserError
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
 
 # The subset, the hold-out and the split of `digits` stay the same whatever --seed says: seeds are
 # compared on the same examples.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.errors import UserError
-from lib.files import existing_file
+from lib.runtime.errors import UserError
+from lib.runtime.files import existing_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +52,22 @@ def _rgb(image: "Image") -> "Image":
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)
     return image.convert("RGB")
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Return the grey values, palette entries or colours of a label image, (H, W) or (H, W, C).
+
+    Raises:
+        UserError: no such file, no image, or a damaged one.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    path = existing_file(path)
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError):
+        raise UserError(f"{path} is no label image, or is damaged") from None
 
 
 def read_squares(paths: Sequence[str | Path], size: int, channels: int) -> Tensor:

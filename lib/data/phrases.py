@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import distributed
 from lib.data.tokens import Encoded, Phrases
+from lib.runtime import distributed
 
 
 class PhraseBatches:
@@ -115,7 +115,7 @@ class PhraseSwap:
 
     The parts are those that are labelled phrases of the corpus themselves, as the parse trees of SST-2
     give them: `a gorgeous , witty , seductive movie` may become `a tender , funny , seductive movie`.
-    Draws from torch's global random numbers, which `lib.train.fit` seeds for every update.
+    Draws from torch's global random numbers, which `lib.training.train.fit` seeds for every update.
 
     Args:
         encoded: N phrases, of the tokens (B, T) that are to be changed and of what is put into them.
@@ -157,7 +157,7 @@ class PhraseSwap:
 class Words:
     """Draws batches of single words.
 
-    From torch's global random numbers, which `lib.train.fit` seeds for every update.
+    From torch's global random numbers, which `lib.training.train.fit` seeds for every update.
 
     Args:
         encoded: N phrases of one word each.

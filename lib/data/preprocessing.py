@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lib.data import photographs
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,9 +15,9 @@ from urllib.request import getproxies
 
 import torch
 
-from lib import distributed
 from lib.data.tokens import tokenise
-from lib.errors import UserError
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
 
 # Which sentences are held out, or kept by a limit, stays the same whatever --seed says.
 SPLIT_SEED = 0

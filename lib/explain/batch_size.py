@@ -7,7 +7,7 @@ batches of 32, whose activations leave the caches. ResNet-18 is fastest from 8 o
 import torch
 from torch import Tensor
 
-from lib.errors import RunFailed
+from lib.runtime.errors import RunFailed
 
 LARGEST = 4096
 # Numbers in a batch of inputs: more of them make nothing faster, and other processes need memory, too.

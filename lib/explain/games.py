@@ -6,21 +6,15 @@ What is absent shows the baseline. Coalitions are evaluated in batches, on all r
 import contextlib
 import hashlib
 import time
-import zipfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib import distributed
-from lib.errors import UserError
 from lib.explain.batch_size import BatchSizeTuner, is_out_of_memory
 from lib.explain.scores import Scores
-from lib.files import replaced
-
-SECONDS_BETWEEN_SAVES = 5.0
+from lib.runtime import distributed
 
 
 class MaskedImage:
@@ -111,6 +105,19 @@ def float32_head(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
+class KnownValues(Protocol):
+    """Values of a game that an earlier run has paid for, and a place for those of this one."""
+
+    def knows(self, coalitions: Tensor) -> Tensor:
+        """Return which of the coalitions (S, n) have a known value, (S,) bool."""
+
+    def values(self, coalitions: Tensor) -> Tensor:
+        """Return the values (S, T) of coalitions that are all known."""
+
+    def add(self, coalitions: Tensor, values: Tensor) -> None:
+        """Keep the values (S, T) of coalitions (S, n)."""
+
+
 class Evaluation:
     """A game for `lib.explain.shapley`: evaluates coalitions in batches, over all ranks, and keeps count.
 
@@ -134,7 +141,7 @@ class Evaluation:
         device: torch.device | str = "cpu",
         tuner: BatchSizeTuner | None = None,
         *,
-        record: "Record | None" = None,
+        record: KnownValues | None = None,
         is_stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[int], object] = lambda _count: None,
     ):
@@ -194,72 +201,3 @@ class Evaluation:
             self.tuner.note(len(batch), time.perf_counter() - started)
             done += len(batch)
         return torch.cat(parts)
-
-
-class Record:
-    """The values of a game that were paid for, kept in a file from run to run.
-
-    The file is an .npz that holds several games; of each, its coalitions, packed, and its values (S, T).
-
-    Args:
-        path: of the file; made at the first save where there is none.
-        key: names the game, and changes with whatever its values depend on.
-
-    Raises:
-        UserError: the file is no such record.
-    """
-
-    def __init__(self, path: Path, key: str):
-        self._path, self._key = path, key
-        self._others, self._values = _read_record(path, key) if path.exists() else ({}, {})
-        self._saved = time.monotonic()
-        self._is_dirty = False
-
-    def knows(self, coalitions: Tensor) -> Tensor:
-        """Return which of the coalitions (S, n) are in the record, (S,) bool."""
-        return torch.tensor([key in self._values for key in _packed(coalitions)])
-
-    def values(self, coalitions: Tensor) -> Tensor:
-        """Return the values (S, T) of coalitions that are all known."""
-        return torch.from_numpy(np.stack([self._values[key] for key in _packed(coalitions)]))
-
-    def add(self, coalitions: Tensor, values: Tensor) -> None:
-        """Keep the values (S, T) of coalitions (S, n), in the file at the latest some seconds later."""
-        self._values.update(zip(_packed(coalitions), values.numpy(), strict=True))
-        self._is_dirty = True
-        if time.monotonic() > self._saved + SECONDS_BETWEEN_SAVES:
-            self.save()
-
-    def save(self) -> None:
-        """Write the file, if there is anything new; rank 0 does so for all.
-
-        Raises:
-            RunFailed: it cannot be written.
-        """
-        if not self._is_dirty or not distributed.is_main():
-            return
-        arrays = {
-            f"{self._key}/coalitions": np.stack([np.frombuffer(key, np.uint8) for key in self._values]),
-            f"{self._key}/values": np.stack(list(self._values.values())),
-        }
-        with replaced(self._path) as file:
-            np.savez(file, **self._others, **arrays)
-        self._saved, self._is_dirty = time.monotonic(), False
-
-
-def _packed(coalitions: Tensor) -> list[bytes]:
-    return [row.tobytes() for row in np.packbits(coalitions.numpy(), axis=1)]
-
-
-def _read_record(path: Path, key: str) -> tuple[dict[str, np.ndarray], dict[bytes, np.ndarray]]:
-    """Return the arrays of other games, and the values of this one by its coalitions."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        if not arrays or any(name.partition("/")[2] not in ("coalitions", "values") for name in arrays):
-            raise ValueError
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path} holds no values of an earlier run, or is damaged") from None
-    coalitions = arrays.pop(f"{key}/coalitions", np.empty((0, 1), np.uint8))
-    values = arrays.pop(f"{key}/values", np.empty((0, 1)))
-    return arrays, {row.tobytes(): value for row, value in zip(coalitions, values, strict=True)}

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.errors import UserError
 from lib.explain import activations
 from lib.explain.methods import METHODS, Formula
 from lib.explain.progress import Stopped
 from lib.explain.rectifiers import RectifierRule
 from lib.explain.scores import Scores
+from lib.models.spatial_maps import spatial_map
+from lib.runtime.errors import UserError
 
 
 class Cam(NamedTuple):
@@ -83,8 +84,8 @@ def class_activation(
     for name, source, gradients in zip(layers, sources, zip(*found, strict=True), strict=True):
         if gradients[0] is None:
             raise UserError(f"the scores do not depend on layer {name!r}")
-        features = activations.spatial_map(model, source.detach(), images)
-        each = [formula(features, activations.spatial_map(model, g, images)) for g in gradients]
+        features = spatial_map(model, source.detach(), images)
+        each = [formula(features, spatial_map(model, g, images)) for g in gradients]
         maps[name] = torch.stack(each).relu()
     return Cam(maps, output.detach())
 
@@ -92,7 +93,7 @@ def class_activation(
 def check_maps(model: nn.Module, layers: Sequence[str], images: Tensor, tapped: dict[str, Tensor]) -> None:
     """Raise a UserError if one of `layers` has put out no spatial map; `tapped` holds what they put out."""
     for name in layers:
-        if activations.spatial_map(model, tapped.get(name), images) is None:
+        if spatial_map(model, tapped.get(name), images) is None:
             size = "×".join(map(str, tapped[name].shape[1:])) if name in tapped else "no tensor"
             better = activations.default_layer(model, images[:1])
             raise UserError(f"layer {name!r} has no spatial map, it puts out {size}; {better!r} has one")

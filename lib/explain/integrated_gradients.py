@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.errors import UserError
 from lib.explain import batch_size as batch_sizes
 from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.progress import UNWATCHED, Stopped, Watch
+from lib.runtime.errors import UserError
 
 # With three times the steps, a third of the points are those there were, by any rule but Gauss-Legendre.
 GROWTH = 3

@@ -12,6 +12,7 @@ from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.methods import Explanation, Request
 from lib.explain.progress import Stopped
 from lib.models.layers import evaluating
+from lib.models.spatial_maps import spatial_map
 
 
 def score_cam(request: Request) -> Explanation:
@@ -29,7 +30,7 @@ def score_cam(request: Request) -> Explanation:
     with evaluating(model), activations.tap(model, request.layers) as tapped, torch.no_grad():
         output = model(images)
         gradients.check_maps(model, request.layers, images, tapped)
-    layers = {name: activations.spatial_map(model, tapped[name].detach(), images) for name in request.layers}
+    layers = {name: spatial_map(model, tapped[name].detach(), images) for name in request.layers}
     request.watch.expect(sum(len(images) * features.shape[1] for features in layers.values()))
     tuner = _tuner(images)
     maps = {}

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.errors import UserError
-from lib.files import existing_file
+from lib.runtime.errors import UserError
 
 MOST_PLAYERS = 400
 
@@ -74,24 +73,17 @@ def superpixels(pixels: Tensor, segments: int) -> Players:
     return found
 
 
-def from_label_image(path: str | Path, size: int) -> Players:
+def from_labels(values: np.ndarray, size: int, path: str | Path) -> Players:
     """Return a player for each value that a label image has, in increasing order of the values.
 
     Args:
-        path: an image file whose grey values, palette entries or colours are the labels.
+        values: (H, W) or (H, W, C), grey values, palette entries or colours.
         size: side of the image that the network sees, which is the label image's too.
+        path: the file that the values are from, for a complaint.
 
     Raises:
-        UserError: no such file, no image, another size, or too many values.
+        UserError: another size, or too many values.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    path = existing_file(path)
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError):
-        raise UserError(f"{path} is no label image, or is damaged") from None
     if values.shape[:2] != (size, size):
         height, width = values.shape[:2]
         raise UserError(f"the label image {path} has {width}×{height} pixels; the network sees {size}×{size}")

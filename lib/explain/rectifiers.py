@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 RULES = ("guided", "deconvnet")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 # (B, classes) -> (T, B): one number for each of T targets and each image.
 Scores = Callable[[Tensor], Tensor]

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.errors import RunFailed
 from lib.explain import coalitions as draw
 from lib.explain.kernels import spatial_kernels
 from lib.explain.spatial_process import shapley_posterior
+from lib.runtime.errors import RunFailed
 
 Game = Callable[[Tensor], Tensor]
 

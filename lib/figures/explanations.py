@@ -14,7 +14,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from lib.figures import style
-from lib.files import replaced
+from lib.runtime.files import replaced
 
 # A few pixels may be many times as strong as all others, which would look like nothing beside them.
 SIGNED_PERCENTILE = 99.5

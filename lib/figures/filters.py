@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,12 +10,31 @@ from matplotlib.figure import Figure
 
 from lib.figures import style
 
-if TYPE_CHECKING:
-    from lib.views import Activations
-
 MOST_FILTERS = 256
 MOST_PANELS = 60
 PANEL_INCHES = (1.9, 1.45)
+
+
+class LayerStatistics(Protocol):
+    """What is drawn of a convolution's outputs; see `lib.evaluation.views.Activations`."""
+
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def mean(self) -> float: ...
+
+    @property
+    def variance(self) -> float: ...
+
+    @property
+    def sparsity(self) -> float | None: ...
+
+    @property
+    def counts(self) -> np.ndarray: ...
+
+    @property
+    def limits(self) -> tuple[float, float]: ...
 
 
 def filters(weights: np.ndarray, layer: str) -> Figure:
@@ -64,7 +83,7 @@ def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
     return grid
 
 
-def activations(rows: Sequence["Activations"]) -> Figure:
+def activations(rows: Sequence[LayerStatistics]) -> Figure:
     """Return a histogram of what each convolution put out, under its mean, deviation and sparsity."""
     shown = rows[:MOST_PANELS]
     columns = max(1, min(6, math.ceil(math.sqrt(1.4 * len(shown)))))
@@ -80,7 +99,7 @@ def activations(rows: Sequence["Activations"]) -> Figure:
     return figure
 
 
-def _histogram(axes: Axes, row: "Activations") -> None:
+def _histogram(axes: Axes, row: LayerStatistics) -> None:
     edges = np.linspace(*row.limits, len(row.counts) + 1)
     axes.stairs(row.counts / row.counts.sum(), edges, fill=True, color=style.PALETTE[0])
     axes.axvline(0, color=style.INK, linewidth=0.8)

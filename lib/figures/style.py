@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lib.errors import UserError, warn
-from lib.files import write_atomically
+from lib.runtime.errors import UserError, warn
+from lib.runtime.files import write_atomically
 
 # Okabe & Ito, "Color Universal Design", 2008. The strong colours lead; yellow, faint as a line on white,
 # comes last.

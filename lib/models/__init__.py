@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import nn
 
-from lib.errors import UserError
 from lib.models import digits, pretrained, recurrent, rows, small, transfer
+from lib.runtime.errors import UserError
 
 _MAKERS = {
     "mnist-classifier": digits.MnistClassifier,

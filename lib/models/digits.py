@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 
 class ShiftedConv2d(nn.Conv2d):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 MOST_NAMES_IN_AN_ERROR = 24
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib import checkpoint
 from lib.data.preprocessing import Preprocessing
-from lib.errors import UserError
+from lib.runtime import checkpoint
+from lib.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from torchvision.models import Weights

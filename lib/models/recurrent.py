@@ -13,9 +13,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lib.data.tokens import Phrases
-from lib.errors import UserError
 from lib.models.answers import mean_answer
 from lib.models.word_vectors import BigramVectors, WordVectors
+from lib.runtime.errors import UserError
 
 POOLS = ("last", "max", "mean", "mean+max", "attention")
 BIGRAM_SIZE = 64

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 _WHITENED_AT_ONCE = 2**20  # pixels
 WHITENING_FLOOR = 5e-4  # of variances: components that hardly vary are mostly noise

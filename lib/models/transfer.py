@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import checkpoint
-from lib.errors import UserError
 from lib.models import layers, pretrained
+from lib.runtime import checkpoint
+from lib.runtime.errors import UserError
 
 
 def build(name: str, classes: int, channels: int = 3, size: int | None = None) -> nn.Module:

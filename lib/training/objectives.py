@@ -1,4 +1,4 @@
-"""What networks are trained to do: objectives for `lib.train.fit`, one for each kind of task."""
+"""What networks are trained to do: objectives for `lib.training.train.fit`, one for each kind of task."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.train import Objective
+from lib.training.train import Objective
 
 
 def classification(

@@ -22,7 +22,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from lib.errors import RunFailed, UserError, warn
+from lib.runtime.errors import RunFailed, UserError, warn
 
 # t-SNE is fed at most so many principal components (van der Maaten & Hinton, 2008, use 30, the
 # authors' later code 50): distances hardly change, and the noise of the rest is gone.

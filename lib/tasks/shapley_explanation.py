@@ -13,18 +13,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import distributed
-from lib.errors import Interrupted, RunFailed, UserError, warn
+from lib.data import photographs
 from lib.explain import batch_size, interactions, players, shapley
 from lib.explain.batch_size import BatchSizeTuner
-from lib.explain.games import Evaluation, MaskedImage, Record
+from lib.explain.games import Evaluation, MaskedImage
 from lib.explain.players import Players
 from lib.explain.scores import class_scores
 from lib.explain.shapley import Estimate, Plan
 from lib.figures import shapley as pictures
 from lib.figures import style
-from lib.files import existing_file, replaced, writable_file, write_atomically
-from lib.image_explanation import (
+from lib.runtime import distributed
+from lib.runtime.errors import Interrupted, RunFailed, UserError, warn
+from lib.runtime.files import existing_file, replaced, writable_file, write_atomically
+from lib.runtime.interrupts import Signals
+from lib.runtime.runlog import RunLog
+from lib.tasks.evaluation_store import EvaluationStore
+from lib.tasks.image_explanation import (
     Answer,
     Question,
     Session,
@@ -34,8 +38,6 @@ from lib.image_explanation import (
     baseline_of,
     described,
 )
-from lib.interrupts import Signals
-from lib.runlog import RunLog
 
 # Without --patch-side-len.
 PATCHES_A_SIDE = 8
@@ -207,12 +209,14 @@ def _explain_one(run: Session, question: Question, signals: Signals) -> Explaine
 
 
 @contextlib.contextmanager
-def _record(flags: SimpleNamespace, game: MaskedImage, question: Question) -> Iterator[Record | None]:
+def _record(
+    flags: SimpleNamespace, game: MaskedImage, question: Question
+) -> Iterator[EvaluationStore | None]:
     """Yield the record that `--resume-values` names, if any, and write it however the block ends."""
     if not flags.resume_values:
         yield None
         return
-    record = Record(Path(flags.resume_values), game.fingerprint(list(question.classes), flags.score))
+    record = EvaluationStore(Path(flags.resume_values), game.fingerprint(list(question.classes), flags.score))
     try:
         yield record
     finally:
@@ -225,7 +229,8 @@ def _players(flags: SimpleNamespace, question: Question) -> Players:
         return players.patches(size, flags.patch_side_len or -(-size // PATCHES_A_SIDE))
     if flags.players == "slic":
         return players.superpixels(question.picture.pixels, flags.segments)
-    return players.from_label_image(flags.players, question.subject.size)
+    labels = photographs.read_labels(flags.players)
+    return players.from_labels(labels, question.subject.size, flags.players)
 
 
 def _settle(flags: SimpleNamespace, n: int, size: int) -> tuple[str, int]:

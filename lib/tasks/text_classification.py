@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib import checkpoint, distributed, models, views
+from lib import models
 from lib.data import text
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
 from lib.data.text import Split, TextData
 from lib.data.tokens import Encoded, Vocabulary, words_never_alone
-from lib.errors import UserError
+from lib.evaluation import views
 from lib.models.recurrent import Dropout, Ensemble
-from lib.objectives import classification, with_neutral
-from lib.session import Session
-from lib.train import Objective, by_accuracy, by_recency, evaluate
+from lib.runtime import checkpoint, distributed
+from lib.runtime.errors import UserError
+from lib.training.objectives import classification, with_neutral
+from lib.training.session import Session
+from lib.training.train import Objective, by_accuracy, by_recency, evaluate
 
 NEUTRAL_WORDS_AN_UPDATE = 64
 

@@ -7,15 +7,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lib import distributed, embed, inspection, views
 from lib.data.images import Examples, ImageData, resize
-from lib.errors import UserError
+from lib.evaluation import embed, views
 from lib.figures import classification as pictures
 from lib.figures import features as feature_pictures
 from lib.figures import filters as filter_pictures
-from lib.image_classification import predictions_of, report
 from lib.models import layers
-from lib.session import Session
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
+from lib.tasks import inspection
+from lib.tasks.image_classification import predictions_of, report
+from lib.training.session import Session
 
 # The longest side of an image that stands for a point: a thousand of them fit on a sheet.
 THUMBNAIL_SIDE = 64

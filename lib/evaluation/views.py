@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lib import embed
-from lib.errors import UserError
-from lib.explain.activations import spatial_map
-from lib.figures import features as feature_figures
+from lib.evaluation import embed
 from lib.models import layers
+from lib.models.spatial_maps import spatial_map
+from lib.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -274,12 +272,11 @@ def activation_table(activations: Sequence[Activations]) -> list[str]:
 
 
 class Embedding(NamedTuple):
-    """Layers as points: `figure` shows `points[layer][method]` (N, dims), method "pca" or "tsne".
+    """Layers as points: `points[layer][method]` is (N, dims), method "pca" or "tsne".
 
     `accuracies[layer][method]` is the leave-one-out accuracy of the 5 nearest neighbours among them.
     """
 
-    figure: Figure
     points: dict[str, dict[str, np.ndarray]]
     accuracies: dict[str, dict[str, float]]
 
@@ -287,13 +284,12 @@ class Embedding(NamedTuple):
 def embed_layers(
     features: Mapping[str, np.ndarray],
     labels: Tensor,
-    class_names: Sequence[str],
     *,
     dims: int = 2,
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Embedding:
-    """Project the features (N, D) of each layer, score the points by their labels (N,), and draw them.
+    """Project the features (N, D) of each layer, and score the points by their labels (N,).
 
     The options are those of `embed.project`, which also says what it raises.
     """
@@ -303,6 +299,4 @@ def embed_layers(
         layer: {method: embed.neighbour_accuracy(array, labels) for method, array in methods.items()}
         for layer, methods in points.items()
     }
-    sizes = {layer: array.shape[1] for layer, array in features.items()}
-    figure = feature_figures.layer_panels(points, accuracies, sizes, labels, class_names)
-    return Embedding(figure, points, accuracies)
+    return Embedding(points, accuracies)

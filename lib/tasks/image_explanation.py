@@ -17,20 +17,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import distributed, models, threads
+from lib import models
 from lib.data import photographs
-from lib.errors import Interrupted, UserError
-from lib.explain import subject as subjects
 from lib.explain.baselines import KINDS, baseline
 from lib.explain.progress import Stopped, Watch
 from lib.explain.scores import class_scores, top_classes
-from lib.explain.subject import Picture, Subject
 from lib.figures import explanations as pictures
 from lib.figures import style
-from lib.files import replaced, spare, writable_file, writable_folder, write_atomically
-from lib.interrupts import Signals
-from lib.memory import keep_what_is_freed
-from lib.runlog import RunLog
+from lib.models import subject as subjects
+from lib.models.subject import Picture, Subject
+from lib.runtime import distributed, threads
+from lib.runtime.errors import Interrupted, UserError
+from lib.runtime.files import replaced, spare, writable_file, writable_folder, write_atomically
+from lib.runtime.interrupts import Signals
+from lib.runtime.memory import keep_what_is_freed
+from lib.runtime.runlog import RunLog
 
 # On one line of a sheet, beside the image.
 MOST_PANELS = 9

@@ -14,20 +14,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib import checkpoint, distributed, models, views
+from lib import models
 from lib.data import augment, cifar, folders, image_files, images, photographs
 from lib.data.batches import Phases, Shuffled
 from lib.data.images import Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
-from lib.errors import Interrupted, UserError
-from lib.files import writable_file, write_atomically
-from lib.interrupts import Signals
+from lib.evaluation import views
 from lib.models import layers, pretrained, transfer
 from lib.models.answers import OfViews
 from lib.models.small import FastCNN
-from lib.objectives import classification
-from lib.session import Session
-from lib.train import Batches, evaluate, full_rate
+from lib.runtime import checkpoint, distributed
+from lib.runtime.errors import Interrupted, UserError
+from lib.runtime.files import writable_file, write_atomically
+from lib.runtime.interrupts import Signals
+from lib.training.objectives import classification
+from lib.training.session import Session
+from lib.training.train import Batches, evaluate, full_rate
 
 # Of ImageNet's pixels, which torchvision's weights are used to; other photographs are much alike.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

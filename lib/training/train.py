@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib import checkpoint, distributed, run_folder
-from lib.errors import Interrupted, RunFailed, UserError
-from lib.interrupts import Signals
 from lib.models import layers
-from lib.optimisation import Settings, WeightAverage, learning_rate_factor, make_optimizer
-from lib.runlog import RunLog
+from lib.runtime import checkpoint, distributed, run_folder
+from lib.runtime.errors import Interrupted, RunFailed, UserError
+from lib.runtime.interrupts import Signals
+from lib.runtime.runlog import RunLog
+from lib.training.optimisation import Settings, WeightAverage, learning_rate_factor, make_optimizer
 
 Objective = Callable[[nn.Module, Any], dict[str, Tensor]]
 Metrics = dict[str, float]

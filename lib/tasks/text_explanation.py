@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lib import distributed
 from lib.data.text import words_of
 from lib.data.tokens import UNKNOWN
-from lib.errors import UserError, warn
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.explain.scores import class_scores
 from lib.figures import style
 from lib.figures import text as text_pictures
-from lib.files import writable_folder, write_atomically
 from lib.models import layers
-from lib.session import Session
-from lib.text_classification import Reader
+from lib.runtime import distributed
+from lib.runtime.errors import UserError, warn
+from lib.runtime.files import writable_folder, write_atomically
+from lib.tasks.text_classification import Reader
+from lib.training.session import Session
 
 TOLERANCE = 0.01  # of what does not add up, as a share of what should
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:

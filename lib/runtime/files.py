@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from lib.errors import RunFailed, UserError
+from lib.runtime.errors import RunFailed, UserError
 
 ABANDONED = 600  # seconds since a process that is gone wrote to a temporary file
 

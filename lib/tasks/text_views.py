@@ -6,14 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lib import distributed, embed, inspection, views
 from lib.data.phrases import PhrasesInOrder
 from lib.data.text import Split, TextData
 from lib.data.tokens import Phrases
-from lib.errors import UserError
+from lib.evaluation import embed, views
 from lib.models import layers
-from lib.session import Session
-from lib.text_classification import Reader, answer_split, interval, report
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
+from lib.tasks import inspection
+from lib.tasks.text_classification import Reader, answer_split, interval, report
+from lib.training.session import Session
 
 # The number of words up to which accuracies are told apart.
 LENGTHS = (5, 10, 15, 20, 25, 30)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.errors import warn
 from lib.explain import gradients
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.explain.progress import Watch
 from lib.explain.scores import class_scores
-from lib.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
+from lib.runtime.errors import warn
+from lib.tasks.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
 
 
 def explain(run: Session) -> None:

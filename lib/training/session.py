@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib import checkpoint, cli, distributed, models, run_folder, threads, train
-from lib.errors import RunFailed, UserError
-from lib.files import spare, writable_folder
-from lib.memory import keep_what_is_freed
+from lib import models
 from lib.models import layers
-from lib.optimisation import Settings
-from lib.runlog import RunLog
+from lib.runtime import checkpoint, distributed, run_folder, threads
+from lib.runtime.errors import RunFailed, UserError
+from lib.runtime.files import spare, writable_folder
+from lib.runtime.memory import keep_what_is_freed
+from lib.runtime.runlog import RunLog
+from lib.runtime.spelling import as_typed
+from lib.training import train
+from lib.training.optimisation import Settings
 
 Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 
@@ -260,7 +263,7 @@ class Session:
     def log_start(self) -> None:
         """Write the `[RUN]` line: the run's id and every flag that was given a value."""
         values = {
-            name: cli.as_typed(value)
+            name: as_typed(value)
             for name, value in vars(self.flags).items()
             if not (value is None or value is False or value == ())
         }
@@ -308,7 +311,7 @@ class Session:
 
         Args:
             description: what checkpoints say of the data: `classes`, `preprocessing`, …
-            model, objective, training, validation, options: for `lib.train.fit`.
+            model, objective, training, validation, options: for `lib.training.train.fit`.
         """
         checkpoints = self._checkpoints(description)
         self.log.event("PLAN", Steps_per_epoch=len(training))

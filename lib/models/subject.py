@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib import checkpoint, models
+from lib import models
 from lib.data import images, photographs
 from lib.data.preprocessing import Preprocessing
-from lib.errors import UserError
 from lib.models import pretrained
+from lib.runtime import checkpoint
+from lib.runtime.errors import UserError
 
 TASK = "image-classification"
 

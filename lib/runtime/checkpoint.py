@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib.errors import UserError
-from lib.files import existing_file, write_atomically
+from lib.runtime.errors import UserError
+from lib.runtime.files import existing_file, write_atomically
 
 FORMAT = 1
 BEST = "checkpoint_best.pt"

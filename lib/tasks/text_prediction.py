@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lib import distributed, threads
 from lib.data import text
 from lib.data.batches import start_worker
 from lib.data.text import Row, words_of
-from lib.errors import Interrupted, warn
-from lib.files import replaced, writable_file
-from lib.interrupts import Signals
 from lib.models import layers
-from lib.session import Session
-from lib.text_classification import Reader, answer, load
+from lib.runtime import distributed, threads
+from lib.runtime.errors import Interrupted, warn
+from lib.runtime.files import replaced, writable_file
+from lib.runtime.interrupts import Signals
+from lib.tasks.text_classification import Reader, answer, load
+from lib.training.session import Session
 
 # What is read, answered and written at a time, whatever the length of the input.
 CHUNK_ROWS = 16384

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.errors import UserError
 from lib.explain import activations, gradients
 from lib.explain.methods import METHODS, Request
 from lib.explain.progress import Watch
 from lib.explain.scores import Scores, class_scores
-from lib.explain.subject import Subject
-from lib.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
+from lib.models.subject import Subject
+from lib.runtime.errors import UserError
+from lib.tasks.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
 
 
 def list_layers(run: Session) -> None:

@@ -20,8 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from lib import streams
-from lib.errors import UserError, warn
+from lib.runtime import streams
+from lib.runtime.errors import UserError, warn
 
 
 class RunLog:

@@ -7,12 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib import views
-from lib.errors import UserError
+from lib.evaluation import views
 from lib.figures import classification as pictures
+from lib.figures import features as feature_pictures
 from lib.figures import style
-from lib.files import writable_folder
-from lib.session import Session
+from lib.runtime.errors import UserError
+from lib.runtime.files import writable_folder
+from lib.training.session import Session
 
 
 def sample(run: Session, labels: Tensor) -> Tensor:
@@ -55,13 +56,15 @@ def show_features(
     """Draw the features (N, D) of each layer as PCA and t-SNE see them, and log how well they tell apart."""
     flags = run.flags
     perplexity = _perplexity(run, len(labels))
-    embedding = views.embed_layers(
-        features, labels, classes, dims=flags.dims, perplexity=perplexity, seed=flags.seed
-    )
+    embedding = views.embed_layers(features, labels, dims=flags.dims, perplexity=perplexity, seed=flags.seed)
     for layer, scores in embedding.accuracies.items():
         named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
         run.log.event("FEATURE", layer=layer, **named)
-    draw(run, "feature", embedding.figure)
+    sizes = {layer: array.shape[1] for layer, array in features.items()}
+    panels = feature_pictures.layer_panels(
+        embedding.points, embedding.accuracies, sizes, labels.numpy(), classes
+    )
+    draw(run, "feature", panels)
     return embedding
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 MUON_SIZE = 0.2  # the root mean square of AdamW's steps, as a share of the learning rate
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

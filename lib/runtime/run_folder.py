@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import checkpoint, cli
-from lib.errors import UserError
+from lib.runtime import checkpoint
+from lib.runtime.errors import UserError
+from lib.runtime.spelling import as_typed
 
 _EPOCH_FILE = re.compile(r"checkpoint_epoch_\d+\.pt")
 _MEMBER_FOLDER = re.compile(r"member-\d+")
@@ -96,7 +97,7 @@ def refuse_other_run(folder: str | Path, task: str, flags: Mapping[str, Any], na
 def _given(flag: str, value: Any) -> str:
     if value is None or value is False or value == ():
         return f"no {flag}"
-    return flag if value is True else f"{flag} {cli.as_typed(value)}"
+    return flag if value is True else f"{flag} {as_typed(value)}"
 
 
 def clear(folder: str | Path, keep: Sequence[str] = ()) -> None:

@@ -1,0 +1,84 @@
+"""The evaluations of a game that were paid for, kept in a file from run to run."""
+
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
+from lib.runtime.files import replaced
+
+SECONDS_BETWEEN_SAVES = 5.0
+
+
+class EvaluationStore:
+    """The values of a game that were paid for, kept in a file from run to run.
+
+    The file is an .npz that holds several games; of each, its coalitions, packed, and its values (S, T).
+
+    Args:
+        path: of the file; made at the first save where there is none.
+        key: names the game, and changes with whatever its values depend on.
+
+    Raises:
+        UserError: the file is no such record.
+    """
+
+    def __init__(self, path: Path, key: str):
+        self._path, self._key = path, key
+        self._others, self._values = _read_record(path, key) if path.exists() else ({}, {})
+        self._saved = time.monotonic()
+        self._is_dirty = False
+
+    def knows(self, coalitions: Tensor) -> Tensor:
+        """Return which of the coalitions (S, n) are in the record, (S,) bool."""
+        return torch.tensor([key in self._values for key in _packed(coalitions)])
+
+    def values(self, coalitions: Tensor) -> Tensor:
+        """Return the values (S, T) of coalitions that are all known."""
+        return torch.from_numpy(np.stack([self._values[key] for key in _packed(coalitions)]))
+
+    def add(self, coalitions: Tensor, values: Tensor) -> None:
+        """Keep the values (S, T) of coalitions (S, n), in the file at the latest some seconds later."""
+        self._values.update(zip(_packed(coalitions), values.numpy(), strict=True))
+        self._is_dirty = True
+        if time.monotonic() > self._saved + SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, if there is anything new; rank 0 does so for all.
+
+        Raises:
+            RunFailed: it cannot be written.
+        """
+        if not self._is_dirty or not distributed.is_main():
+            return
+        arrays = {
+            f"{self._key}/coalitions": np.stack([np.frombuffer(key, np.uint8) for key in self._values]),
+            f"{self._key}/values": np.stack(list(self._values.values())),
+        }
+        with replaced(self._path) as file:
+            np.savez(file, **self._others, **arrays)
+        self._saved, self._is_dirty = time.monotonic(), False
+
+
+def _packed(coalitions: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in np.packbits(coalitions.numpy(), axis=1)]
+
+
+def _read_record(path: Path, key: str) -> tuple[dict[str, np.ndarray], dict[bytes, np.ndarray]]:
+    """Return the arrays of other games, and the values of this one by its coalitions."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        if not arrays or any(name.partition("/")[2] not in ("coalitions", "values") for name in arrays):
+            raise ValueError
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{path} holds no values of an earlier run, or is damaged") from None
+    coalitions = arrays.pop(f"{key}/coalitions", np.empty((0, 1), np.uint8))
+    values = arrays.pop(f"{key}/values", np.empty((0, 1)))
+    return arrays, {row.tobytes(): value for row, value in zip(coalitions, values, strict=True)}
