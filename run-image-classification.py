@@ -19,11 +19,11 @@ done
 plot-log.py --log-file logs/lenet5-*.log --prefix lenet5
 """
 
-import os
-
 from lib import cli
+from lib.data import datasets
 
 TASK = "image-classification"
+DATASETS = datasets.names(channels=3)
 STRUCTURAL = ("model", "size", "bn", "dropout", "hidden", "depth")
 
 # What each model trains with; any flag may say otherwise. fast-cnn's optimizer, windows and rates were chosen
@@ -86,30 +86,12 @@ def make_parser() -> cli.Parser:
         description=__doc__,
         epilog=cli.describe_recipes(RECIPES | {"a network of torchvision's": TORCHVISION}),
     )
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=("cifar10", "folder"), default="cifar10")
-    add("--data-dir", default="data", metavar="DIR", help="the folder, or what holds cifar-10-batches-py/…")
-    add("--classes", type=_names, default=(), metavar="NAME,…", help="of a folder, these classes alone")
-    add(
-        "--valid-fraction",
-        type=cli.number(0, 0.9, above=True),
-        metavar="X",
-        help="validate on this share of the training images; default: on the split there is for it, or 0.1",
-    )
-    add("--limit", type=cli.integer(1), metavar="N", help="train on a fixed stratified subset of so many")
-    add("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    add = cli.add_dataset_flags(parser, DATASETS, "cifar10", datasets.choices(DATASETS))
     add(
         "--size",
         type=cli.integer(8, 1024),
         metavar="N",
         help="side of the images; default: the weights', or else 32, and 224 for torchvision's networks",
-    )
-    add(
-        "--workers",
-        type=cli.integer(0, 64),
-        default=min(8, os.cpu_count() or 1),
-        metavar="N",
-        help="processes that read images above 64 px",
     )
     add = parser.add_argument_group("network").add_argument
     add("--model", default="fast-cnn", metavar="NAME", help=f"{', '.join(RECIPES)}, or one of torchvision's")
@@ -143,10 +125,6 @@ def make_parser() -> cli.Parser:
     cli.add_thumbnail_flag(views)
     cli.add_input_flags(parser)
     return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def recipe(flags) -> dict:

@@ -10,10 +10,11 @@ torchrun --nproc-per-node 2 run-mnist-classification.py …        train on seve
 """
 
 from lib import cli
+from lib.data import datasets
 
 TASK = "image-classification"
+DATASETS = datasets.names(channels=1)
 STRUCTURAL = ("model", "size", "mean", "std", "hidden", "depth")
-DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
 
 # What each model trains best with, chosen on held-out training examples. Any flag may say otherwise.
 PLAIN = {
@@ -58,10 +59,7 @@ def make_parser() -> cli.Parser:
         description=__doc__,
         epilog=cli.describe_recipes(RECIPES | {"with --dataset digits": ON_DIGITS}),
     )
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=DATASETS, default="mnist", help="digits needs no download")
-    add("--data-dir", default="data", metavar="DIR", help="holds MNIST/raw/…; downloaded where missing")
-    add("--limit", type=cli.integer(1), metavar="N", help="train on a fixed stratified subset of so many")
+    add = cli.add_dataset_flags(parser, DATASETS, "mnist", datasets.choices(DATASETS))
     add(
         "--holdout",
         type=cli.integer(0),

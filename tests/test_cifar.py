@@ -27,6 +27,10 @@ class Python2Pickler(pickle._Pickler):
     dispatch[bytes] = save_bytes
 
 
+FOLDER = cifar._DATASETS["cifar10"].folder
+FILES = cifar._DATASETS["cifar10"].splits
+
+
 def pickled(content) -> bytes:
     buffer = io.BytesIO()
     Python2Pickler(buffer, protocol=2).dump(content)
@@ -35,10 +39,10 @@ def pickled(content) -> bytes:
 
 def write_cifar10(root, images: int = 20):
     """Write batches of so many random images each, as the archive holds them."""
-    folder = root / cifar.FOLDER
+    folder = root / FOLDER
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for name in (name for names in cifar.FILES.values() for name in names):
+    for name in (name for names in FILES.values() for name in names):
         content = {
             b"batch_label": name.encode(),
             b"labels": (np.arange(images) % 10).tolist(),
@@ -84,7 +88,7 @@ class Code:
 )
 def test_a_damaged_file_is_one_line_and_never_runs_code(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
-    (write_cifar10(tmp_path) / cifar.FOLDER / "data_batch_3").write_bytes(content)
+    (write_cifar10(tmp_path) / FOLDER / "data_batch_3").write_bytes(content)
     with pytest.raises(UserError, match=r"data_batch_3 is no file of CIFAR-10, or is damaged$"):
         cifar.load(tmp_path)
     assert not (tmp_path / "executed").exists()

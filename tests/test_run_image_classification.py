@@ -116,8 +116,8 @@ def test_cifar10_in_its_own_format_trains_and_is_tested_once(run, tmp_path):
 def test_cifar10_for_a_network_that_takes_large_images_is_made_large_in_batches(tmp_path):
     write_cifar10(tmp_path, images=40)
     how = Preprocessing(96, 3, (0.5,) * 3, (0.25,) * 3, 96)
-    flags = SimpleNamespace(data_dir=tmp_path, classes=(), valid_fraction=None, limit=30)
-    data = image_classification._load_cifar10(SimpleNamespace(flags=flags), how)
+    flags = SimpleNamespace(dataset="cifar10", data_dir=tmp_path, valid_fraction=None, limit=30)
+    data = image_classification._load_in_memory(SimpleNamespace(flags=flags), how)
     assert data.train.images.shape == (30, 3, 32, 32)
     pixels, _ = next(iter(data.train.in_order()))
     data = data.prepared(how.mean, how.std, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from lib.cli.flags import (
     add_augmentation_flags,
+    add_dataset_flags,
     add_explanation_flags,
     add_input_flags,
     add_row_flags,
@@ -19,6 +20,7 @@ from lib.cli.parser import Parser, integer, names_of, number, run, words
 __all__ = [
     "Parser",
     "add_augmentation_flags",
+    "add_dataset_flags",
     "add_explanation_flags",
     "add_input_flags",
     "add_row_flags",

@@ -2,14 +2,68 @@
 
 import argparse
 import itertools
+import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lib.cli.parser import integer, names_of, number
 from lib.runtime.errors import UserError
 from lib.runtime.spelling import as_typed
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+
+
+def add_dataset_flags(
+    parser: argparse.ArgumentParser,
+    dataset_names: Sequence[str],
+    default: str,
+    choices: Iterable[tuple[str, Sequence[str], str]],
+) -> Callable[..., argparse.Action]:
+    """Flags of which images to learn from; returns what adds a script's own flags to their group.
+
+    Args:
+        parser: gets the flags.
+        dataset_names: the data sets that suit the script.
+        default: the one that it takes where the user names none.
+        choices: what else one can say of them: flag, values (the first is the default), help.
+    """
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "--dataset",
+        choices=dataset_names,
+        default=default,
+        help="digits needs no download; folder is your own",
+    )
+    add(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="the folder of images, or the one that data sets are downloaded to",
+    )
+    for flag, values, text in choices:
+        add(f"--{flag}", choices=values, help=f"{text}; default: {values[0]}")
+    add("--classes", type=_names, default=(), metavar="NAME,…", help="of a folder: only these classes")
+    add(
+        "--valid-fraction",
+        type=number(0, 0.9, above=True),
+        metavar="X",
+        help="of a folder, or of colour images: validate on this share of the training images; "
+        "default: on the split there is for it, or 0.1",
+    )
+    add("--skip-bad", action="store_true", help="of a folder: leave out images that cannot be read")
+    add(
+        "--workers",
+        type=integer(0, 64),
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="of a folder: processes that read images above 64 px",
+    )
+    add("--limit", type=integer(1), metavar="N", help="train on a fixed stratified subset of so many")
+    return add
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:

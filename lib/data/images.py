@@ -10,6 +10,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lib.data import datasets
 from lib.data.batches import InOrder, Shuffled, TensorBatches, Transform
 from lib.data.preprocessing import Preprocessing
 from lib.runtime import distributed
@@ -50,17 +52,62 @@ FASHION_NAMES = (
 KUZUSHIJI_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 
-class _Family(NamedTuple):
-    folder: str  # torchvision's class of this name downloads it, into a folder of this name
-    classes: tuple[str, ...]
-
-
-FAMILIES = {
-    "mnist": _Family("MNIST", DIGIT_NAMES),
-    "fashion-mnist": _Family("FashionMNIST", FASHION_NAMES),
-    "kmnist": _Family("KMNIST", KUZUSHIJI_NAMES),
+_UPPER, _LOWER = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), tuple("abcdefghijklmnopqrstuvwxyz")
+# The letters of EMNIST whose small form does not look like the capital one, and is a class of its own.
+_OWN_LOWER = tuple("abdefghnqrt")
+_EMNIST_CLASSES = {
+    "letters": _LOWER,
+    "balanced": DIGIT_NAMES + _UPPER + _OWN_LOWER,
+    "digits": DIGIT_NAMES,
+    "mnist": DIGIT_NAMES,
+    "byclass": DIGIT_NAMES + _UPPER + _LOWER,
+    "bymerge": DIGIT_NAMES + _UPPER + _OWN_LOWER,
 }
-_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+class Family(NamedTuple):
+    """A data set in MNIST's format.
+
+    Attributes:
+        name: as it is typed.
+        folder: torchvision's class of this name downloads it, into a folder of this name.
+        classes: their names.
+        prefixes: of the files of `train` and `test`.
+        first_label: the number of the first class in the files.
+        is_transposed: images are stored column by column.
+        download: further arguments of torchvision's class.
+    """
+
+    name: str
+    folder: str
+    classes: tuple[str, ...]
+    prefixes: Mapping[str, str] = MappingProxyType({"train": "train", "test": "t10k"})
+    first_label: int = 0
+    is_transposed: bool = False
+    download: Mapping[str, str] = MappingProxyType({})
+
+
+_FAMILIES = {
+    "mnist": Family("mnist", "MNIST", DIGIT_NAMES),
+    "fashion-mnist": Family("fashion-mnist", "FashionMNIST", FASHION_NAMES),
+    "kmnist": Family("kmnist", "KMNIST", KUZUSHIJI_NAMES),
+}
+
+
+def family(name: str, options: Mapping[str, str]) -> Family:
+    """Return a data set in MNIST's format; `options` names the split of EMNIST (Cohen et al. 2017)."""
+    if name != "emnist":
+        return _FAMILIES[name]
+    split = options["split"]
+    return Family(
+        name,
+        "EMNIST",
+        _EMNIST_CLASSES[split],
+        {each: f"emnist-{split}-{each}" for each in ("train", "test")},
+        first_label=1 if split == "letters" else 0,
+        is_transposed=True,
+        download={"split": split},
+    )
 
 
 # From names of augmentations to what does them, or None for none.
@@ -175,30 +222,35 @@ class ImageData:
 
 
 def load(
-    dataset: str, data_dir: str | Path, *, size: int = 28, limit: int | None = None, holdout: int = 0
+    dataset: str,
+    data_dir: str | Path,
+    *,
+    size: int = 28,
+    limit: int | None = None,
+    holdout: int = 0,
+    options: Mapping[str, str | None] = MappingProxyType({}),
 ) -> ImageData:
-    """Load `mnist`, `fashion-mnist`, `kmnist` or `digits`.
+    """Load a data set of grey images.
 
     Args:
-        dataset: which.
+        dataset: its name in `lib.data.datasets`.
         data_dir: torchvision's root folder, e.g. `./data` for `./data/MNIST/raw/train-images-idx3-ubyte`;
             plain or `.gz` files. Downloaded through torchvision where they are missing.
         size: side length of the images in pixels; resized bilinearly where it is not theirs.
         limit: keep a fixed stratified subset of this many training examples.
         holdout: validate on this many training examples instead of the official test split.
+        options: values of the data set's choices.
 
     Raises:
         UserError: files missing and no network, damaged files, or a subset that cannot be taken.
     """
-    names = classes(dataset)
-    if dataset == "digits":
-        train, test = _sklearn_digits()
-    else:
-        train, test = (_idx_split(dataset, Path(data_dir), split) for split in ("train", "test"))
+    entry = datasets.find(dataset)
+    splits, names = entry.read(Path(data_dir), entry.options(options))
+    train, test = splits["train"], splits["test"]
     rest, held_out = _holdout(train, holdout, "--holdout") if holdout else (train, None)
     train = rest if limit is None else rest.rows(_stratified_rows(rest.labels, limit, "--limit"))
-    splits = [train, held_out or test, test if held_out else None]
-    resized = [split and split.resized(size) for split in splits]
+    divided = [train, held_out or test, test if held_out else None]
+    resized = [split and split.resized(size) for split in divided]
     return ImageData(*resized, names, Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,)))
 
 
@@ -233,19 +285,6 @@ def divide(
     if limit is not None:
         train = train.rows(_stratified_rows(train.labels, limit, "--limit"))
     return train, valid, test
-
-
-def classes(dataset: str) -> tuple[str, ...]:
-    """Return the names of the classes of `dataset`.
-
-    Raises:
-        UserError: there is no such data set.
-    """
-    if dataset == "digits":
-        return DIGIT_NAMES
-    if dataset not in FAMILIES:
-        raise UserError(f"there is no data set {dataset!r} here; there are {', '.join(FAMILIES)} and digits")
-    return FAMILIES[dataset].classes
 
 
 def without_examples(class_names: Sequence[str], preprocessing: Preprocessing) -> ImageData:
@@ -291,54 +330,65 @@ def _stratified_rows(labels: Tensor, count: int, flag: str) -> Tensor:
     return torch.from_numpy(np.sort(rows))
 
 
-def _sklearn_digits() -> tuple[Split, Split]:
-    """1,797 real 8×8 digits (UCI, Alpaydin & Kaynak 1998), 1,437 to train and 360 to validate."""
+def digits_of_scikit_learn() -> dict[str, Split]:
+    """Return 1,797 real digits (UCI, Alpaydin & Kaynak 1998), 8×8 px made 28: 1,437 `train`, 360 `test`."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().div_(digits.images.max()).unsqueeze(1)
     whole = Split(resize(images, 28), torch.from_numpy(digits.target).long())
-    return _holdout(whole, 360, "digits")
+    train, test = _holdout(whole, 360, "digits")
+    return {"train": train, "test": test}
 
 
-def _idx_split(dataset: str, data_dir: Path, split: str) -> Split:
-    folder = data_dir / FAMILIES[dataset].folder / "raw"
-    names = [f"{_PREFIXES[split]}-images-idx3-ubyte", f"{_PREFIXES[split]}-labels-idx1-ubyte"]
+def idx_split(family: Family, data_dir: Path, split: str) -> Split:
+    """Return a split of a data set in MNIST's format, downloaded through torchvision where it is missing.
+
+    Raises:
+        UserError: files missing and no network, or damaged files.
+    """
+    folder = data_dir / family.folder / "raw"
+    names = [f"{family.prefixes[split]}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")]
     with distributed.main_first():
         if any(_find(folder, name) is None for name in names):
-            _download(dataset, data_dir)
-    image_file, label_file = (_find(folder, name) for name in names)
-    images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+            _download(family, data_dir)
+    files = [_find(folder, name) for name in names]
+    if files[0] is None or files[1] is None:
+        raise UserError(f"torchvision has downloaded {family.name}, but not {' and '.join(names)}")
+    images, labels = read_idx(files[0], 3), read_idx(files[1], 1).long() - family.first_label
     if len(images) != len(labels):
-        raise UserError(f"{image_file} holds {len(images)} images but {label_file} {len(labels)} labels")
-    if not len(labels) or labels.max() >= len(FAMILIES[dataset].classes):
-        raise UserError(f"{label_file} does not hold labels 0 to {len(FAMILIES[dataset].classes) - 1}")
-    return Split(images.float().div_(255).unsqueeze(1), labels.long())
+        raise UserError(f"{files[0]} holds {len(images)} images but {files[1]} {len(labels)} labels")
+    last = family.first_label + len(family.classes) - 1
+    if not len(labels) or labels.min() < 0 or labels.max() >= len(family.classes):
+        raise UserError(f"{files[1]} does not hold labels {family.first_label} to {last}")
+    images = images.transpose(1, 2).contiguous() if family.is_transposed else images
+    return Split(images.float().div_(255).unsqueeze(1), labels)
 
 
 def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _download(dataset: str, data_dir: Path) -> None:
-    from torchvision import datasets
+def _download(family: Family, data_dir: Path) -> None:
+    from torchvision import datasets as torchvision_datasets
 
-    family = FAMILIES[dataset]
     raw = data_dir / family.folder / "raw"
     made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     try:
         # torchvision prints what it fetches; standard output is the log's. Its progress bar stays.
         with redirect_stdout(io.StringIO()):
-            getattr(datasets, family.folder)(root=str(data_dir), download=True)
+            kind = getattr(torchvision_datasets, family.folder)
+            kind(root=str(data_dir), download=True, **family.download)
     except (OSError, RuntimeError, HTTPException) as error:
         with suppress(OSError):  # a folder with something in it
             for folder in made:
                 folder.rmdir()
-        names = [f"{p}-{part}-ubyte" for p in _PREFIXES.values() for part in ("images-idx3", "labels-idx1")]
+        parts = ("images-idx3", "labels-idx1")
+        names = [f"{prefix}-{part}-ubyte" for prefix in family.prefixes.values() for part in parts]
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{dataset} is not in {data_dir} and could not be downloaded ({cause}): put {', '.join(names)} "
-            f"(plain or .gz) into {raw}, name another --data-dir, "
+            f"{family.name} is not in {data_dir} and could not be downloaded ({cause}): "
+            f"put {', '.join(names)} (plain or .gz) into {raw}, name another --data-dir, "
             f"or take --dataset digits, which needs no download"
         ) from None
 

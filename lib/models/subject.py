@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lib import models
-from lib.data import images, photographs
+from lib.data import datasets, folders, images, photographs
+from lib.data.datasets import FOLDER
 from lib.data.preprocessing import Preprocessing
 from lib.models import pretrained
 from lib.runtime import checkpoint
@@ -86,34 +87,60 @@ class Subject:
 
         Args:
             inputs: image files of any kind, or examples of the validation split of a data set:
-                `digits:7` is the eighth.
+                `digits:7` is the eighth, `folder:DIR:7` that of a folder of images.
             data_dir: where data sets are; see `lib.data.images.load`.
             invert: image files are negatives of what the network was trained on.
 
         Raises:
             UserError: no such file, data set or example; a file that cannot be read as an image.
         """
-        datasets: dict[str, images.ImageData] = {}
-        return [self._read(name, datasets, data_dir, invert) for name in inputs]
+        known: dict[str, datasets.Labelled] = {}
+        return [self._read(name, known, Path(data_dir), invert) for name in inputs]
 
-    def _read(self, name: str, datasets: dict, data_dir: str | Path, invert: bool) -> Picture:
+    def _read(self, name: str, known: dict[str, datasets.Labelled], data_dir: Path, invert: bool) -> Picture:
         if is_file(name):
             pixels = self.preprocessing.read(name)
             return Picture(Path(name).stem, 1 - pixels if invert else pixels)
         dataset, _, index = name.rpartition(":")
-        if dataset not in datasets:
-            datasets[dataset] = images.load(dataset, data_dir)
-        return self._example(datasets[dataset], dataset, int(index))
+        if _folder_of(dataset):
+            return self._of_folder(_folder_of(dataset), int(index), invert)
+        if dataset not in known:
+            entry = datasets.find(dataset)
+            known[dataset] = entry.read(data_dir, entry.options({}))
+        return self._example(known[dataset], dataset, int(index))
 
-    def _example(self, data: images.ImageData, dataset: str, index: int) -> Picture:
-        count = len(data.valid.labels)
-        if index >= count:
-            raise UserError(f"there is no {dataset}:{index}: its validation split has 0 to {count - 1}")
-        image, label = data.valid.images[index], data.valid.labels[index]
+    def _of_folder(self, folder: str, index: int, invert: bool) -> Picture:
+        found = folders.find(folder)
+        files = found.splits[_unseen(found.splits)]
+        _check_index(f"{FOLDER}:{folder}", index, len(files.paths))
+        pixels = self.preprocessing.read(files.paths[index])
+        name = f"{Path(folder).resolve().name}-{index}"
+        return Picture(name, 1 - pixels if invert else pixels, found.classes[files.labels[index]])
+
+    def _example(self, data: datasets.Labelled, dataset: str, index: int) -> Picture:
+        split = data.splits[_unseen(data.splits)]
+        _check_index(dataset, index, len(split.labels))
+        image, label = split.images[index], int(split.labels[index])
         pixels = images.resize(image[None], self.size)[0]
         if len(pixels) != self.channels:
             pixels = pixels.mean(0, keepdim=True).expand(self.channels, -1, -1).contiguous()
         return Picture(f"{dataset}-{index}", pixels, data.classes[label])
+
+
+def _unseen(splits: Collection[str]) -> str:
+    """Return the split whose examples are shown: one that networks do not learn from, where there is one."""
+    return next(name for name in ("valid", "test", "train") if name in splits)
+
+
+def _check_index(dataset: str, index: int, count: int) -> None:
+    if index >= count:
+        raise UserError(f"there is no {dataset}:{index}: its validation split has 0 to {count - 1}")
+
+
+def _folder_of(dataset: str) -> str:
+    """Return DIR of `folder:DIR`, and an empty text of the name of another data set."""
+    kind, _, folder = dataset.partition(":")
+    return folder if kind == FOLDER else ""
 
 
 def check_inputs(inputs: Sequence[str]) -> None:
@@ -122,7 +149,11 @@ def check_inputs(inputs: Sequence[str]) -> None:
         if is_file(name):
             photographs.read(name)
         else:
-            images.classes(name.rpartition(":")[0])
+            dataset = name.rpartition(":")[0]
+            if _folder_of(dataset):
+                folders.find(_folder_of(dataset))
+            else:
+                datasets.find(dataset)
 
 
 def is_file(name: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib import models
-from lib.data import augment, cifar, folders, image_files, images, photographs
+from lib.data import augment, datasets, folders, image_files, images, photographs
 from lib.data.batches import Phases, Shuffled
 from lib.data.images import Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
@@ -87,22 +88,58 @@ def given_weights(run: Session) -> Given | None:
 
 
 def load(run: Session) -> ImageData:
-    """Return the digits or clothes that the run's flags name, prepared for its network.
+    """Return the grey images that the run's flags name, prepared for its network.
 
-    Where image files are all that is asked about, there are none but classes and sizes, and a checkpoint
-    knows them.
+    Where only image files are asked about, no examples are loaded: the checkpoint knows classes and sizes.
     """
     flags = run.flags
     how = Preprocessing(flags.size, 1, (flags.mean,), (flags.std,))
-    if not flags.input:
-        data = images.load(
-            flags.dataset, flags.data_dir, size=flags.size, limit=flags.limit, holdout=flags.holdout
-        )
-    else:
+    check_dataset_flags(flags)
+    if flags.input:
         if "preprocessing" in run.saved:
             how = Preprocessing.of(run.saved["preprocessing"], flags.restore_file)
-        data = images.without_examples(run.saved.get("classes") or images.classes(flags.dataset), how)
+        data = images.without_examples(_classes(run), how)
+    elif flags.dataset == datasets.FOLDER:
+        data = _load_folder(run, how)
+    else:
+        data = images.load(
+            flags.dataset,
+            flags.data_dir,
+            size=flags.size,
+            limit=flags.limit,
+            holdout=flags.holdout,
+            options=vars(flags),
+        )
+    _check_classes(run, data)
     return data.prepared(how.mean, how.std, run.device)
+
+
+def check_dataset_flags(flags: SimpleNamespace) -> None:
+    """Raise a UserError where a flag was given that the data set does not have."""
+    own = () if flags.dataset == datasets.FOLDER else datasets.find(flags.dataset).choices
+    for choice in datasets.choices(tuple(datasets.DATASETS)):
+        if getattr(flags, choice.name, None) is not None and choice not in own:
+            raise UserError(f"--{choice.name} does not go with --dataset {flags.dataset}")
+    if flags.dataset == datasets.FOLDER:
+        if getattr(flags, "holdout", 0):
+            raise UserError("--holdout does not go with --dataset folder: give --valid-fraction")
+    elif flags.classes:
+        raise UserError("--classes goes with --dataset folder alone")
+    elif flags.valid_fraction is not None and hasattr(flags, "holdout"):
+        raise UserError(f"--valid-fraction does not go with --dataset {flags.dataset}: give --holdout")
+
+
+def _load_folder(run: Session, how: Preprocessing) -> ImageData:
+    flags = run.flags
+    return image_files.load(
+        flags.data_dir,
+        how,
+        only=flags.classes,
+        valid_fraction=flags.valid_fraction,
+        limit=flags.limit,
+        skip_bad=flags.skip_bad,
+        workers=flags.workers,
+    )
 
 
 def load_photographs(run: Session, given: Given | None) -> ImageData:
@@ -113,23 +150,16 @@ def load_photographs(run: Session, given: Given | None) -> ImageData:
             the checkpoint; a network that takes no colours.
     """
     flags = run.flags
+    check_dataset_flags(flags)
     how = _preprocessing(run, given)
     if flags.input:
         data = images.without_examples(_classes(run), how)
     elif how.channels != 3:
         raise UserError(f"{flags.restore_file or flags.weights} takes grey images, and these are coloured")
-    elif flags.dataset == "cifar10":
-        data = _load_cifar10(run, how)
+    elif flags.dataset == datasets.FOLDER:
+        data = _load_folder(run, how)
     else:
-        data = image_files.load(
-            flags.data_dir,
-            how,
-            only=flags.classes,
-            valid_fraction=flags.valid_fraction,
-            limit=flags.limit,
-            skip_bad=flags.skip_bad,
-            workers=flags.workers,
-        )
+        data = _load_in_memory(run, how)
     _check_classes(run, data)
     return data.prepared(how.mean, how.std, run.device)
 
@@ -155,18 +185,19 @@ def _classes(run: Session) -> Sequence[str]:
     if "classes" in run.saved:
         return run.saved["classes"]
     flags = run.flags
-    return (
-        cifar.CLASSES if flags.dataset == "cifar10" else folders.find(flags.data_dir, flags.classes).classes
-    )
+    if flags.dataset == datasets.FOLDER:
+        return folders.find(flags.data_dir, flags.classes).classes
+    entry = datasets.find(flags.dataset)
+    return entry.classes(Path(flags.data_dir), entry.options(vars(flags)))
 
 
-def _load_cifar10(run: Session, how: Preprocessing) -> ImageData:
+def _load_in_memory(run: Session, how: Preprocessing) -> ImageData:
     flags = run.flags
-    if flags.classes:
-        raise UserError("--classes goes with --dataset folder alone")
-    divided = images.divide(cifar.load(flags.data_dir), flags.valid_fraction, flags.limit)
+    entry = datasets.find(flags.dataset)
+    splits, names = entry.read(Path(flags.data_dir), entry.options(vars(flags)))
+    divided = images.divide(splits, flags.valid_fraction, flags.limit)
     resized = [split and split.resized(how.size) for split in divided]
-    return ImageData(*resized, cifar.CLASSES, images.unscaled(how))
+    return ImageData(*resized, names, images.unscaled(how))
 
 
 def _check_classes(run: Session, data: ImageData) -> None:

@@ -35,7 +35,7 @@ Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 _INSPECTIONS = ("eval_only", "predict_only", "explain")
 
 # The examples that a run learns from and is judged by.
-_OF_THE_DATA = ("dataset", "classes", "valid_fraction", "limit", "holdout")
+_OF_THE_DATA = ("dataset", "split", "labels", "classes", "valid_fraction", "limit", "holdout")
 
 # What a checkpoint says of these is what a resumed run goes on with: typed otherwise, it is another run.
 _OF_ANY_RUN = (
