@@ -19,12 +19,11 @@ done
 plot-log.py --log-file logs/lenet5-*.log --prefix lenet5
 """
 
-from lib import cli
+from lib import cli, models
 from lib.data import datasets
 
 TASK = "image-classification"
 DATASETS = datasets.names(channels=3)
-STRUCTURAL = ("model", "size", "bn", "dropout", "hidden", "depth")
 
 # What each model trains with; any flag may say otherwise. fast-cnn's optimizer, windows and rates were chosen
 # on images held out of the training split of CIFAR-10, its epochs by the clock, LeNet-5's batch size on the
@@ -79,6 +78,9 @@ RECIPES = {
 # With --freeze: no kernel learns, and views of an image that are always the same have features to be kept.
 HEAD_ALONE = {"optimizer": "adamw", "windows": (), "test_views": 1}
 
+OPTIONS = models.options(tuple(RECIPES))
+STRUCTURAL = ("model", "size", *OPTIONS)
+
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(
@@ -111,10 +113,8 @@ def make_parser() -> cli.Parser:
         metavar="X",
         help="learning rate of all but the last layer",
     )
-    add("--bn", action="store_true", help="simple-cnn: with batch normalisation")
-    add("--dropout", type=cli.number(0, 0.95), metavar="X", help="simple-cnn: share of features dropped")
-    cli.add_row_flags(parser)
-    cli.add_run_flags(parser)
+    cli.add_network_option_flags(parser, OPTIONS.values())
+    cli.add_list_models_flag(cli.add_run_flags(parser))
     cli.add_training_flags(parser, "the recipe of the model")
     cli.add_augmentation_flags(parser, "color", "affine", "crop", "flip", "erase", "shift", "rotate", "scale")
     cli.add_window_flag(parser)
@@ -137,6 +137,9 @@ def main(argv=None) -> None:
     from lib.tasks import image_views
     from lib.training import session
 
+    if typed.get("list_models"):
+        task.list_models(RECIPES, "and any of torchvision's classifiers, e.g. resnet18, vgg16, vit_b_16")
+        return
     task.check_input(typed.get("input", ()))
     with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
         given = task.given_weights(run)

@@ -9,12 +9,11 @@ run-mnist-classification.py --predict-only --restore-file CKPT   write its predi
 torchrun --nproc-per-node 2 run-mnist-classification.py …        train on several devices
 """
 
-from lib import cli
+from lib import cli, models
 from lib.data import datasets
 
 TASK = "image-classification"
 DATASETS = datasets.names(channels=1)
-STRUCTURAL = ("model", "size", "mean", "std", "hidden", "depth")
 
 # What each model trains best with, chosen on held-out training examples. Any flag may say otherwise.
 PLAIN = {
@@ -52,6 +51,9 @@ ON_DIGITS = {
     "shift_pixels": 2,
 }
 
+OPTIONS = models.options(tuple(RECIPES))
+STRUCTURAL = ("model", "size", "mean", "std", *OPTIONS)
+
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(
@@ -74,8 +76,8 @@ def make_parser() -> cli.Parser:
     parser.add_argument_group("network").add_argument(
         "--model", choices=tuple(RECIPES), default="mnist-classifier", help="each has a recipe, see below"
     )
-    cli.add_row_flags(parser)
-    cli.add_run_flags(parser)
+    cli.add_network_option_flags(parser, OPTIONS.values())
+    cli.add_list_models_flag(cli.add_run_flags(parser))
     cli.add_training_flags(parser, "the recipe of the model")
     cli.add_augmentation_flags(parser, "shift", "rotate", "scale", "flip", "erase")
     views = cli.add_view_flags(parser)
@@ -98,6 +100,9 @@ def main(argv=None) -> None:
     from lib.tasks import image_views
     from lib.training import session
 
+    if typed.get("list_models"):
+        task.list_models(RECIPES)
+        return
     task.check_input(typed.get("input", ()))
     with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
         data = task.load(run)

@@ -5,6 +5,7 @@ import itertools
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from lib.cli.parser import integer, names_of, number
 from lib.runtime.errors import UserError
@@ -130,11 +131,23 @@ def add_view_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def add_row_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of networks that read an image row by row."""
-    add = parser.add_argument_group("networks that read rows: row-rnn, row-lstm, row-gru").add_argument
-    add("--hidden", type=integer(1), metavar="N", help="size of the state")
-    add("--depth", type=integer(1, 100), metavar="N", help="recurrent layers")
+def add_network_option_flags(
+    parser: argparse.ArgumentParser, options: Iterable[tuple[tuple[str, str, str, float], Sequence[str]]]
+) -> None:
+    """A flag for each option of the script's networks: `lib.models.Option`, and the networks that have it."""
+    add = parser.add_argument_group("options of networks").add_argument
+    for (name, kind, text, most), networks in options:
+        kinds: dict[str, dict[str, Any]] = {
+            "count": {"type": integer(1, int(most)), "metavar": "N"},
+            "share": {"type": number(0, most), "metavar": "X"},
+            "switch": {"action": "store_true"},
+        }
+        add(f"--{name}", help=f"{', '.join(networks)}: {text}", **kinds[kind])
+
+
+def add_list_models_flag(group: argparse._MutuallyExclusiveGroup) -> None:
+    """The flag that lists networks instead of training one."""
+    group.add_argument("--list-models", action="store_true", help="print the networks there are, and end")
 
 
 def add_thumbnail_flag(group: argparse._ArgumentGroup) -> None:

@@ -1,40 +1,98 @@
-"""The networks, made by name: `build('lenet5', classes=10, channels=1, size=28)`."""
+"""The networks, made by name: `build('lenet5', classes=10, channels=1, size=28)`.
 
-from functools import partial
+A new network is one entry here and its class. Its options become flags, `--help`, checks and the
+configuration in checkpoints; `--list-models` prints the table. Nothing here imports torch when it is
+imported, so that `--help` answers at once.
+"""
 
-from torch import nn
+from __future__ import annotations
 
-from lib.models import digits, pretrained, recurrent, rows, small, transfer
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 from lib.runtime.errors import UserError
 
-_MAKERS = {
-    "mnist-classifier": digits.MnistClassifier,
-    "lenet5": digits.LeNet5,
-    "deep-cnn": digits.DeepCNN,
-    "simple-cnn": small.SimpleCNN,
-    "fast-cnn": small.FastCNN,
-    "row-rnn": partial(rows.RowClassifier, "rnn"),
-    "row-lstm": partial(rows.RowClassifier, "lstm"),
-    "row-gru": partial(rows.RowClassifier, "gru"),
-    "lstm": recurrent.SentimentClassifier,
-    "plain": recurrent.PlainClassifier,
-    "ensemble": lambda members, member: recurrent.Ensemble(
-        build(member["name"], **member["config"]) for _ in range(members)
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Option(NamedTuple):
+    """A setting of a network, given by a flag of the same name.
+
+    Attributes:
+        kind: `count` (an integer from 1 to `most`), `share` (a number from 0 to `most`), or `switch`.
+        help: its help, without the names of the networks.
+    """
+
+    name: str
+    kind: str
+    help: str
+    most: float = 100_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network of this project.
+
+    Attributes:
+        name: as it is typed and kept in checkpoints.
+        maker: module of `lib.models` and class, e.g. `digits:LeNet5`.
+        takes: the inputs that it takes, in words.
+        options: settings of its own.
+        fixed: arguments of the class that are the same for all networks of this name.
+        sizes: channels and size of an image that it takes, to count its parameters by; empty: not of images.
+        is_small: a second thread gains nothing, see `is_small`.
+    """
+
+    name: str
+    maker: str
+    takes: str
+    options: tuple[Option, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    is_small: bool = False
+
+
+_ROW_OPTIONS = (
+    Option("hidden", "count", "size of the state"),
+    Option("depth", "count", "number of recurrent layers", most=100),
+)
+
+
+def _rows(cell: str) -> Entry:
+    takes = "images of any size, read row by row"
+    return Entry(f"row-{cell}", "rows:RowClassifier", takes, _ROW_OPTIONS, {"cell": cell}, (1, 28))
+
+
+_TABLE = (
+    Entry("mnist-classifier", "digits:MnistClassifier", "grey images", sizes=(1, 28), is_small=True),
+    Entry("lenet5", "digits:LeNet5", "images of 28 or 32 px", sizes=(1, 28)),
+    Entry("deep-cnn", "digits:DeepCNN", "images of 20 px or more", sizes=(1, 28)),
+    Entry(
+        "simple-cnn",
+        "small:SimpleCNN",
+        "images of 16 px or more",
+        (
+            Option("bn", "switch", "batch normalisation behind each convolution"),
+            Option("dropout", "share", "share of the features that training drops", most=0.95),
+        ),
+        sizes=(3, 32),
     ),
-}
+    Entry("fast-cnn", "small:FastCNN", "images of 16 px or more", sizes=(3, 32)),
+    _rows("rnn"),
+    _rows("lstm"),
+    _rows("gru"),
+    Entry("lstm", "recurrent:SentimentClassifier", "phrases", is_small=True),
+    Entry("plain", "recurrent:PlainClassifier", "phrases", is_small=True),
+    Entry("ensemble", "recurrent:ensemble_of", "phrases", is_small=True),
+)
 
-# A second thread gains these nothing: 128 images take 5.7 ms on one thread and 6.8 ms on two, where lenet5
-# takes 29 and 16 ms. Where another process takes its core, every layer waits for it: beside five busy
-# processes on two cores, mnist-classifier did 855 updates in 603 s on two threads, and 3,835 in 50 s on one.
-_SMALL = ("mnist-classifier", "lstm", "plain", "ensemble")
+ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _TABLE}
 
 
-def is_small(name: str) -> bool:
-    """Return whether one thread computes this network as fast as several."""
-    return name in _SMALL
-
-
-def build(name: str, **config) -> nn.Module:
+def build(name: str, **config: Any) -> nn.Module:
     """Return a new network, one of this project's or of torchvision's classifiers.
 
     Args:
@@ -45,19 +103,73 @@ def build(name: str, **config) -> nn.Module:
         UserError: no network of this name, or one that cannot be made so.
     """
     check_name(name)
-    make = _MAKERS.get(name) or partial(transfer.build, name)
     try:
-        return make(**config)
+        return _maker(name)(**config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model {name} cannot be made from {config}: {error}") from None
 
 
+def _maker(name: str) -> Callable[..., nn.Module]:
+    if name not in ENTRIES:
+        from lib.models import transfer
+
+        return lambda **config: transfer.build(name, **config)
+    entry = ENTRIES[name]
+    module, _, kind = entry.maker.partition(":")
+    make = getattr(importlib.import_module(f"lib.models.{module}"), kind)
+    return lambda **config: make(**entry.fixed, **config)
+
+
 def is_own(name: str) -> bool:
     """Return whether `name` is one of this project's networks, and not of torchvision's."""
-    return name in _MAKERS
+    return name in ENTRIES
+
+
+def is_small(name: str) -> bool:
+    """Return whether one thread computes this network as fast as several.
+
+    A second thread gains the smallest nothing: 128 images take mnist-classifier 5.7 ms on one thread and
+    6.8 ms on two, where lenet5 takes 29 and 16 ms. Where another process takes its core, every layer waits
+    for it: beside five busy processes on two cores, mnist-classifier did 855 updates in 603 s on two threads,
+    and 3,835 in 50 s on one.
+    """
+    return name in ENTRIES and ENTRIES[name].is_small
 
 
 def check_name(name: str) -> None:
     """Raise a UserError that suggests the nearest names, if there is no network of this name."""
     if not is_own(name):
-        pretrained.check_name(name, also=_MAKERS)
+        from lib.models import pretrained
+
+        pretrained.check_name(name, also=ENTRIES)
+
+
+def options(names: Sequence[str]) -> dict[str, tuple[Option, list[str]]]:
+    """Return the options of some networks by name, each with the networks that have it."""
+    found: dict[str, tuple[Option, list[str]]] = {}
+    for name in names:
+        for option in ENTRIES[name].options:
+            found.setdefault(option.name, (option, []))[1].append(name)
+    return found
+
+
+def table(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return name, parameters, input and options of networks of images, as aligned lines of text.
+
+    Args:
+        recipes: the names of the networks, each with the values that a script gives its options.
+    """
+    rows = [("network", "parameters", "input", "options")]
+    for name, recipe in recipes.items():
+        entry = ENTRIES[name]
+        channels, size = entry.sizes
+        own = {option.name: recipe[option.name] for option in entry.options if option.name in recipe}
+        model = build(name, classes=10, channels=channels, size=size, **own)
+        count = sum(weight.numel() for weight in model.parameters())
+        flags = " ".join(f"--{option.name}" for option in entry.options)
+        rows.append((name, f"{count:,} at {channels}×{size}×{size}", entry.takes, flags or "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

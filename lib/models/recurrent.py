@@ -1,17 +1,18 @@
-"""Long short-term memory, written as its equations and run as one fused kernel, and classifiers of phrases.
+"""Long short-term memory, as its equations and as PyTorch's fused kernel, and classifiers of phrases.
 
-The classifiers take `lib.data.tokens.Phrases`: batches of phrases of one length, so nothing is padded.
+The input of the classifiers is `lib.data.tokens.Phrases`: phrases of one length per batch, without padding.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from lib import models
 from lib.data.tokens import Phrases
 from lib.models.answers import mean_answer
 from lib.models.word_vectors import BigramVectors, WordVectors
@@ -22,7 +23,7 @@ BIGRAM_SIZE = 64
 
 # The order in which `torch.nn.LSTM` stacks the gates in its matrices.
 GATES = ("input", "forget", "candidate", "output")
-# What a gate calls the four parameters of which `torch.nn.LSTM` keeps a stack.
+# Names of a `Gate`'s four parameters, by the names under which `torch.nn.LSTM` stacks those of all gates.
 _STACKS = {
     "weight_ih": "from_input.weight",
     "weight_hh": "from_state.weight",
@@ -32,7 +33,7 @@ _STACKS = {
 
 
 class Gate(nn.Module):
-    """activation(W x + b + U h + d): how much of something passes, given the input and the last state."""
+    """A gate: activation(W x + b + U h + d), computed from the input x and the previous state h."""
 
     def __init__(self, input_size: int, hidden_size: int, activation: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -48,12 +49,14 @@ class Gate(nn.Module):
 class LSTM(nn.Module):
     """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000).
 
-    f = σ(W_f x + U_f h)        what to keep of the memory
-    i = σ(W_i x + U_i h)        what to write into it
-    ĉ = tanh(W_c x + U_c h)     what would be written
-    o = σ(W_o x + U_o h)        what to show of it
-    c ← f ⊙ c + i ⊙ ĉ
-    h ← o ⊙ tanh(c)
+    f = σ(W_f x + U_f h)        forget gate: the share of the memory that is kept
+    i = σ(W_i x + U_i h)        input gate: the share of the candidate that is written
+    ĉ = tanh(W_c x + U_c h)     candidate for the memory
+    o = σ(W_o x + U_o h)        output gate: the share of the memory that is visible in the state
+    c ← f ⊙ c + i ⊙ ĉ           memory
+    h ← o ⊙ tanh(c)             state
+
+    Each gate also has two biases, as in `torch.nn.LSTM`.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -65,13 +68,13 @@ class LSTM(nn.Module):
         self.output = Gate(input_size, hidden_size, torch.sigmoid)
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """One word: x (B, D), state h and memory c (B, H) to the next state and memory."""
+        """Advance by one word: x (B, D), state h and memory c (B, H) to the next state and memory."""
         c = self.forget(x, h) * c + self.input(x, h) * self.candidate(x, h)
         h = self.output(x, h) * torch.tanh(c)
         return h, c
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to the state after each word, (B, T, H), from a state and a memory of zero."""
+        """(B, T, D) to the state after each word, (B, T, H); state and memory start at zero."""
         h = c = x.new_zeros(len(x), self.hidden_size)
         states = []
         for x_t in x.unbind(1):
@@ -80,12 +83,12 @@ class LSTM(nn.Module):
         return torch.stack(states, 1)
 
 
-def to_gates(fused: dict[str, Tensor], suffix: str = "_l0") -> dict[str, Tensor]:
-    """Return the parameters of a `torch.nn.LSTM` as those of an `LSTM`: views, so gradients reach them.
+def to_gates(fused: Mapping[str, Tensor], suffix: str = "_l0") -> dict[str, Tensor]:
+    """Convert the parameters of a `torch.nn.LSTM` to those of an `LSTM`: as views, so gradients flow back.
 
     Args:
-        fused: `weight_ih_l0` and so on.
-        suffix: of the layer and direction, `_l0` or `_l0_reverse`.
+        fused: parameters by name, `weight_ih_l0` and so on.
+        suffix: layer and direction, `_l0` or `_l0_reverse`.
     """
     return {
         f"{gate}.{name}": part
@@ -94,8 +97,8 @@ def to_gates(fused: dict[str, Tensor], suffix: str = "_l0") -> dict[str, Tensor]
     }
 
 
-def from_gates(gates: dict[str, Tensor], suffix: str = "_l0") -> dict[str, Tensor]:
-    """Return the parameters of an `LSTM` as those of a `torch.nn.LSTM`; the inverse of `to_gates`."""
+def from_gates(gates: Mapping[str, Tensor], suffix: str = "_l0") -> dict[str, Tensor]:
+    """Convert the parameters of an `LSTM` to those of a `torch.nn.LSTM`; the inverse of `to_gates`."""
     return {
         stack + suffix: torch.cat([gates[f"{gate}.{name}"] for gate in GATES])
         for stack, name in _STACKS.items()
@@ -103,14 +106,14 @@ def from_gates(gates: dict[str, Tensor], suffix: str = "_l0") -> dict[str, Tenso
 
 
 class Recurrent(nn.Module):
-    """A layer of LSTMs, over the phrase and, where it is bidirectional, over the phrase reversed.
+    """One LSTM layer over the phrase and, if it is bidirectional, a second LSTM over the reversed phrase.
 
-    The parameters are those of a `torch.nn.LSTM`, whichever way it is computed.
+    The parameters are those of a `torch.nn.LSTM`, for both ways of computing.
 
     Attributes:
         cell: `fused` computes with `torch.nn.LSTM`, `reference` with `LSTM`.
-        drop_connect: in training, the share of the weights between states that are zero for a batch, the
-            same ones for all words (Wan et al. 2013; Merity, Keskar & Socher 2018, arXiv:1708.02182).
+        drop_connect: in training, the share of the state-to-state weights that are set to zero. One mask
+            holds for all words of a batch (Wan et al. 2013; Merity, Keskar & Socher 2018, arXiv:1708.02182).
     """
 
     def __init__(self, input_size: int, hidden_size: int, bidirectional: bool):
@@ -124,9 +127,10 @@ class Recurrent(nn.Module):
         return self.lstm.hidden_size * (2 if self.lstm.bidirectional else 1)
 
     def initialise(self) -> None:
-        """Orthogonal matrices between states (Saxe et al. 2014), and memories that begin by keeping.
+        """Initialise the weights: orthogonal between states, Glorot-uniform from the input, and zero biases.
 
-        The bias 1 of the forget gate is from Jozefowicz, Zaremba & Sutskever 2015.
+        Orthogonal matrices (Saxe et al. 2014) neither shrink nor enlarge gradients through time at first.
+        Only the forget gate's bias is 1 (Jozefowicz, Zaremba & Sutskever 2015), so that the memory is kept.
         """
         for name, parameter in self.lstm.named_parameters():
             if name.startswith("bias"):
@@ -140,8 +144,8 @@ class Recurrent(nn.Module):
                     nn.init.ones_(part)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to states (B, T, H), or (B, T, 2H) with the reversed phrase's behind them."""
-        weights = dict(self.lstm.named_parameters())
+        """(B, T, D) to states (B, T, H), or (B, T, 2H): those of both directions, concatenated."""
+        weights: dict[str, Tensor] = dict(self.lstm.named_parameters())
         dropping = self.training and self.drop_connect > 0
         if dropping:
             weights |= {
@@ -155,7 +159,7 @@ class Recurrent(nn.Module):
             return (functional_call(self.lstm, weights, x) if dropping else self.lstm(x))[0]
 
     def _reference(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-        with torch.device("meta"):
+        with torch.device("meta"):  # without memory: `functional_call` supplies all parameters
             equations = LSTM(self.lstm.input_size, self.lstm.hidden_size)
         states = functional_call(equations, to_gates(weights), x)
         if not self.lstm.bidirectional:
@@ -166,9 +170,9 @@ class Recurrent(nn.Module):
 
 @contextlib.contextmanager
 def differentiable(layer: nn.Module, x: Tensor) -> Iterator[None]:
-    """Within the context, what PyTorch's recurrent `layer` makes of x has a gradient, in eval mode too.
+    """Make PyTorch's recurrent `layer` differentiable with respect to x, also in eval mode.
 
-    That of cuDNN has none there.
+    cuDNN's recurrent layers have no backward pass in eval mode, so the context switches cuDNN off there.
     """
     explained = x.requires_grad and not layer.training
     with torch.backends.cudnn.flags(enabled=False) if explained else contextlib.nullcontext():
@@ -176,10 +180,10 @@ def differentiable(layer: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 class Pool(nn.Module):
-    """The states of a phrase (B, T, S) to its features: (B, S), or (B, 2S) for `mean+max`.
+    """Pooling of a phrase's states (B, T, S) to its features: (B, S), or (B, 2S) for `mean+max`.
 
-    `last` takes the state after the last word of either direction; `attention` weights the states by
-    softmax(vᵀ tanh(W h + b)) (Yang et al. 2016).
+    `last` takes each direction's state after the last word it reads; `attention` weights the states by
+    softmax(vᵀ tanh(W h + b)) over the words (Yang et al. 2016).
     """
 
     def __init__(self, how: str, states: int, bidirectional: bool):
@@ -205,35 +209,42 @@ class Pool(nn.Module):
     def _last(self, states: Tensor) -> Tensor:
         if not self.bidirectional:
             return states[:, -1]
+        # The backward direction reads the first word last.
         half = states.shape[2] // 2
         return torch.cat([states[:, -1, :half], states[:, 0, half:]], dim=1)
 
 
 class Dropout(NamedTuple):
-    """The shares that a classifier drops in training.
+    """The shares that a classifier drops in training."""
 
-    Of words, bigrams, numbers of embeddings, weights between states, and features.
-    """
-
-    word: float = 0.0
-    bigram: float = 0.0
-    embedding: float = 0.0
-    recurrent: float = 0.0
-    head: float = 0.0
+    word: float = 0.0  # of words, whose own vector is replaced by that of unknown words
+    bigram: float = 0.0  # of bigrams, whose vector is replaced by zero
+    embedding: float = 0.0  # of the numbers that each recurrent layer takes
+    recurrent: float = 0.0  # of the weights between states
+    head: float = 0.0  # of the features
 
 
 class PhraseClassifier(nn.Module):
-    """What all networks of phrases are: `embed`, then `classify`, which explanations take apart."""
+    """The base of all networks of phrases: `embed` and then `classify`.
 
+    The two steps are separate because explanations differentiate with respect to the word vectors.
+    """
+
+    stages: tuple[str, ...]
     dropout = Dropout()
     vectors: WordVectors
     recurrent: nn.ModuleList
 
+    @property
+    def layers(self) -> Iterable[Recurrent]:
+        """The recurrent layers, with their type, which `nn.ModuleList` does not know."""
+        return cast(Iterable[Recurrent], self.recurrent)
+
     def configure(self, dropout: Dropout, cell: str) -> None:
-        """Set how the network is run: what training drops, and `fused` or `reference`."""
+        """Set the dropout for training, and how LSTMs are computed: `fused` or `reference`."""
         self.dropout = dropout
         self.vectors.word_dropout = dropout.word
-        for layer in self.recurrent:
+        for layer in self.layers:
             layer.drop_connect, layer.cell = dropout.recurrent, cell
 
     def forward(self, phrases: Phrases) -> Tensor:
@@ -253,20 +264,20 @@ class PhraseClassifier(nn.Module):
 
 
 class SentimentClassifier(PhraseClassifier):
-    """Word vectors, `depth` layers of LSTMs, pooled states, one linear layer.
+    """Word vectors, `depth` LSTM layers, pooling of the states, and one linear layer.
 
-    With `bigrams`, the linear layer also takes the mean and the maximum of the vectors of the phrase's
-    bigrams: what two words say together, such as `not funny`, the LSTM then need not find.
+    With `bigrams`, the linear layer also takes the mean and the maximum of the phrase's bigram vectors, so
+    the LSTM does not have to find the meaning of pairs of words such as `not funny`.
 
     Args:
         words, ngrams: sizes of the vocabulary.
         classes: number of classes.
         embedding: size D of word vectors.
         hidden: size H of the states of one direction.
-        depth: layers of LSTMs; from the second on each adds to what it takes.
-        bidirectional: whether phrases are read backwards, too.
+        depth: number of LSTM layers; from the second on they are residual.
+        bidirectional: whether each layer also reads phrases backwards.
         pool: one of `POOLS`.
-        bigrams: number of vectors that they share; 0 for none.
+        bigrams: number of bigram vectors, which all bigrams share by hashing; 0 for none.
     """
 
     stages = ("pool", "head")
@@ -292,7 +303,7 @@ class SentimentClassifier(PhraseClassifier):
         )
         self.pool = Pool(pool, states, bidirectional)
         self.head = nn.Linear(self.pool.output_size + (2 * BIGRAM_SIZE if bigrams else 0), classes)
-        for layer in self.recurrent:
+        for layer in self.layers:
             layer.initialise()
 
     def configure(self, dropout: Dropout, cell: str) -> None:
@@ -301,7 +312,7 @@ class SentimentClassifier(PhraseClassifier):
             self.bigrams.dropout = dropout.bigram
 
     def embed(self, phrases: Phrases) -> Tensor:
-        """Return word vectors (B, T, D), or (B, T, D + `BIGRAM_SIZE`) with those of bigrams behind them."""
+        """Return word vectors (B, T, D), or (B, T, D + `BIGRAM_SIZE`) with the bigram vectors appended."""
         words = self.vectors(phrases)
         return torch.cat([words, self.bigrams(phrases)], dim=2) if self.bigrams else words
 
@@ -318,13 +329,13 @@ class SentimentClassifier(PhraseClassifier):
 
 
 class PlainClassifier(PhraseClassifier):
-    """The plain published network: an LSTM in one direction, its last state through a residual block.
+    """The plain published network: a unidirectional LSTM, and a residual block on its last state h.
 
         features = LayerNorm(h + FFN(h))
 
     Args:
         words: size of the vocabulary.
-        ngrams: must be 0: it has no character n-grams.
+        ngrams: must be 0, because this network has no character n-grams.
         classes: number of classes.
         embedding: size of word vectors.
         hidden: size of the state.
@@ -351,18 +362,23 @@ class PlainClassifier(PhraseClassifier):
 
 
 class Ensemble(nn.Module):
-    """The mean of the probabilities of several networks, as logits."""
+    """An ensemble of networks: the mean of their probabilities, as logits."""
 
     def __init__(self, members: Iterable["PhraseClassifier"]):
         super().__init__()
         self.members = nn.ModuleList(members)
 
     @property
+    def networks(self) -> Iterable[PhraseClassifier]:
+        """The members, with their type, which `nn.ModuleList` does not know."""
+        return cast(Iterable[PhraseClassifier], self.members)
+
+    @property
     def stages(self) -> tuple[str, ...]:
         return tuple(f"members.{i}.pool" for i in range(len(self.members)))
 
     def configure(self, dropout: Dropout, cell: str) -> None:
-        for member in self.members:
+        for member in self.networks:
             member.configure(dropout, cell)
 
     def forward(self, phrases: Phrases) -> Tensor:
@@ -370,9 +386,18 @@ class Ensemble(nn.Module):
         return self.classify(self.embed(phrases))
 
     def embed(self, phrases: Phrases) -> Tensor:
-        """Return the members' word vectors side by side, (B, T, members · D)."""
-        return torch.cat([member.embed(phrases) for member in self.members], dim=2)
+        """Return the members' word vectors, concatenated: (B, T, members · D)."""
+        return torch.cat([member.embed(phrases) for member in self.networks], dim=2)
 
     def classify(self, vectors: Tensor) -> Tensor:
-        parts = zip(self.members, vectors.chunk(len(self.members), dim=2), strict=True)
+        parts = zip(self.networks, vectors.chunk(len(self.members), dim=2), strict=True)
         return mean_answer(member.classify(part) for member, part in parts)
+
+
+def ensemble_of(members: int, member: dict[str, Any]) -> Ensemble:
+    """Return an ensemble of new networks; `member` holds the `name` and the `config` of each.
+
+    The name must be that of a `PhraseClassifier`.
+    """
+    networks = (models.build(member["name"], **member["config"]) for _ in range(members))
+    return Ensemble(cast(Iterator[PhraseClassifier], networks))

@@ -4,12 +4,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +41,6 @@ WHITENING_IMAGES = 1000
 WHITENING_PIXELS = 2**24  # in all; of large images, a few have as many patches as are needed
 
 INPUT_BATCH = 64
-
-# Flags that say how a network is made, and the networks that have them.
-OPTIONS = {
-    "hidden": ("row-rnn", "row-lstm", "row-gru"),
-    "depth": ("row-rnn", "row-lstm", "row-gru"),
-    "bn": ("simple-cnn",),
-    "dropout": ("simple-cnn",),
-}
 
 
 class Given(NamedTuple):
@@ -217,17 +209,20 @@ def build(run: Session, data: ImageData, given: Given | None = None) -> nn.Modul
         UserError: a flag that the network does not have; weights that do not fit it.
     """
     flags = run.flags
-    options = {name: getattr(flags, name, None) for name in OPTIONS}
-    for name, value in options.items():
-        if value and flags.model not in OPTIONS[name]:
-            raise UserError(f"--{name} goes with {', '.join(OPTIONS[name])} alone, not with {flags.model}")
+    own = {}
+    for name, (_, networks) in models.options(tuple(models.ENTRIES)).items():
+        value = getattr(flags, name, None)
+        if value and flags.model not in networks:
+            raise UserError(f"--{name} goes with {', '.join(networks)} alone, not with {flags.model}")
+        if value:
+            own[name] = value
     channels, size = data.preprocessing.channels, data.preprocessing.size
     model = run.build(
         torch.zeros(1, channels, size, size),
         classes=len(data.classes),
         channels=channels,
         size=size,
-        **{name: value for name, value in options.items() if value},
+        **own,
     )
     if given:
         transfer.load_trunk(model, given.weights, flags.weights)
@@ -414,3 +409,8 @@ def predictions_of(
     """Return what `model` says of all examples of batches that are the same on every rank."""
     with distributed.autocast(run.device, run.flags.amp):
         return views.predict(OfViews(model, run.flags.test_views), batches)
+
+
+def list_models(recipes: Mapping[str, Mapping[str, Any]], also: str = "") -> None:
+    """Write a table of the networks that have a recipe to standard output, and a line about others."""
+    sys.stdout.write("\n".join([*models.table(recipes), *([also] if also else [])]) + "\n")

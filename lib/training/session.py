@@ -88,6 +88,7 @@ _OF_THIS_RUN = {
     "projector",
     "thumbnails",
     "overwrite",
+    "list_models",
     "workers",
     "tensorboard",
     "compile",
