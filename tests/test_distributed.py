@@ -210,6 +210,7 @@ def test_what_ranks_share(two_ranks):
     assert [one["found_main_there"] for one in two_ranks[1]] == [False, True]
 
 
+@pytest.mark.slow
 def test_the_script_under_torchrun_is_one_run_with_one_log_and_one_checkpoint(tmp_path):
     flags = ("--dataset", "digits", "--max-epoch", "8", "--augment", "none")
     done = torchrun(SCRIPT, *flags, folder=tmp_path)

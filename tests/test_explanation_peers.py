@@ -105,10 +105,10 @@ def test_xgrad_cam_and_score_cam_are_pytorch_grad_cams_in_every_digit_that_count
     network, method, peer, factor
 ):
     model, layer, images = network
-    images, scores = images[:2], class_scores(TARGETS)
+    images, scores = images[:1], class_scores(TARGETS)
     followed = images.clone().requires_grad_()
     with peer(model, [model.get_submodule(layer)]) as cam:
-        expected = np.stack([cam(followed, [lambda output, c=c: factor * output[c]] * 2) for c in TARGETS])
+        expected = np.stack([cam(followed, [lambda output, c=c: factor * output[c]]) for c in TARGETS])
     request = Request(model, images, lambda output: factor * scores(output), [layer])
     maps = stretched(upsample(METHODS[method].explain(request).values[layer], SIZE))
     assert_close_in_terms_of_the_largest(maps, torch.from_numpy(expected), 1e-5)

@@ -240,6 +240,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(process, tmp_path):
     (tmp_path / "peak.py").write_text(PEAK)
     few, many = (

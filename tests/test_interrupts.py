@@ -20,6 +20,7 @@ from lib.tasks import text_prediction
 DIGITS = ("--dataset", "digits", "--limit", "300", "--max-epoch", "8")
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_run_piped_to_tee_loses_no_update(tmp_path):
     """tests/interrupt_and_resume.py does so twenty times."""
     flags = ("--dataset", "digits", "--limit", "600", "--max-epoch", "15")
@@ -27,6 +28,7 @@ def test_ctrl_c_on_a_run_piped_to_tee_loses_no_update(tmp_path):
     assert not trial.wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behind", "said"),
     [
@@ -108,6 +110,7 @@ def test_answers_to_images_that_are_known_at_a_signal_are_kept(
     assert "interrupted: a.tsv has the first 128 of 300 answers" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "flags"),
     [

@@ -196,6 +196,7 @@ def test_a_signal_saves_the_run_and_its_resume_ends_at_the_same_weights(
         assert same(resumed[key], whole[key]), key
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_instant_and_resumed_ends_at_the_same_weights(tmp_path):
     """tests/kill_and_resume.py does so fifty times."""
     flags = (*DIGITS, "--limit", "600", "--max-epoch", "8", "--validate-interval-updates", "2")

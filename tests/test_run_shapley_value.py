@@ -228,6 +228,7 @@ def test_a_run_that_was_killed_reuses_the_evaluations_it_paid_for(explain, tmp_p
     assert again["reused"] == 1000
 
 
+@pytest.mark.slow
 def test_under_torchrun_it_is_one_run_with_the_same_values(subject_folder, explain, tmp_path):
     flags = ("-lp", "4", "-k", "2", "--budget", "300")
     assert explain(*flags, "--save-values", "one.npz").status == 0

@@ -214,6 +214,7 @@ def test_a_teacher_is_learnt_from_and_stays_as_it_was(sentiment_best, sentiment,
     assert done.run().events["EVAL"][0] == pytest.approx(heard, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_instant_and_resumed_ends_at_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(killing, "SCRIPT", ROOT / SENTIMENT_SCRIPT)
     flags = (*SMALL, "--max-epoch", "6", "--validate-interval-updates", "3")
@@ -227,6 +228,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_status_1(sentime
     assert done.is_one_line_error()
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_run_with_one_log_and_one_checkpoint(tmp_path):
     done = torchrun(SENTIMENT_SCRIPT, *BRIEF, folder=tmp_path)
     assert done.status == 0, done.stderr
