@@ -1,1 +1,1 @@
-"""Data sets, as tensors in memory, and the batches drawn from them."""
+"""Data sets, in memory or as files, their preprocessing, and the batches drawn from them."""

@@ -1,6 +1,6 @@
-"""Augmentation of batches on their device: images (B, C, H, W) in, images of that shape out, or windows.
+"""Augmentation of batches on their device: images (B, C, H, W) in, images of the same shape (or crops) out.
 
-Each function draws from torch's global random numbers, which `lib.training.train.fit` seeds for every update.
+Every function draws from torch's global generator, which `lib.training.train.fit` seeds for every update.
 """
 
 import math
@@ -20,7 +20,7 @@ AFFINE_SHIFT_SHARE = 0.1
 CROP_AREA = (0.35, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 COLOR_SHARE = 0.4
-LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+LUMINANCE = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
 
 
 def augmentation(
@@ -30,14 +30,14 @@ def augmentation(
     std: Sequence[float] = (1.0,),
     window: int | None = None,
 ) -> Callable[[Tensor], Tensor] | None:
-    """Return the augmentations `names`, one after the other, as one function; None for none.
+    """Compose the augmentations `names` into one function; return None if there is nothing to do.
 
     Args:
         names: some of `NAMES`.
-        shift_pixels: how far `shift` goes.
-        mean, std: of each channel: the images are (pixel − mean) / std. They are augmented as pixels, so
-            that what comes in from outside is black.
-        window: see a random window of so many pixels of each image and, for that does the same, no `shift`.
+        shift_pixels: largest displacement of `shift`, in pixels.
+        mean, std: per channel. The function takes and returns images scaled as (pixel − mean) / std, but
+            augments them as pixels, so that the area moved in from outside is black.
+        window: crop a random window of this side; `shift` is then left out, because the crop already shifts.
     """
     steps: dict[str, Callable[[Tensor], Tensor]] = {
         "crop": crop,
@@ -65,24 +65,28 @@ def augmentation(
 
 
 def _moves(names: Sequence[str], shift_pixels: int) -> list[Callable[[Tensor], Tensor]]:
-    """What moves the pixels of an image about: `warp` does all of it at once, `shift` alone is exact."""
+    """Return the geometric augmentations as at most one function, so that images are resampled only once.
+
+    `shift` on its own moves by whole pixels and needs no interpolation; all other cases use `warp`.
+    """
     reaches = {"shift": shift_pixels, "rotate": ROTATE_DEGREES, "scale": SCALE_SHARE}
     reach = {name: reaches[name] for name in names if name in reaches}
     if "affine" in names:
         return [partial(_affine, shift=reach.get("shift", 0))]
     if "rotate" in names or "scale" in names:
-        return [partial(warp, **reach)]
+        reach = {name: reach.get(name, 0) for name in reaches}
+        return [partial(warp, shift=reach["shift"], rotate=reach["rotate"], scale=reach["scale"])]
     return [partial(shift, pixels=shift_pixels)] if "shift" in names else []
 
 
 def shift(images: Tensor, pixels: int = 2) -> Tensor:
-    """Move each image by up to `pixels` whole pixels along both axes."""
+    """Translate each image by a random whole number of pixels, up to `pixels` along both axes."""
     height, width = images.shape[2:]
     return windowed(F.pad(images, [pixels] * 4), height, width)
 
 
 def windowed(images: Tensor, height: int, width: int) -> Tensor:
-    """Return a random window of so many pixels of each image, (B, C, height, width)."""
+    """Crop a random window of the given size from each image, (B, C, height, width)."""
     windows = images.unfold(2, height, 1).unfold(3, width, 1)
     down = torch.randint(windows.shape[2], (len(images),), device=images.device)
     right = torch.randint(windows.shape[3], (len(images),), device=images.device)
@@ -94,13 +98,17 @@ def _affine(images: Tensor, shift: float) -> Tensor:
 
 
 def warp(images: Tensor, shift: float = 0, rotate: float = 0, scale: float = 0, shear: float = 0) -> Tensor:
-    """Move, turn, stretch and slant each image, which is square, in one go; sampled bilinearly.
+    """Translate, rotate, scale and shear each (square) image by one affine map, sampled bilinearly.
+
+    The affine map takes output coordinates to input coordinates, both in [−1, 1], and is the product
+
+        A = R(angle) · [[1, slant], [0, 1]] · diag(x_scale, y_scale), followed by a translation.
 
     Args:
-        shift: up to so many pixels along both axes.
-        rotate: up to so many degrees about the centre, either way.
-        scale: up to this share larger or smaller along each axis.
-        shear: up to this share of its height, its rows slide along each other.
+        shift: largest translation along either axis, in pixels.
+        rotate: largest rotation about the centre in either direction, in degrees.
+        scale: largest relative change of size, drawn independently for each axis.
+        shear: largest horizontal shear, as a share of the height.
     """
     (batch, _, _, width), device = images.shape, images.device
 
@@ -109,7 +117,7 @@ def warp(images: Tensor, shift: float = 0, rotate: float = 0, scale: float = 0, 
 
     angle = uniform(math.radians(rotate))
     x_scale, y_scale = uniform(scale, 2) + 1
-    x_shift, y_shift = uniform(2 * shift / width, 2)  # the grid is 2 wide
+    x_shift, y_shift = uniform(2 * shift / width, 2)  # the grid spans [−1, 1]: its width is 2
     slant = uniform(shear) if shear else torch.zeros_like(angle)
     cosine, sine = angle.cos(), angle.sin()
     across = [cosine * x_scale, (cosine * slant - sine) * y_scale, x_shift]
@@ -118,15 +126,16 @@ def warp(images: Tensor, shift: float = 0, rotate: float = 0, scale: float = 0, 
 
 
 def _sampled(images: Tensor, theta: Tensor) -> Tensor:
-    """Images (B, C, H, W) where the affine maps theta (B, 6) say; black where that is outside."""
+    """Sample images (B, C, H, W) at the affine maps theta (B, 6); points outside the image are black."""
     grid = F.affine_grid(theta.view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
 def crop(images: Tensor) -> Tensor:
-    """Enlarge a window of each image to the size of the whole (Szegedy et al. 2015, arXiv:1409.4842, § 6).
+    """Enlarge a random window of each image to the full size (Szegedy et al. 2015, arXiv:1409.4842, § 6).
 
-    The window has `CROP_AREA` of the image's area, and is by `CROP_ASPECT` wider than high.
+    The window covers a share `CROP_AREA` of the image and has an aspect ratio (width / height) in
+    `CROP_ASPECT`, drawn uniformly on a logarithmic scale so that r and 1/r are equally likely.
     """
 
     def uniform(low: float | Tensor, high: float | Tensor) -> Tensor:
@@ -134,19 +143,24 @@ def crop(images: Tensor) -> Tensor:
 
     area, aspect = uniform(*CROP_AREA), uniform(*map(math.log, CROP_ASPECT)).exp()
     width, height = ((area * ratio).sqrt().clamp(max=1) for ratio in (aspect, 1 / aspect))
+    # In the grid's coordinates the window is 2·width wide; its centre may be up to 1 − width off the middle.
     x, y = uniform(width - 1, 1 - width), uniform(height - 1, 1 - height)
     zero = torch.zeros_like(x)
     return _sampled(images, torch.stack([width, zero, x, zero, height, y], 1))
 
 
 def flip(images: Tensor) -> Tensor:
-    """Mirror every other image, by chance, left to right."""
+    """Mirror each image left to right with probability 1/2."""
     mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(mirrored, images.flip(3), images)
 
 
 def color(images: Tensor) -> Tensor:
-    """Change brightness, contrast and saturation of pixels in [0, 1], each by up to `COLOR_SHARE`."""
+    """Change brightness, contrast and saturation of pixels in [0, 1], each by a factor 1 ± `COLOR_SHARE`.
+
+    Contrast interpolates between the image and its mean luminance, saturation between the image and its
+    luminance; factors above 1 extrapolate.
+    """
 
     def factor() -> Tensor:
         reach = torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1
@@ -159,16 +173,17 @@ def color(images: Tensor) -> Tensor:
 
 
 def _luminance(images: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, 1, H, W); an image of one channel is its own."""
+    """(B, C, H, W) to (B, 1, H, W); images of one channel are returned as they are."""
     if images.shape[1] == 1:
         return images
     return (images * images.new_tensor(LUMINANCE).view(-1, 1, 1)).sum(1, keepdim=True)
 
 
 def erase(images: Tensor) -> Tensor:
-    """Blacken a square of a quarter to a half of the side, in every other image by chance.
+    """Blacken a random square in each image with probability 1/2 (DeVries & Taylor 2017, arXiv:1708.04552).
 
-    After cutout (DeVries & Taylor 2017, arXiv:1708.04552); the square lies wholly inside the image.
+    The square's side is a quarter to a half of the image's shorter side. Unlike in the paper, the square
+    always lies wholly inside the image.
     """
     batch, _, height, width = images.shape
 

@@ -1,31 +1,32 @@
-"""Batches of examples: of tensors on the device, where a batch is an index, and of image files."""
+"""Batches of examples: rows of tensors on the device (a batch is an index), or files read by workers."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
+_Item = tuple[int, int | None]  # number of an example, and the seed of its crop
 
 
 class Shuffled:
-    """The batches of so many examples, by their numbers, in an order that is new in every epoch.
+    """Shuffled batches of example numbers, reshuffled every epoch; the base of the batches to train on.
 
-    The order of examples is a pure function of (seed, epoch), never of how often batches were drawn, so
-    a run that was stopped goes on with the batches it had not seen. Each rank takes its share of every
-    batch. A last batch too small to give each rank two examples, which batch normalisation needs, joins
-    the one before it.
+    The order of the examples is a pure function of (seed, epoch), not of how many batches were drawn
+    before, so a resumed run continues with exactly the batches it has not seen. Each rank takes its share
+    of every batch. Batch normalisation needs two examples per rank: a last batch that is smaller is merged
+    into the one before it.
 
     Args:
-        examples: how many there are.
-        batch_size: examples a batch, over all ranks.
-        seed: of the shuffle.
+        examples: number of examples.
+        batch_size: examples per batch, over all ranks.
+        seed: seed of the shuffle.
 
     Raises:
         UserError: `batch_size` gives a rank fewer than two examples.
@@ -44,24 +45,28 @@ class Shuffled:
     def __len__(self) -> int:
         return self._length
 
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches of `epoch` from number `start` on."""
+        raise NotImplementedError
+
     def rows(self, order: Tensor, start: int) -> Iterator[Tensor]:
-        """Yield this rank's examples of each batch of an epoch in the given order, from number `start` on."""
+        """Yield this rank's part of each batch of an epoch in the given order, from number `start` on."""
         rank, ranks = distributed.rank(), distributed.world_size()
         for number in range(start, len(self)):
             end = (number + 1) * self.batch_size if number + 1 < len(self) else self.examples
             yield order[number * self.batch_size + rank : end : ranks]
 
     def order(self, epoch: int) -> Tensor:
-        """Return the numbers of all examples in the order of that epoch, (N,)."""
+        """Return the permutation of the examples in that epoch, (N,)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(self.examples, generator=generator)
 
 
 class TensorBatches(Shuffled):
-    """The batches of some tensors of equal length, e.g. images (N, C, H, W) and labels (N,).
+    """Shuffled batches of tensors of equal length, e.g. images (N, C, H, W) and labels (N,).
 
     Args:
-        tensors: tensors of N rows each.
+        tensors: tensors of N rows each, on the device where the batches are wanted.
         batch_size, seed: see `Shuffled`.
         transform: applied to the first tensor of each batch (augmentation).
     """
@@ -82,12 +87,14 @@ class TensorBatches(Shuffled):
 
 
 class Phases:
-    """Some epochs of certain batches, and then of others: as many an epoch, of as many examples.
+    """A schedule of batches: `first` for a number of epochs, then `then`.
+
+    Both must have the same number of examples and of batches per epoch.
 
     Args:
-        first: the batches of the first epochs.
-        epochs: how many those are.
-        then: the batches of the epochs after them.
+        first: batches of the first epochs.
+        epochs: number of epochs that use `first`.
+        then: batches of all later epochs.
     """
 
     def __init__(self, first: Shuffled, epochs: int, then: Shuffled):
@@ -102,13 +109,13 @@ class Phases:
 
 
 class InOrder:
-    """The rows of some tensors in order, once: for validation. Each rank takes its share, none twice.
+    """One pass over tensors in order, for validation. The ranks share the rows; no row comes twice.
 
     Args:
         tensors: tensors of N rows each.
-        batch_size: rows at once.
+        batch_size: rows per batch on each rank.
         transform: applied to the first tensor of each batch.
-        distributed_over_ranks: each rank its share; otherwise all rows on every rank.
+        distributed_over_ranks: give each rank its share; otherwise every rank gets all rows.
     """
 
     def __init__(
@@ -130,7 +137,7 @@ class InOrder:
 
 
 def _in_order(examples: int, batch_size: int, over_ranks: bool) -> Iterator[slice]:
-    """Yield the rows of each batch that has any on this rank."""
+    """Yield this rank's rows of each batch as a slice; batches without a row on this rank are skipped."""
     rank = distributed.rank() if over_ranks else 0
     ranks = distributed.world_size() if over_ranks else 1
     for first in range(0, examples, batch_size * ranks):
@@ -139,23 +146,24 @@ def _in_order(examples: int, batch_size: int, over_ranks: bool) -> Iterator[slic
 
 
 class Reader(Protocol):
-    """What reads the images of a `FileBatches` or a `FilesInOrder`, in a worker process."""
+    """The data set behind `FileBatches` and `FilesInOrder`: it reads one image, in a worker process."""
 
-    def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, int]:
-        """Return (image (C, H, W), uint8, and label) of a number; a seed, or None, says how to crop it."""
+    def __getitem__(self, item: _Item, /) -> tuple[Tensor, int]:
+        """Return the image (C, H, W), uint8, and the label of `(number, seed of its crop or None)`."""
 
 
 class FileBatches(Shuffled):
-    """The batches of images that are read as they are needed, by worker processes.
+    """Shuffled batches of images that worker processes read from files when they are needed.
 
-    How an image is cropped is a pure function of (seed, epoch, its number), as their order is.
+    Like the order, the crop of an image is a pure function of (seed, epoch, number of the image).
 
     Args:
-        reader: of the examples.
-        examples: how many it has.
-        finish: uint8 images (B, C, H, W) to what the network takes: on their device, scaled, augmented.
-        workers: processes; 0 to read in this one.
-        device: of the labels.
+        reader: reads one example.
+        examples: number of examples in `reader`.
+        finish: turns uint8 images (B, C, H, W) into network inputs: moves them to the device, scales and
+            augments them.
+        workers: number of worker processes; 0 reads in this process.
+        device: device of the labels.
         batch_size, seed: see `Shuffled`.
     """
 
@@ -177,12 +185,14 @@ class FileBatches(Shuffled):
         """Yield the batches of `epoch` from number `start` on."""
         first = (self.seed * 1_000_003 + epoch) * self.examples
         rows = self.rows(self.order(epoch), start)
-        numbered = ([(row, (first + row) % 2**63) for row in batch.tolist()] for batch in rows)
+        numbered: Iterator[list[_Item]] = (
+            [(row, (first + row) % 2**63) for row in batch.tolist()] for batch in rows
+        )
         return _read(self.reader, numbered, self.finish, self.workers, self.device)
 
 
 class FilesInOrder:
-    """Images in order, once, as `InOrder` has the rows of tensors; arguments as for `FileBatches`."""
+    """One pass over image files in order, like `InOrder` over tensors; arguments as for `FileBatches`."""
 
     def __init__(
         self,
@@ -201,25 +211,28 @@ class FilesInOrder:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         slices = _in_order(self.examples, self.batch_size, self.over_ranks)
-        numbered = ([(row, None) for row in range(self.examples)[rows]] for rows in slices)
+        numbered: Iterator[list[_Item]] = (
+            [(row, None) for row in range(self.examples)[rows]] for rows in slices
+        )
         yield from _read(self.reader, numbered, self.finish, self.workers, self.device)
 
 
 def _read(
     reader: Reader,
-    batches: Iterable[list[tuple[int, int | None]]],
+    batches: Iterable[list[_Item]],
     finish: Transform,
     workers: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = DataLoader(
-        reader,
+    # A cast, because the loader only calls __getitem__, with the sampler's items: no `Dataset` is needed.
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        cast(Dataset, reader),
         batch_sampler=list(batches),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=start_worker,
-        # Without one of its own, the loader would take its seed from the global random numbers, which
-        # are those of the update.
+        # Without a generator of its own, the loader draws its seed from the global one, and so would
+        # change the random numbers of the training step.
         generator=torch.Generator().manual_seed(0),
     )
     for images, labels in loader:
@@ -227,7 +240,7 @@ def _read(
 
 
 def start_worker(_number: int) -> None:
-    """Make this process, just started, a worker of a `DataLoader`."""
-    # Ctrl-C reaches every process of the terminal; the main one saves, and then ends its workers.
+    """Initialise a worker process of a `DataLoader`: ignore Ctrl-C, use one thread."""
+    # Ctrl-C reaches every process of the terminal; the main process saves a checkpoint and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What was made of files and took long, kept in the user's cache folder until one of the files changes."""
+"""Cache of results that took long to compute from files; a result is valid until one of the files changes."""
 
 import hashlib
 import os
@@ -15,20 +15,20 @@ FORMAT = 1
 
 
 def folder() -> Path:
-    """Return where the cache is: `$XDG_CACHE_HOME/look-inside`, as .ci/run has it, or below `~/.cache`."""
+    """Return the cache folder: `$XDG_CACHE_HOME/look-inside`, or `~/.cache/look-inside`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "look-inside"
 
 
 def cached(kind: str, root: Path, files: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `make` made of `files` when they were as they are now: their names, sizes and times.
+    """Return the result of `make`, from the cache if no file changed its name, size or modification time.
 
-    Only the latest result for a kind and a root is kept. Where nothing can be kept, that is a warning.
+    Only the latest result is kept for each kind and root. If the result cannot be written, a warning says so.
 
     Args:
-        kind: what is made, with all that it depends on besides the files.
-        root: the folder that the files are in.
-        files: paths below it, which begin with its own.
-        make: makes it: a dict of plain values and tensors.
+        kind: a description of the result that includes everything it depends on besides the files.
+        root: the folder that contains the files.
+        files: paths below `root`, which begin with `root` itself.
+        make: computes the result, a dict of plain values and tensors.
     """
     family = _digest(f"{FORMAT} {kind} {root.resolve()}")
     kept = folder() / "images" / f"{family}-{_fingerprint(root, files)}.pt"
@@ -55,7 +55,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, weights_only=True)
-    except Exception:  # a damaged file raises nearly anything, and is made anew
+    except Exception:  # a damaged file may raise nearly anything; the result is then computed again
         return None
 
 
@@ -64,7 +64,7 @@ def _write(path: Path, content: dict[str, Any], family: str) -> None:
         writable_folder(path.parent)
         with replaced(path) as file:
             torch.save(content, file)
-    except (UserError, RunFailed, RuntimeError) as error:  # torch's own, of a disk that is full
+    except (UserError, RunFailed, RuntimeError) as error:  # RuntimeError: torch's, if the disk is full
         warn(f"nothing is kept for the next start: {error}")
         return
     for older in path.parent.glob(f"{family}-*.pt"):

@@ -1,4 +1,4 @@
-"""Folders of images: which files there are, of which classes, in which splits."""
+"""Folders of images: find their files, classes and splits."""
 
 import os
 import re
@@ -18,37 +18,37 @@ MOST_NAMED = 3
 
 
 class Files(NamedTuple):
-    """Image files and their labels, numbers of classes. Paths are text, for of 50,000 that is faster."""
+    """Image files and their class indices. Paths are `str`: 50,000 `Path` objects are slow to make."""
 
     paths: list[str]
     labels: list[int]
 
 
 class Folder(NamedTuple):
-    """The `Files` of the splits of a folder (`train`, and `valid` or `test` or both), and its classes."""
+    """The files of each split (`train`, and `valid` or `test` or both), and the names of the classes."""
 
     splits: dict[str, Files]
     classes: tuple[str, ...]
 
 
 def find(folder: str | Path, only: Sequence[str] = ()) -> Folder:
-    """Return what a folder of images holds, in one of these layouts.
+    """Find the images of a folder that has one of these layouts.
 
-        CLASS/*.jpg                          all of it `train`
-        train/CLASS/*.jpg, valid/…, test/…   each split but `train` may be missing; SPELLINGS says how
-        Images/nXXXXXXXX-CLASS/*.jpg         Stanford Dogs, with train_list.mat and test_list.mat beside it
-                                             or in lists/
+        CLASS/*.jpg                          all images belong to `train`
+        train/CLASS/*.jpg, valid/…, test/…   only `train` is required; SPELLINGS lists the accepted names
+        Images/nXXXXXXXX-CLASS/*.jpg         Stanford Dogs, with train_list.mat and test_list.mat beside
+                                             Images/ or in lists/
 
-    Classes are numbered in the order of their names. Hidden files are passed over, files of other kinds
-    (and folders) beside the images too, with a warning.
+    Classes are numbered in alphabetical order. Hidden files are ignored; other files and folders beside the
+    images are left out with a warning.
 
     Args:
-        folder: with images.
-        only: names of classes; the images of others are left out.
+        folder: the folder of images.
+        only: names of the classes to keep; all if empty.
 
     Raises:
-        UserError: no folder, no images, fewer than two classes, a class without images, a class that training
-            does not have, two spellings of a split, or no such class.
+        UserError: the folder does not exist or has no images or fewer than two classes; a class has no images
+            to train on, or occurs in another split alone; a split has two spellings; `only` names no class.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -77,7 +77,7 @@ def _checked(found: Folder, folder: Path) -> Folder:
     if not found.classes:
         raise UserError(f"{folder} has no folders of classes: images go into {folder / 'CLASS'}")
     if len(found.classes) < 2:
-        raise UserError(f"{folder} has one class alone, {found.classes[0]}: to tell apart there must be two")
+        raise UserError(f"{folder} has one class alone, {found.classes[0]}: a classifier needs two")
     present = set(found.splits["train"].labels)
     empty = [name for label, name in enumerate(found.classes) if label not in present]
     if empty:
@@ -89,7 +89,7 @@ def _checked(found: Folder, folder: Path) -> Folder:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first few of some names, and how many more there are."""
+    """Join the first few of `names`, and say how many more there are."""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
 
@@ -99,13 +99,13 @@ def _splits(folder: Path) -> Folder:
     there = {split: path for split, path in below.items() if path}
     if there and "train" not in there:
         other = next(iter(there.values()))
-        raise UserError(f"{folder} has {other.name}/ but no train/ to learn from")
+        raise UserError(f"{folder} has {other.name}/ but no train/ to train on")
     roots = there or {"train": folder}
     classes = tuple(sorted(_class_folders(roots["train"])))
     strangers: list[str] = []
     splits = {split: _files(root, classes, strangers) for split, root in roots.items()}
     if strangers:
-        warn(f"left out in {folder}, for they are no image files: {some(strangers)}")
+        warn(f"left out in {folder}, because they are not image files: {some(strangers)}")
     return Folder(splits, classes)
 
 
@@ -122,14 +122,14 @@ def _class_folders(root: Path) -> list[str]:
 
 
 def _files(root: Path, classes: Sequence[str], strangers: list[str]) -> Files:
-    """The images of a split; what else is in the folders of classes is added to `strangers`."""
+    """Return the images of one split; append anything else in its class folders to `strangers`."""
     found = Files([], [])
     for name in sorted(_class_folders(root)):
         if name not in classes:
             raise UserError(f"{root} has the class {name}, which the images to train on have not")
-        with os.scandir(root / name) as entries:
+        with os.scandir(root / name) as visited:
             entries = sorted(
-                (each for each in entries if not each.name.startswith(".")), key=lambda e: e.name
+                (each for each in visited if not each.name.startswith(".")), key=lambda e: e.name
             )
         images = [each for each in entries if each.name.lower().endswith(SUFFIXES) and each.is_file()]
         kept = {each.name for each in images}
@@ -140,9 +140,9 @@ def _files(root: Path, classes: Sequence[str], strangers: list[str]) -> Files:
 
 
 def _stanford(folder: Path) -> Folder | None:
-    """Stanford Dogs (Khosla et al. 2011), None if the folder has another layout.
+    """Find the images of Stanford Dogs (Khosla et al. 2011); return None if the folder has another layout.
 
-    Its lists name every image with its class, `n02085620-Chihuahua/n02085620_5927.jpg`.
+    Its two lists name each image with its class, e.g. `n02085620-Chihuahua/n02085620_5927.jpg`.
     """
     images = folder / "Images"
     lists = {split: _list_file(folder, f"{split}_list.mat") for split in ("train", "test")}
@@ -150,14 +150,16 @@ def _stanford(folder: Path) -> Folder | None:
         return None
     missing = [f"{split}_list.mat" for split, path in lists.items() if not path]
     if missing:
-        raise UserError(f"{folder} has Images/ and one list of a split, but no {missing[0]}")
-    names = {split: _listed(path) for split, path in lists.items()}
+        raise UserError(f"{folder} has Images/ and the list of one split, but no {missing[0]}")
+    names = {split: _listed(path) for split, path in lists.items() if path}
     folders = sorted({name.partition("/")[0] for name in names["train"]})
     splits = {}
     for split, listed in names.items():
         unseen = {name.partition("/")[0] for name in listed}.difference(folders)
         if unseen:
-            raise UserError(f"{lists[split]} has the class {min(unseen)}, which {lists['train']} has not")
+            raise UserError(
+                f"{lists[split]} has the class {min(unseen)}, which {lists['train']} does not have"
+            )
         absent = [name for name in listed if not (images / name).is_file()]
         if absent:
             raise UserError(f"{len(absent)} images of {lists[split]} are not in {images}: {some(absent)}")
@@ -177,10 +179,10 @@ def _listed(path: Path) -> list[str]:
 
     try:
         return [str(name.item()) for name in loadmat(path)["file_list"].ravel()]
-    except Exception:  # MATLAB's format has many ways to be damaged, and scipy as many exceptions
+    except Exception:  # scipy raises many kinds of exceptions on damaged MATLAB files
         raise UserError(f"{path} is no list of Stanford Dogs, or is damaged") from None
 
 
 def _breed(name: str) -> str:
-    """`n02085620-Chihuahua` to `Chihuahua`."""
+    """Return the breed of a class folder: `Chihuahua` of `n02085620-Chihuahua`."""
     return re.sub(r"^n\d{8}-", "", name).replace("_", " ")

@@ -46,7 +46,7 @@ class FileSplit:
     workers: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def rows(self, index) -> "FileSplit":
+    def rows(self, index: Tensor) -> "FileSplit":
         numbers = torch.arange(len(self.files))[index.cpu()]
         files = tuple(self.files[number] for number in numbers.tolist())
         return replace(self, files=files, labels=self.labels[numbers])
@@ -103,9 +103,9 @@ class _Reader:
 
     def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, int]:
         number, seed = item
-        crops = self.crops and seed is not None
-        image = self._window(number, seed) if crops else _decode(self.files[number], self.preprocessing)
-        return image, self.labels[number]
+        if self.crops and seed is not None:
+            return self._window(number, seed), self.labels[number]
+        return _decode(self.files[number], self.preprocessing), self.labels[number]
 
     def _window(self, number: int, seed: int) -> Tensor:
         from torchvision.transforms import v2
@@ -162,11 +162,11 @@ def load(
         # All of them are a copy of many megabytes that nobody needs.
         splits[name] = examples if len(rows) == len(files) else examples.rows(rows.long())
     _check_left(splits, found.classes, folder)
-    divided = map(_as_pixels, divide(splits, valid_fraction, limit))
-    return ImageData(*divided, found.classes, how)
+    train, valid, test = divide(splits, valid_fraction, limit)
+    return ImageData(_as_pixels(train), _as_pixels(valid), test and _as_pixels(test), found.classes, how)
 
 
-def _as_pixels(split: Examples | None) -> Examples | None:
+def _as_pixels(split: Examples) -> Examples:
     # At the very end: until they are divided, bytes are copied four times as fast as floats.
     if isinstance(split, Split):
         return split._replace(images=split.images.float().div_(255))

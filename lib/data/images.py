@@ -5,13 +5,13 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -117,21 +117,26 @@ Augmentation = Callable[[Sequence[str]], Transform | None]
 class Examples(Protocol):
     """A split of a data set: a `Split` in memory, or `lib.data.image_files.FileSplit`."""
 
-    labels: Tensor
+    @property
+    def labels(self) -> Tensor:
+        """The class of each example, (N,), int64."""
 
-    def rows(self, index: Tensor) -> "Examples":
+    def rows(self, index: Tensor) -> Self:
         """Return the examples that `index`, numbers or a mask, says."""
 
-    def prepared(self, preprocessing: Preprocessing, device: torch.device) -> "Examples":
+    def prepared(self, preprocessing: Preprocessing, device: torch.device) -> Self:
         """Return the examples on `device`, their pixels shifted and scaled for the network."""
 
-    def in_order(self, *, distributed_over_ranks: bool = True):
+    def in_order(self, *, distributed_over_ranks: bool = True) -> Iterable[Any]:
         """Return the batches of (images, labels) in order; each rank's own or, for one alone, all."""
 
     def shuffled(
         self, augment: Sequence[str], augmentation: Augmentation, *, batch_size: int, seed: int
     ) -> Shuffled:
         """Return the batches to train on, augmented."""
+
+
+_Examples = TypeVar("_Examples", bound=Examples)
 
 
 class Split(NamedTuple):
@@ -147,7 +152,7 @@ class Split(NamedTuple):
     labels: Tensor
     side: int | None = None
 
-    def rows(self, index) -> "Split":
+    def rows(self, index: Tensor) -> "Split":
         return self._replace(images=self.images[index], labels=self.labels[index])
 
     def resized(self, size: int) -> "Split":
@@ -212,8 +217,9 @@ class ImageData:
     def prepared(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> "ImageData":
         """Return the data on `device`, its pixels shifted and scaled, (pixel − mean) / std."""
         how = replace(self.preprocessing, mean=tuple(mean), std=tuple(std))
-        splits = (split and split.prepared(how, device) for split in (self.train, self.valid, self.test))
-        return ImageData(*splits, self.classes, how)
+        train, valid = (split.prepared(how, device) for split in (self.train, self.valid))
+        test = self.test and self.test.prepared(how, device)
+        return ImageData(train, valid, test, self.classes, how)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return prepared images as pixels in [0, 1] again, on the CPU."""
@@ -249,9 +255,10 @@ def load(
     train, test = splits["train"], splits["test"]
     rest, held_out = _holdout(train, holdout, "--holdout") if holdout else (train, None)
     train = rest if limit is None else rest.rows(_stratified_rows(rest.labels, limit, "--limit"))
-    divided = [train, held_out or test, test if held_out else None]
-    resized = [split and split.resized(size) for split in divided]
-    return ImageData(*resized, names, Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,)))
+    how = Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,))
+    if held_out is None:
+        return ImageData(train.resized(size), test.resized(size), None, names, how)
+    return ImageData(train.resized(size), held_out.resized(size), test.resized(size), names, how)
 
 
 def unscaled(preprocessing: Preprocessing) -> Preprocessing:
@@ -261,8 +268,8 @@ def unscaled(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def divide(
-    splits: Mapping[str, Examples], valid_fraction: float | None, limit: int | None
-) -> tuple[Examples, Examples, Examples | None]:
+    splits: Mapping[str, _Examples], valid_fraction: float | None, limit: int | None
+) -> tuple[_Examples, _Examples, _Examples | None]:
     """Return what to train on, to validate on, and to test on once, if anything.
 
     Args:
@@ -274,14 +281,14 @@ def divide(
     Raises:
         UserError: a subset that cannot be taken, or two splits to validate on.
     """
-    train, valid, test = map(splits.get, ("train", "valid", "test"))
+    train, valid, test = splits["train"], splits.get("valid"), splits.get("test")
     if valid_fraction is not None and valid is not None:
         raise UserError("--valid-fraction: there is a split to validate on already")
-    if valid is None and (test is None or valid_fraction is not None):
+    if valid is None and test is not None and valid_fraction is None:
+        valid, test = test, None
+    elif valid is None:
         count = round((valid_fraction or 0.1) * len(train.labels))
         train, valid = _holdout(train, count, "--valid-fraction gives")
-    elif valid is None:
-        valid, test = test, None
     if limit is not None:
         train = train.rows(_stratified_rows(train.labels, limit, "--limit"))
     return train, valid, test
@@ -303,7 +310,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-def _holdout(train: Examples, count: int, flag: str) -> tuple[Examples, Examples]:
+def _holdout(train: _Examples, count: int, flag: str) -> tuple[_Examples, _Examples]:
     rows = _stratified_rows(train.labels, count, flag)
     kept = torch.ones(len(train.labels), dtype=torch.bool)
     kept[rows] = False

@@ -1,9 +1,9 @@
-"""Image files of any kind, read the way a person sees them."""
+"""Image files of any format, read as a viewer would show them."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def read(path: str | Path) -> "Image":
-    """Return the image file `path` in RGB: turned upright as its EXIF says, transparency over white.
+    """Read an image file in RGB: rotated as its EXIF data says, transparency over white.
 
     Raises:
-        UserError: no such file, no image, damaged, cut short, or so large that it is a trap.
+        UserError: the file does not exist, is not an image, is damaged or cut short, or is a decompression
+            bomb (more pixels than Pillow's `MAX_IMAGE_PIXELS`).
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -34,7 +35,7 @@ def read(path: str | Path) -> "Image":
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image in a format that is known here") from None
+        raise UserError(f"{path} is not an image in a known format") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged or cut short: {error}") from None
 
@@ -42,10 +43,10 @@ def read(path: str | Path) -> "Image":
 def _rgb(image: "Image") -> "Image":
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip them at 255
+    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip at 255
         values = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((values / max(values.max(), 65535) * 255).astype(np.uint8))
-    elif image.mode == "F" and np.asarray(image).max() <= 1:  # convert() would take them for 0 to 255
+    elif image.mode == "F" and np.asarray(image).max() <= 1:  # in [0, 1]; convert() expects 0 to 255
         image = Image.fromarray((np.asarray(image).clip(0, 1) * 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -55,10 +56,10 @@ def _rgb(image: "Image") -> "Image":
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """Return the grey values, palette entries or colours of a label image, (H, W) or (H, W, C).
+    """Read the grey values, palette indices or colours of a label image, (H, W) or (H, W, C).
 
     Raises:
-        UserError: no such file, no image, or a damaged one.
+        UserError: the file does not exist, is not an image, or is damaged.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -71,9 +72,9 @@ def read_labels(path: str | Path) -> np.ndarray:
 
 
 def read_squares(paths: Sequence[str | Path], size: int, channels: int) -> Tensor:
-    """Return image files as pixels in [0, 1], (N, channels, size, size); 1 channel is their luminance.
+    """Read image files as pixels in [0, 1], (N, channels, size, size); one channel means luminance.
 
-    An image that is not square is framed to one with the colour of its corner.
+    An image that is not square is padded to a square with the colour of its top left pixel.
 
     Raises:
         UserError: as `read` does.
@@ -85,6 +86,7 @@ def _square(image: "Image", size: int, channels: int) -> Tensor:
     from PIL import Image, ImageOps
 
     image = image.convert("L" if channels == 1 else "RGB")
-    framed = ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR, color=image.getpixel((0, 0)))
+    corner = cast(int | tuple[int, ...], image.getpixel((0, 0)))  # whole numbers in the modes L and RGB
+    framed = ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR, color=corner)
     pixels = torch.from_numpy(np.array(framed, dtype=np.float32) / 255)
     return pixels.view(size, size, channels).permute(2, 0, 1)

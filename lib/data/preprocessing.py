@@ -1,4 +1,4 @@
-"""From an image file to what a network takes: the crop that it sees, and the scale of its numbers."""
+"""Preprocessing of images for a network: resizing, cropping and normalisation."""
 
 import math
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from lib.runtime.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_MOST_PIXELS = 2**25  # of a photograph that was resized and is not yet cropped: 100 MB
+_MOST_PIXELS = 2**25  # of an image after resizing and before cropping: 100 MB in RGB
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network's inputs were prepared when it was trained; a checkpoint keeps it as a dict.
+    """The preprocessing that a network was trained with; checkpoints store it as a dict.
 
     Attributes:
         size: side length of the input in pixels.
-        channels: 1 for luminance, 3 for colours.
-        mean, std: of each channel; the network takes (pixel − mean) / std of pixels in [0, 1].
-        resize: what the shorter side of a photograph is scaled to before the middle is cropped; None if
-            photographs are framed to a square instead, as drawings of digits are.
-        interpolation: `bilinear` or `bicubic`, of that scaling.
+        channels: 1 for luminance, 3 for RGB.
+        mean, std: per channel; the input is (pixel − mean) / std, with pixels in [0, 1].
+        resize: length in pixels to which an image's shorter side is scaled before the centre crop; None if
+            images are padded to a square instead of cropped (as drawings of digits are).
+        interpolation: interpolation of that scaling, `bilinear` or `bicubic`.
     """
 
     size: int
@@ -41,10 +41,10 @@ class Preprocessing:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], source: str | Path) -> "Preprocessing":
-        """Return what a checkpoint keeps under `preprocessing`; `source` names it in a complaint.
+        """Make a `Preprocessing` of the dict in a checkpoint; error messages name `source`.
 
         Raises:
-            UserError: something is missing, or is not what it should be.
+            UserError: an entry is missing or invalid.
         """
         try:
             size, channels = int(saved["size"]), int(saved["channels"])
@@ -62,36 +62,36 @@ class Preprocessing:
         return cls(size, channels, mean, std, None if resize is None else int(resize), interpolation)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it in plain values, for a checkpoint."""
+        """Return the attributes as plain values, for a checkpoint."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     def read(self, path: str | Path) -> Tensor:
-        """Return an image file as pixels in [0, 1], (channels, size, size): exactly what the network sees.
+        """Read an image file as pixels in [0, 1], (channels, size, size): exactly the crop the network sees.
 
         Raises:
-            UserError: as `photographs.read` does; the image is too long for its width.
+            UserError: as `photographs.read` does, or the image is too long for its width.
         """
         if self.resize is None:
             return photographs.read_squares([path], self.size, self.channels)[0]
-        return self._crop(photographs.read(path), path)
+        return self._crop(photographs.read(path), self.resize, path)
 
-    def _crop(self, image: "Image", path: str | Path) -> Tensor:
-        # What torchvision's own presets do, on the photograph and not on a tensor: the two differ a little.
+    def _crop(self, image: "Image", resize: int, path: str | Path) -> Tensor:
+        # Resize the PIL image and not a tensor, as torchvision's presets do: the two differ slightly.
         from torchvision.transforms import functional
 
         short, long = sorted(image.size)
-        if self.resize * self.resize * long > _MOST_PIXELS * short:
+        if resize * resize * long > _MOST_PIXELS * short:
             raise UserError(f"{path} is too long for its width: {image.width}×{image.height} pixels")
         if self.channels == 1:
             image = image.convert("L")
         interpolation = functional.InterpolationMode(self.interpolation)
-        image = functional.center_crop(functional.resize(image, [self.resize], interpolation), [self.size])
+        image = functional.center_crop(functional.resize(image, [resize], interpolation), [self.size])
         values = np.array(image, dtype=np.float32).reshape(self.size, self.size, self.channels)
         return torch.from_numpy(values / 255).permute(2, 0, 1).contiguous()
 
 
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
-    """Return a number for each channel, where there may be one for all of them."""
+    """Return one number per channel; a single number counts for all channels."""
     numbers = tuple(float(value) for value in values)
     numbers = numbers * channels if len(numbers) == 1 else numbers
     if len(numbers) != channels:

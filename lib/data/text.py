@@ -1,4 +1,4 @@
-"""Labelled phrases: SST-2 from files or the Hub, files of one's own, and a few written for this project."""
+"""Labelled phrases: SST-2 from files or the Hub, the user's own files, and a tiny set included here."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from lib.data.tokens import tokenise
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 
-# Which sentences are held out, or kept by a limit, stays the same whatever --seed says.
+# The sentences that are held out, or kept by a limit, do not depend on --seed.
 SPLIT_SEED = 0
 
 TEXT_COLUMNS = ("sentence", "text", "phrase", "review")
@@ -29,19 +29,19 @@ HUB = "stanfordnlp/sst2"
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt")
 TINY = Path(__file__).with_name("tiny_sentiment.tsv")
 
-# Words of a phrase that are read; what stands behind them is not.
+# Phrases are truncated to this many words.
 MOST_WORDS = 2000
 
-# Sentences with a run of so many words in common are taken for one: with 6, the largest family has 8
-# members on SST-2; with 5, common turns of phrase begin to chain.
+# Sentences that share a run of this many words are held out together. With 6, the largest group on SST-2 has
+# 8 sentences; with 5, common turns of phrase begin to chain unrelated sentences together.
 SHARED_RUN = 6
 
-# Longer phrases are looked for in a sentence by their first words.
+# Phrases of at least this many words are looked up by their first words.
 BEGINNING = 8
 
 
 class Row(NamedTuple):
-    """A line of a file: where it stands, its text, and its label as written (None where there is none)."""
+    """One line of a file: its place (for error messages), its text, and its label as written, or None."""
 
     place: str
     text: str
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """N phrases, each a tuple of words, and their labels as numbers; `labels` is None without labels."""
+    """N phrases, each a tuple of words, and their class indices; `labels` is None if there are none."""
 
     phrases: Sequence[tuple[str, ...]]
     labels: Sequence[int] | None
@@ -66,7 +66,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TextData:
-    """What a run trains on, validates on, and (where there is such a split, with labels) tests on once."""
+    """The training and validation splits, and the labelled test split if there is one (used only once)."""
 
     train: Split
     valid: Split
@@ -82,40 +82,39 @@ def load(
     holdout: float = 0,
     limit: int | None = None,
 ) -> TextData:
-    """Load `sst2`, `tiny`, or files of one's own.
+    """Load `sst2`, `tiny`, or the user's own files.
 
     Args:
-        dataset: which, where `files` names no training file.
-        data_dir: holds `SST-2/train.tsv` and `SST-2/dev.tsv`, GLUE's layout, or these two themselves. Where
-            it does not, the data set is loaded from the Hub.
-        files: `train`, `valid` and `test` to files (TSV, CSV, JSON Lines, Parquet), or to None.
-        holdout: validate on this share of the training *sentences*; all their phrases are kept from
-            training. What would have been validated on is tested on, once.
-        limit: keep a fixed subset of so many training phrases.
+        dataset: name of the data set, used if `files` has no training file.
+        data_dir: folder with `SST-2/train.tsv` and `SST-2/dev.tsv` (GLUE's layout), or with these two files
+            themselves. If they are missing, the data set is loaded from the Hub.
+        files: paths of the splits `train`, `valid` and `test` (TSV, CSV, JSON Lines, Parquet), or None.
+        holdout: validate on this share of the training *sentences*; all their phrases are removed from
+            training. The original validation split then becomes the test split.
+        limit: keep a fixed subset of this many training phrases.
 
     Raises:
-        UserError: missing or damaged files, no labels, one class alone, or no network.
+        UserError: missing or damaged files, missing labels, only one class, or no network connection.
     """
     rows = _official_rows(dataset, Path(data_dir), files)
     if not rows["valid"] and not holdout:
         raise UserError("there is nothing to validate on: give --valid-file, or a --holdout such as 0.1")
     classes = _classes(rows["train"])
-    train, valid, test = (
-        _split(rows[name], classes) if rows[name] else None for name in ("train", "valid", "test")
-    )
+    train, valid = _split(rows["train"], classes), _split(rows["valid"], classes)
+    test = _split(rows["test"], classes) if rows["test"] else None
     if holdout:
         train, held_out = hold_out(train, holdout)
-        valid, test = held_out, test or valid
+        valid, test = held_out, test or (valid if rows["valid"] else None)
     if limit and limit < len(train):
         train = train.rows(sorted(_shuffled(len(train))[:limit]))
     return TextData(train, valid, test, classes)
 
 
 def unlabelled_rows(dataset: str, data_dir: str | Path, test_file: str | None) -> Iterable[Row]:
-    """Return the rows of the test split, whose labels are not published, in its order.
+    """Return the rows of the unlabelled test split, in the order of the file.
 
     Raises:
-        UserError: `tiny` has none; otherwise as `load`.
+        UserError: the data set is `tiny`, which has no such split; otherwise as `load`.
     """
     if test_file:
         return read_file(test_file)
@@ -125,15 +124,18 @@ def unlabelled_rows(dataset: str, data_dir: str | Path, test_file: str | None) -
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Return the words of raw text; of a very long one, the first `MOST_WORDS`."""
+    """Return the words of raw text, at most the first `MOST_WORDS`."""
     return tuple(tokenise(text)[:MOST_WORDS])
 
 
 def statistics(split: Split) -> dict[str, int]:
-    """Count `phrases`, `words`, `duplicates` (rows beyond the first) and `contradictory` ones.
+    """Count `phrases`, `words`, `duplicates` and `contradictory` phrases of a labelled split.
 
-    Contradictory are the different phrases that stand there with more than one label.
+    Duplicates are the repetitions of a phrase, not counting its first row. A phrase is contradictory if it
+    occurs with more than one label; it counts once.
     """
+    if split.labels is None:
+        raise ValueError("the statistics of a split need its labels")
     labels: dict[tuple[str, ...], set[int]] = {}
     for phrase, label in zip(split.phrases, split.labels, strict=True):
         labels.setdefault(phrase, set()).add(label)
@@ -146,14 +148,14 @@ def statistics(split: Split) -> dict[str, int]:
 
 
 def hold_out(split: Split, share: float) -> tuple[Split, Split]:
-    """Split off a share of the sentences of a corpus of phrases: `(the rest, the sentences held out)`.
+    """Hold out a share of the sentences of a corpus of phrases: `(the rest, the sentences held out)`.
 
-    A sentence is a phrase that is part of no longer one. Phrases of the sentences held out stay in the
-    rest only where they are part of another sentence, too (`funny`, `the film`): so a phrase in the rest
-    tells of the sentences held out what it would tell of those of an official validation split.
+    A sentence is a phrase that is not part of a longer phrase. A phrase of a held-out sentence stays in the
+    rest only if it also occurs in a sentence of the rest (`funny`, `the film`). So the rest reveals no more
+    about the held-out sentences than it does about those of an official validation split.
 
     Raises:
-        UserError: one of the two would be empty.
+        UserError: one of the two parts would be empty.
     """
     owners, sentences = _sentences(split.phrases)
     groups = _related(sentences)
@@ -172,10 +174,10 @@ def hold_out(split: Split, share: float) -> tuple[Split, Split]:
 
 
 def _sentences(phrases: Sequence[tuple[str, ...]]) -> tuple[dict, list]:
-    """Return each phrase's sentences (as positions in the second list), and the sentences."""
+    """Find the sentences of a corpus: `(indices of the sentences that contain each phrase, sentences)`."""
     owners: dict[tuple[str, ...], list[int]] = {phrase: [] for phrase in phrases}
     sentences: list[tuple[str, ...]] = []
-    lengths: dict[tuple[str, ...], set[int]] = {}  # of phrases that begin so
+    lengths: dict[tuple[str, ...], set[int]] = {}  # by their first words
     for phrase in owners:
         if len(phrase) >= BEGINNING:
             lengths.setdefault(phrase[:BEGINNING], set()).add(len(phrase))
@@ -183,7 +185,7 @@ def _sentences(phrases: Sequence[tuple[str, ...]]) -> tuple[dict, list]:
         if owners[phrase]:
             continue
         for part in _parts(phrase, lengths):
-            # The same words may come twice in a sentence.
+            # A phrase may occur twice in one sentence.
             if part in owners and len(sentences) not in owners[part][-1:]:
                 owners[part].append(len(sentences))
         sentences.append(phrase)
@@ -191,9 +193,9 @@ def _sentences(phrases: Sequence[tuple[str, ...]]) -> tuple[dict, list]:
 
 
 def _parts(phrase: tuple[str, ...], lengths: Mapping[tuple[str, ...], set[int]]) -> Iterator[tuple[str, ...]]:
-    """Yield the parts of a phrase that may be phrases: all that are short, and longer ones that begin as one.
+    """Yield all short parts of a phrase, and the longer parts that begin like a known phrase.
 
-    All parts there are would be as many as the square of the phrase's words.
+    Trying every part would take time quadratic in the length of the phrase.
     """
     for first in range(len(phrase)):
         for end in range(first + 1, min(first + BEGINNING, len(phrase) + 1)):
@@ -203,12 +205,15 @@ def _parts(phrase: tuple[str, ...], lengths: Mapping[tuple[str, ...], set[int]])
 
 
 def _related(sentences: Sequence[tuple[str, ...]]) -> list[int]:
-    """Return a number for each sentence, the same for those with `SHARED_RUN` words in common."""
+    """Group the sentences that share a run of `SHARED_RUN` words: return a group number for each sentence.
+
+    Groups are merged by union-find, because the relation is transitive.
+    """
     parents = list(range(len(sentences)))
 
     def root(i: int) -> int:
         while parents[i] != i:
-            parents[i] = i = parents[parents[i]]
+            parents[i] = i = parents[parents[i]]  # path halving
         return i
 
     first_with: dict[tuple[str, ...], int] = {}
@@ -246,7 +251,7 @@ def _tiny_rows() -> dict[str, list[Row]]:
 
 
 def _sst2_rows(data_dir: Path, split: str) -> Iterable[Row]:
-    """Return the rows of GLUE's `train`, `dev` or `test`, of a file where there is one, or of the Hub."""
+    """Return the rows of GLUE's `train`, `dev` or `test`, from a file if there is one, else from the Hub."""
     with distributed.main_first():
         for folder in (data_dir / "SST-2", data_dir):
             if (folder / f"{split}.tsv").is_file():
@@ -257,12 +262,12 @@ def _sst2_rows(data_dir: Path, split: str) -> Iterable[Row]:
 def _hub_rows(data_dir: Path, split: str) -> list[Row]:
     _go_offline_if_unreachable()
     try:
-        # Standard output is the log's.
+        # Standard output is reserved for the log.
         with redirect_stdout(stderr):
             from datasets import load_dataset
 
             loaded = load_dataset(HUB, split=split)
-    except Exception as error:  # the library raises whatever its network stack does
+    except Exception as error:  # the library passes on the exceptions of its network stack
         raise UserError(
             f"sst2 is not in {data_dir} and could not be loaded from the Hub ({type(error).__name__}): put "
             f"train.tsv and dev.tsv of GLUE's SST-2 into {data_dir / 'SST-2'}, name another --data-dir, or "
@@ -273,7 +278,7 @@ def _hub_rows(data_dir: Path, split: str) -> list[Row]:
 
 
 def _go_offline_if_unreachable() -> None:
-    """Leave the Hub's library to its cache where there is no way out: it would retry for half a minute."""
+    """Set the Hub's library offline if its host is unreachable: it would retry for half a minute."""
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     if getproxies():
         return
@@ -284,15 +289,15 @@ def _go_offline_if_unreachable() -> None:
 
 
 def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the names of the labels of the training rows; 0 and 1 are negative and positive."""
+    """Return the class names of the training rows; the labels 0 and 1 mean negative and positive."""
     labels = {_label(row) for row in rows if row.text.strip()}
     if len(labels) < 2:
-        raise UserError(f"training needs phrases of two classes at least, and has those of {len(labels)}")
+        raise UserError(f"training needs phrases of at least two classes, and has {len(labels)}")
     return SENTIMENTS if labels <= {*"01", *SENTIMENTS} else tuple(sorted(labels))
 
 
 def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> Split:
-    """Rows to words and numbers; rows without text are left out."""
+    """Turn rows into words and class indices; rows without text are left out."""
     numbers = {name: number for number, name in enumerate(classes)}
     if classes == SENTIMENTS:
         numbers |= {"0": 0, "1": 1}
@@ -312,20 +317,18 @@ def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> Split:
 
 def _label(row: Row) -> str:
     if row.label is None or row.label.strip() in ("", "-1"):
-        raise UserError(
-            f"{row.place} has no label: a split that is learnt from or scored needs one in every row"
-        )
+        raise UserError(f"{row.place} has no label: every row needs one in a split for training or scoring")
     return row.label.strip()
 
 
 def read_file(path: str | Path) -> Iterator[Row]:
-    """Yield the rows of a file as they are read: .tsv, .csv, .jsonl, .parquet, or lines of plain text.
+    """Yield the rows of a .tsv, .csv, .jsonl or .parquet file, or of lines of plain text, as they are read.
 
-    All but plain text name their columns: the text's is one of `TEXT_COLUMNS`, the label's one of
-    `LABEL_COLUMNS`. A TSV has no quoting, as GLUE's. Bytes that are not UTF-8 become U+FFFD.
+    All formats but plain text name their columns: the text is in one of `TEXT_COLUMNS`, the label in one of
+    `LABEL_COLUMNS`. TSV files have no quoting, like GLUE's. Bytes that are not UTF-8 become U+FFFD.
 
     Raises:
-        UserError: no such file, no such column, or a line that cannot be read, by its number.
+        UserError: the file or the column does not exist, or a line (named by its number) cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -341,7 +344,7 @@ def read_file(path: str | Path) -> Iterator[Row]:
 
 
 def read_lines(file: BinaryIO, name: str, suffix: str = "") -> Iterator[Row]:
-    """Yield the rows of an open file, `suffix` being that of its format; see `read_file`."""
+    """Yield the rows of an open file in the format of `suffix`; see `read_file`."""
     formats: dict[str, Callable] = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
     return formats.get(suffix, _plain_rows)((line.decode("utf-8", "replace") for line in file), name)
 

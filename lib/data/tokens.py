@@ -1,4 +1,4 @@
-"""Words: raw text split as the corpus is, the vocabulary of words and n-grams, and their tensors."""
+"""Words: a tokeniser for raw text, the vocabulary of words and character n-grams, and phrases as tensors."""
 
 import re
 from collections import Counter, defaultdict
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The word of number 0 stands for all that are not in the vocabulary.
+# Word number 0 represents all words outside the vocabulary.
 UNKNOWN = "<unk>"
 
-# An n-gram of one word alone says nothing that the word's own vector does not: 31,020 of 65,372 stay.
+# An n-gram that occurs in only one word adds nothing to that word's own vector, so it is dropped: 31,020 of
+# 65,372 are kept.
 WORDS_PER_NGRAM = 2
 
 _TYPOGRAPHY = str.maketrans(
@@ -26,11 +27,16 @@ _ABBREVIATIONS = "mr|mrs|ms|dr|prof|jr|sr|st|vs|etc|inc|co|bros|wash|sept|al"
 _SUFFIXES = "s|re|ve|ll|d|m"
 _TOKEN = re.compile(
     rf"""
+      # Runs of punctuation are one token: ... -- ?! ** and the quotes `` ''
       \.{{2,}} | -{{2,}} | [?!]+ | \*+ | `` | ''
+      # Words that begin with an apostrophe: 'n' 'em 'til 'tis '90s
     | '(?: n' | (?:em|til|tis|twas|n|\d+s?)(?!\w) )
+      # Abbreviations and initials, with their full stops: mr. u.s.
     | (?:{_ABBREVIATIONS})\.(?!\w) | \d?[a-z]\.(?:[a-z]\.)*(?!\w)
+      # Clitics, and the words before them: do|n't it|'s can|not
     | n't(?!\w) | '(?:{_SUFFIXES})(?!\w)
     | \w+?(?=n't(?!\w)) | can(?=not(?!\w)) | ol'
+      # Words, with inner hyphens, slashes, apostrophes, and full stops or commas in numbers and domains
     | \w+ (?: (?: -(?!-) | [/&] | [.,](?=\d) | \.(?=(?:com|net|org)\b) | '(?!(?:{_SUFFIXES})(?!\w)) ) \w+ )*
     | \S
     """,
@@ -39,10 +45,10 @@ _TOKEN = re.compile(
 
 
 def tokenise(text: str) -> list[str]:
-    """Split raw English as the Penn Treebank, and so the corpus, does, in lower case.
+    """Split raw English into lower-case words by the rules of the Penn Treebank, as in SST-2.
 
-    "It's great, don't miss it!" becomes it 's great , do n't miss it ! – text that is already split so
-    stays as it is. Typographic quotes and dashes become the corpus' plain ones.
+    "It's great, don't miss it!" becomes it 's great , do n't miss it ! – text that is already split this
+    way is not changed. Typographic quotes and dashes become plain ones.
     """
     text = _LINE_BREAK.sub(" ", text.lower().translate(_TYPOGRAPHY))
     return list(chain.from_iterable(map(_split, text.split())))
@@ -51,7 +57,8 @@ def tokenise(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def _split(chunk: str) -> tuple[str, ...]:
     tokens = _TOKEN.findall(chunk)
-    # A straight quote opens before what it stands in front of, and closes behind everything else.
+    # A straight quote opens a quotation if something follows it in the chunk and no letter or digit precedes
+    # it; otherwise it closes one.
     return tuple(
         ("``" if not any(map(str.isalnum, chain(*tokens[:i]))) and i + 1 < len(tokens) else "''")
         if token == '"'
@@ -61,20 +68,22 @@ def _split(chunk: str) -> tuple[str, ...]:
 
 
 def words_never_alone(phrases: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return the words of some phrases that are none of the phrases themselves, in order of appearance."""
+    """Return the words that never occur as a phrase of one word, in order of appearance."""
     alone = {phrase for phrase in phrases if len(phrase) == 1}
     words = dict.fromkeys((word,) for phrase in phrases for word in phrase)
     return [word for word in words if word not in alone]
 
 
 class Phrases(NamedTuple):
-    """A batch of B phrases of T words each: what the text networks take.
+    """A batch of B phrases of T words each: the input of the text networks.
+
+    Vectors are computed once for each of the batch's U different words, however often a word occurs.
 
     Attributes:
-        tokens: (B, T) which of the batch's U different words stands there.
-        words: (U,) the number of each in the vocabulary, 0 if it is not in it.
-        ngrams: (M,) the numbers of their character n-grams, word after word.
-        starts: (U,) where in `ngrams` those of each word begin.
+        tokens: (B, T) index of each word among the U different words.
+        words: (U,) number of each word in the vocabulary, 0 for unknown words.
+        ngrams: (M,) numbers of the character n-grams of the U words, concatenated.
+        starts: (U,) index in `ngrams` at which each word's n-grams begin.
     """
 
     tokens: Tensor
@@ -91,14 +100,14 @@ class Phrases(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """N phrases of any length as numbers, without padding, and the table of their U different words.
+    """N phrases of any lengths as numbers, without padding, and the table of their U different words.
 
     Attributes:
-        tokens: (all words of all phrases,) which of the U words.
-        starts: (N,) where in `tokens` each phrase begins.
-        lengths: (N,) words a phrase, one at least.
-        words, ngrams: the table, as in `Phrases`.
-        ngram_starts, ngram_counts: (U,) where in `ngrams` those of each word begin, and how many.
+        tokens: (total number of words,) index of each word among the U different words, phrase after phrase.
+        starts: (N,) index in `tokens` at which each phrase begins.
+        lengths: (N,) number of words of each phrase, at least one.
+        words, ngrams: the table of words, as in `Phrases`.
+        ngram_starts, ngram_counts: (U,) index in `ngrams` at which a word's n-grams begin; their number.
     """
 
     tokens: Tensor
@@ -116,15 +125,16 @@ class Encoded:
         return Encoded(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def rows(self, index: Tensor) -> Tensor:
-        """Return the tokens (B, T) of the phrases `index` (B,), which are of equal length."""
+        """Return the tokens (B, T) of the phrases `index` (B,), which must have equal lengths."""
         length = int(self.lengths[index[0]]) if len(index) else 1
         return self.tokens[self.starts[index, None] + torch.arange(length, device=index.device)]
 
     def phrases(self, tokens: Tensor) -> Phrases:
-        """Return tokens (B, T) as a batch, with the table of the words that occur in it alone."""
+        """Return tokens (B, T) as a batch, with a table of only those words that occur in it."""
         used, tokens = torch.unique(tokens, return_inverse=True)
         counts = self.ngram_counts[used]
         starts = counts.cumsum(0) - counts
+        # Gather the n-grams of the used words: entry i of the new list is entry i + shift of the old one.
         shift = torch.repeat_interleave(self.ngram_starts[used] - starts, counts)
         ngrams = self.ngrams[torch.arange(len(shift), device=shift.device) + shift]
         return Phrases(tokens, self.words[used], ngrams, starts)
@@ -132,11 +142,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words and the character n-grams that a network has vectors for.
+    """The words and character n-grams that have vectors.
 
     Attributes:
-        words: `UNKNOWN` first.
-        ngrams: of the sizes `sizes`, within `<word>`, the brackets being the word's ends.
+        words: the words, `UNKNOWN` first.
+        ngrams: the n-grams of `<word>`; the brackets mark the ends of the word.
+        sizes: the lengths of the n-grams.
     """
 
     words: Sequence[str]
@@ -146,19 +157,20 @@ class Vocabulary:
 
     @classmethod
     def of(cls, phrases: Iterable[Sequence[str]], sizes: Sequence[int] = (3, 4, 5)) -> "Vocabulary":
-        """Return every word of `phrases`, and every n-gram that at least two of the words have."""
+        """Collect every word of `phrases`, and every n-gram that occurs in at least two words."""
         words = list(dict.fromkeys(chain.from_iterable(phrases)))
-        # Not sets: their order, and so the numbers of the n-grams, would differ from process to process.
+        # dict.fromkeys and not set: the order of a set of strings, and with it the numbering of the n-grams,
+        # differs between processes.
         shared = Counter(chain.from_iterable(dict.fromkeys(_ngrams(word, sizes)) for word in words))
         ngrams = [ngram for ngram, words_with in shared.items() if words_with >= WORDS_PER_NGRAM]
         return cls([UNKNOWN, *words], ngrams, tuple(sizes))
 
     def plain(self) -> dict[str, Any]:
-        """Return the vocabulary as plain values, for a checkpoint: `Vocabulary(**plain)` is the same."""
+        """Return the vocabulary as plain values, for a checkpoint; `Vocabulary(**plain)` restores it."""
         return {"words": list(self.words), "ngrams": list(self.ngrams), "sizes": list(self.sizes)}
 
     def unknown(self, words: Iterable[str]) -> list[str]:
-        """Return those of `words` that are not in the vocabulary, in their order."""
+        """Return the words that are not in the vocabulary, in their order."""
         return [word for word in words if word not in self._word_numbers]
 
     @cached_property
@@ -170,9 +182,10 @@ class Vocabulary:
         return {ngram: number for number, ngram in enumerate(self.ngrams)}
 
     def encode(self, phrases: Iterable[Sequence[str]]) -> Encoded:
-        """Return phrases, each a sequence of words, as numbers; an empty one as a word unknown."""
+        """Encode phrases, each a sequence of words; an empty phrase becomes one unknown word."""
         index: dict[str, int] = defaultdict(count().__next__)
-        lengths, tokens = [], []
+        lengths: list[int] = []
+        tokens: list[int] = []
         for phrase in phrases:
             phrase = phrase or (UNKNOWN,)
             lengths.append(len(phrase))
@@ -191,7 +204,7 @@ class Vocabulary:
         )
 
     def _ngrams_of(self, word: str, number: int) -> list[int]:
-        # Remembered for the words of the vocabulary alone: a stream has no end of others.
+        # Cached only for words of the vocabulary, because a stream may have any number of other words.
         found = self._known.get(word)
         if found is None:
             numbers = self._ngram_numbers

@@ -1,1 +1,1 @@
-"""Every matplotlib picture: values in, one picture file out."""
+"""All matplotlib figures: each function takes values and returns a figure, which `style.save` writes."""

@@ -1,4 +1,4 @@
-"""Pictures of a classifier's answers: the confusion matrix and the most confident mistakes."""
+"""Figures of a classifier's predictions: the confusion matrix and the most confident mistakes."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 
 from lib.figures import style
 
-# Above it a count would be too small to read, and the colours alone stand for it.
+# With more classes the counts would be too small to read, and only colours are shown.
 MOST_CLASSES_WITH_COUNTS = 32
-# Above it not even the names could be read, and the classes have numbers.
+# With more classes the names would be too small to read, and the axes show numbers.
 MOST_CLASSES_WITH_NAMES = 200
 NAME_CHARACTERS = 24
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Return a heat map of a confusion matrix (C, C): rows are true classes, columns predicted ones.
+    """Return a heat map of a confusion matrix (C, C): rows are true classes, columns predicted classes.
 
-    Colours are shares of the row; a class without examples has a row of zeros.
+    Colours show shares of the row, i.e. of the true class; a class without examples has a row of zeros.
     """
     classes = len(counts)
     cell = float(np.interp(classes, [2, 10, 32, 120], [0.8, 0.48, 0.28, 0.095]))  # inches
@@ -28,7 +28,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(cell * classes + 2.2, cell * classes + 1.2))
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # By the square root: a good classifier's few mistakes would else be as white as none.
+    # Colours by the square root of the share; on a linear scale a good classifier's few mistakes look white.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     if classes <= MOST_CLASSES_WITH_COUNTS:
         _write_counts(axes, counts, shares, fontsize=min(10.0, cell * 20))
@@ -75,7 +75,9 @@ def mistakes(
 
     Args:
         images: (K, H, W) or (K, H, W, 3), floats in [0, 1] or uint8; K may be 0.
-        probabilities: what the classifier gave the predicted class, for each image.
+        true_names, predicted_names: class names, one per image.
+        probabilities: predicted probability of the predicted class, one per image.
+        columns: most images per row.
     """
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))

@@ -1,4 +1,4 @@
-"""Training curves: what was logged over the steps or epochs of one run, or of several on one picture."""
+"""Training curves: logged quantities over the steps or epochs of one run or of several runs."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from lib.figures.style import INK, PALETTE, class_styles, literal
 
-_FEW_POINTS = 40  # up to here every point has its marker
-_MOST_POINTS = 4000  # beyond, a line has more points than its picture has columns
+_FEW_POINTS = 40  # up to this many, every point has a marker
+_MOST_POINTS = 4000  # a line with more points is thinned: the picture has fewer columns of pixels
 _LEGEND_WIDTH = 100  # characters that fit under the axes in the legend's font
 _LEGEND_LINE = 0.18  # inches
-# Beyond, the arithmetic of ticks and margins overflows, or the ticks' labels fill the picture.
+# Above these, matplotlib's arithmetic of ticks and margins overflows, or the tick labels fill the figure.
 _LARGEST_X, _LARGEST_Y = 1e12, 1e100
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity of one run: `xs` (N,) and `ys` (N,), where what cannot be drawn leaves gaps."""
+    """One quantity of one run: `xs` (N,) and `ys` (N,); values that cannot be drawn leave gaps."""
 
     label: str
     xs: np.ndarray
     ys: np.ndarray
 
     def drawable(self, log_scale: bool = False) -> np.ndarray:
-        """Tell which points can be drawn, (N,) bool: not nan, inf or huge, on a log scale positive."""
+        """Return a mask (N,) of the drawable points: finite, not huge, and on a log scale positive."""
         in_range = (np.abs(self.xs) < _LARGEST_X) & (np.abs(self.ys) < _LARGEST_Y)
         return in_range & ((self.ys > 1 / _LARGEST_Y) | (not log_scale))
 
@@ -43,16 +43,16 @@ def draw_curves(
     best: str | None = None,
     log_scale: bool = False,
 ) -> Figure:
-    """Draw `curves` on one pair of axes; the legend stands below them, where it covers no point.
+    """Draw `curves` on one pair of axes, with the legend below them, where it covers no point.
 
     Args:
-        curves: one or more; one without a point to draw is left out, but keeps its colour for the pictures
-            where it has some.
-        quantity: what is drawn, in words.
-        x: "step" or "epoch", what the xs count.
-        smooth: width of a running mean in percent of a curve's points, which stay visible behind it.
-        best: "min" or "max" marks that point of each curve with a star; None marks none.
-        log_scale: a logarithmic y axis.
+        curves: one or more curves. A curve without any drawable point is left out, but its colour stays
+            reserved, so that a run has the same colour in all figures.
+        quantity: name of the quantity, for the title and the y axis.
+        x: unit of the xs, "step" or "epoch".
+        smooth: width of a running mean in percent of a curve's points, which are drawn faintly behind it.
+        best: "min" or "max" to mark that point of each curve with a star; None for no mark.
+        log_scale: whether the y axis is logarithmic.
     """
     figure = Figure(figsize=(7.5, 4.2))
     axes = figure.subplots()
@@ -87,23 +87,26 @@ def _label_axes(axes: Axes, quantity: str, x: str, log_scale: bool) -> None:
 
 
 class _PlainLogFormatter(LogFormatter):
-    """Writes 0.2 for 2 × 10⁻¹, and writes between the decades too: a loss often stays within two of them."""
+    """Log-scale labels such as 0.2 instead of 2 × 10⁻¹, also between the decades.
 
-    def __call__(self, x, pos=None):
+    A loss often stays within two decades, whose labels alone would say little.
+    """
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _window(points: int, smooth: float) -> int:
-    """Return the odd number of points that `smooth` percent of them come to; 1 smooths nothing."""
+    """Return the window of the running mean, about `smooth` percent of the points, as an odd number."""
     return 2 * round(points * smooth / 200) + 1
 
 
 def _running_mean(xs: np.ndarray, ys: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return up to `_MOST_POINTS` centred means of `window` points, gaps aside.
+    """Return up to `_MOST_POINTS` centred means over `window` points; gaps are ignored.
 
-    Towards the ends the window shrinks to what both sides have, down to an eighth, so that the mean
-    follows the steep beginning of a loss. Every mean is a sum of its own: one cumulative sum would carry
-    the rounding of a single huge loss into all the points behind it.
+    Towards the ends the window shrinks symmetrically, down to an eighth of its width, so that the mean
+    follows the steep beginning of a loss. Each mean is summed separately: in one cumulative sum, the rounding
+    error of a single huge loss would spread to all later points.
     """
     centres = np.unique(np.linspace(0, len(ys) - 1, _MOST_POINTS).astype(int))
     reaches = np.clip(np.minimum(centres, len(ys) - 1 - centres), window // 16, window // 2)
@@ -117,7 +120,7 @@ def _mean(ys: np.ndarray) -> float:
 
 
 def _thinned(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return up to `_MOST_POINTS` of the points: the lowest and the highest of every stretch."""
+    """Return up to `_MOST_POINTS` of the points: the lowest and the highest of each interval."""
     if len(ys) <= _MOST_POINTS:
         return xs, ys
     starts = np.linspace(0, len(ys), _MOST_POINTS // 2, endpoint=False).astype(int)
@@ -128,7 +131,7 @@ def _thinned(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _least_of_each(starts: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Return the index of the least value of each stretch of `ys`, which begin at `starts`."""
+    """Return the index of the least value in each interval of `ys`; `starts` are their first indices."""
     return np.array(
         [start + part.argmin() for start, part in zip(starts, np.split(ys, starts[1:]), strict=True)]
     )
@@ -137,9 +140,9 @@ def _least_of_each(starts: np.ndarray, ys: np.ndarray) -> np.ndarray:
 def _draw_line(
     axes: Axes, xs: np.ndarray, ys: np.ndarray, window: int, colour: str, marker: str | None
 ) -> Line2D:
-    """Draw the points, faint behind their running mean if `window` is above 1; return the strong line.
+    """Draw one curve and return its line; if `window` is above 1, draw the running mean over faint points.
 
-    With a `marker` the line carries a few of them, to be told from one of the same colour.
+    With a `marker`, the line shows a few markers, which distinguish lines of the same colour.
     """
     if window > 1:
         axes.plot(*_thinned(xs, ys), color=colour, alpha=0.3, linewidth=0.8)
@@ -153,14 +156,14 @@ def _draw_line(
 
 
 def _mark_best(axes: Axes, xs: np.ndarray, ys: np.ndarray, best: str, colour: str, x: str) -> str:
-    """Put a star on the first of the best points and return what it says."""
+    """Mark the first of the best points with a star; return its value and position as text."""
     i = np.nanargmin(ys) if best == "min" else np.nanargmax(ys)
     axes.plot(xs[i], ys[i], "*", color=colour, markeredgecolor=INK, markersize=13, zorder=5, clip_on=False)
     return f"{ys[i]:.4g} at {x} {xs[i]:,.{6 if x == 'step' else 3}g}"
 
 
 def _add_legend(figure: Figure, entries: list[tuple[Line2D, str]], heading: str) -> None:
-    """Put the legend below the axes, and make the figure higher by as much."""
+    """Add the legend below the axes, and increase the figure's height by that of the legend."""
     texts = [textwrap.fill(text, _LEGEND_WIDTH) for _, text in entries]
     columns = max(1, min(3, _LEGEND_WIDTH // (max(map(len, texts)) + 9)))
     lines = -(-sum(text.count("\n") + 1 for text in texts) // columns) + bool(heading)

@@ -1,4 +1,4 @@
-"""Sheets of explained images: each photograph, and what of it speaks for a class, panel by panel."""
+"""Sheets of explained images: panels of the images and of the maps that explain their classes."""
 
 import itertools
 import textwrap
@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from lib.figures import style
 from lib.runtime.files import replaced
 
-# A few pixels may be many times as strong as all others, which would look like nothing beside them.
+# Signed maps are divided by this percentile of their magnitudes: divided by the maximum, a few very strong
+# pixels would make all others look white.
 SIGNED_PERCENTILE = 99.5
 
 CELL = 2.1  # inches, the side of a panel
@@ -30,10 +31,10 @@ class Tile(NamedTuple):
     """One panel of a sheet.
 
     Attributes:
-        title: stands above it, one string a line; what is too long is broken.
+        title: lines of the title; long lines are wrapped.
         pixels: (H, W, 3) uint8, the image as the network saw it.
-        map: (H, W) what is drawn over or beside it; None for the image alone.
-        signed: the map has both signs and is drawn by itself; else it is a heat map over the image.
+        map: (H, W) the map to draw; None to draw only the image.
+        signed: whether the map has both signs and is drawn alone; otherwise it is a heat map over the image.
     """
 
     title: Sequence[str]
@@ -43,10 +44,10 @@ class Tile(NamedTuple):
 
 
 def sheet(rows: Sequence[Sequence[Tile]]) -> Figure:
-    """Return a picture of rows of tiles, with a colour bar for each kind of map there is.
+    """Return a figure of rows of tiles, with a colour bar for each kind of map in it.
 
-    Each map is divided by its own maximum, a signed one by a high percentile of its magnitudes; zero stays
-    zero. A map that is zero all over says so.
+    Each map is divided by its own maximum, or, if it is signed, by a high percentile of its magnitudes; zero
+    stays zero. A map that is zero everywhere is labelled as such.
     """
     columns = max(map(len, rows))
     tiles = [tile for row in rows for tile in row]
@@ -91,14 +92,14 @@ def _draw(axes: Axes, tile: Tile) -> None:
 
 
 def heat_colours(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Return a heat map (H, W), not all zero, over its image (H, W, 3) uint8: (H, W, 3) in [0, 1]."""
+    """Blend a heat map (H, W), not all zero, with its image (H, W, 3) uint8: (H, W, 3) in [0, 1]."""
     heat = matplotlib.colormaps[_HEAT](values / values.max())[..., :3]
-    # Neither black nor white under it: the same value has nearly the same colour everywhere.
+    # The image is reduced to greys of 0.15 to 0.85, so that a value has nearly the same colour everywhere.
     return _ALPHA * heat + (1 - _ALPHA) * (0.15 + 0.7 * style.grey(pixels))
 
 
 def signed_colours(values: np.ndarray) -> np.ndarray:
-    """Return a map (H, W) of both signs, not all zero, as colours (H, W, 3) in [0, 1]; zero is white."""
+    """Return the colours (H, W, 3) in [0, 1] of a signed map (H, W), not all zero; zero is white."""
     magnitudes = np.abs(values)
     limit = np.percentile(magnitudes, SIGNED_PERCENTILE) or magnitudes.max()
     return style.SIGNED(0.5 + 0.5 * np.clip(values / limit, -1, 1))[..., :3]
@@ -108,12 +109,13 @@ _HEAT = "inferno"
 
 
 def _heat_bar() -> Colormap:
-    """Return the colours of a heat map as they look over a middle grey."""
+    """Return the colour map of a heat map blended with a middle grey."""
     heat = matplotlib.colormaps[_HEAT](np.linspace(0, 1, 256))[:, :3]
     return ListedColormap(_ALPHA * heat + (1 - _ALPHA) * 0.5)
 
 
 def _add_bar(figure: Figure, axes: np.ndarray, signed: bool, height: float) -> None:
+    ticks: list[float]
     if signed:
         scale = ScalarMappable(Normalize(-1, 1), style.SIGNED)
         label, ticks = f"share of the panel's {SIGNED_PERCENTILE:g}th percentile of magnitude", [-1, 0, 1]
@@ -136,7 +138,7 @@ def _add_bar(figure: Figure, axes: np.ndarray, signed: bool, height: float) -> N
 
 
 def save_animation(figures: Sequence[Figure], path: Path, milliseconds: int = 700) -> Path:
-    """Write figures as a GIF that goes round, whole or not at all; the last one stays longer.
+    """Write figures as a looping GIF, atomically; the last frame stays twice as long.
 
     Raises:
         RunFailed: the file cannot be written.
@@ -149,7 +151,7 @@ def save_animation(figures: Sequence[Figure], path: Path, milliseconds: int = 70
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
-    # One with a longer title is larger.
+    # Figures with longer titles are larger: pad all frames to one size.
     size = tuple(max(lengths) for lengths in zip(*(frame.size for frame in frames), strict=True))
     frames = [ImageOps.pad(frame, size, color="white", centering=(0, 1)) for frame in frames]
     with replaced(path) as file:

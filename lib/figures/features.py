@@ -1,14 +1,16 @@
-"""Features as points: examples at each layer, by PCA above and by t-SNE below; images at their points."""
+"""Scatter plots of features: examples at each layer in two projections, PCA and t-SNE, or with thumbnails."""
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from mpl_toolkits.mplot3d import Axes3D
 
 from lib.figures import style
 
@@ -25,13 +27,14 @@ def layer_panels(
     labels: np.ndarray,
     class_names: Sequence[str],
 ) -> Figure:
-    """Return a figure of one column per layer, PCA above and t-SNE below, coloured by class.
+    """Return a figure with one column per layer: PCA above, t-SNE below, points coloured by class.
 
     Args:
         points: layer name to {"pca": (N, dims), "tsne": (N, dims)}, dims 2 or 3.
-        accuracies: the 5-nearest-neighbour accuracy of each of these.
+        accuracies: 5-nearest-neighbour accuracy of each projection, by the same keys.
         sizes: layer name to the number of its features.
         labels: (N,) indices into `class_names`.
+        class_names: names of the classes.
     """
     dims = next(iter(points.values()))["pca"].shape[1]
     names = [style.literal(name) for name in class_names]
@@ -59,22 +62,23 @@ def thumbnail_sheet(
     class_names: Sequence[str],
     layer: str,
 ) -> Figure:
-    """Return one panel of images at their points, framed in the colours of their classes.
+    """Return one panel of thumbnails at their points, framed in the colours of their classes.
 
-    An image that would hide another is left out, and a mark of its class stands at its point.
+    An image that would cover another is replaced by a marker of its class.
 
     Args:
         points: (N, 2).
         thumbnails: (N, H, W, 3) uint8.
         labels: (N,) indices into `class_names`.
-        layer: whose features the points are.
+        class_names: names of the classes.
+        layer: name of the layer whose features the points show.
     """
     names = [style.literal(name) for name in class_names]
     columns, fontsize = math.ceil(len(names) / 30), 8
     figure = Figure(figsize=(8 + _legend_inches(names, columns, fontsize), 8))
     axes = figure.subplots()
     low, high = points.min(axis=0), points.max(axis=0)
-    places = (points - low) / np.where(high > low, high - low, 1)  # in a square of side 1
+    places = (points - low) / np.where(high > low, high - low, 1)  # in the unit square
     side = float(np.clip(0.9 / math.sqrt(len(points)), 0.025, 0.08))
     drawn = _apart(places, side)
     styles = style.class_styles(len(class_names))
@@ -85,8 +89,11 @@ def thumbnail_sheet(
         (x, y), half = places[index], side / 2
         extent = (x - half, x + half, y - half, y + half)
         axes.imshow(thumbnails[index], extent=extent, zorder=3, interpolation="antialiased")
-        frame = {"edgecolor": styles[labels[index]][0], "facecolor": "none", "linewidth": 1.6, "zorder": 4}
-        axes.add_patch(Rectangle((x - half, y - half), side, side, **frame))
+        colour = styles[labels[index]][0]
+        frame = Rectangle(
+            (x - half, y - half), side, side, edgecolor=colour, facecolor="none", linewidth=1.6, zorder=4
+        )
+        axes.add_patch(frame)
     axes.set(xlim=(-side, 1 + side), ylim=(-side, 1 + side), aspect="equal")
     axes.set_axis_off()
     axes.set_title(f"t-SNE of {style.literal(layer)}: {drawn.sum()} of {len(points)} images", fontsize=10)
@@ -95,7 +102,10 @@ def thumbnail_sheet(
 
 
 def _apart(places: np.ndarray, side: float) -> np.ndarray:
-    """Return which of `places` (N, 2) to draw a square of `side` at, (N,), so that no two hide each other."""
+    """Choose points of `places` (N, 2) whose squares of this `side` do not overlap: a mask (N,).
+
+    Points are taken greedily in a fixed random order, so that the choice favours no class or region.
+    """
     drawn = np.zeros(len(places), dtype=bool)
     for index in np.random.default_rng(0).permutation(len(places)):
         distance = np.abs(places[drawn] - places[index]).max(axis=1)
@@ -104,7 +114,7 @@ def _apart(places: np.ndarray, side: float) -> np.ndarray:
 
 
 def _heading(layer: str, size: int) -> str:
-    # A name is broken at its dots; textwrap breaks at spaces.
+    # Names of layers are wrapped at their dots; textwrap only breaks at spaces.
     lines = textwrap.wrap(layer.replace(".", ". "), TITLE_CHARACTERS)
     name = style.literal("\n".join(lines).replace(". ", "."))
     return f"{name}\n{size:,}-dim · "
@@ -113,14 +123,14 @@ def _heading(layer: str, size: int) -> str:
 def _draw_points(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: int) -> None:
     size = float(np.clip(80 / math.sqrt(len(points)), 2, 5))
     for label, (colour, marker) in enumerate(style.class_styles(classes)):
-        # Markers of a line, not a scatter: they repeat pixel by pixel, so a PNG is up to a third smaller.
-        # Rasterised: as vectors, thousands of points make an SVG or a PDF that is slow to open.
-        look = {"color": colour, "marker": marker, "markersize": size, "markeredgewidth": 0}
+        # Markers of a line instead of a scatter: all are drawn with identical pixels, which makes a PNG up to
+        # a third smaller. Rasterised, because thousands of vector points make an SVG or PDF slow to open.
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "markeredgewidth": 0}
         axes.plot(*points[labels == label].T, linestyle="", rasterized=True, **look)
     axes.grid(False)
-    # The axes of both methods have no unit worth reading: what counts is who is near whom.
+    # The coordinates have no meaningful unit in either method; only distances between points matter.
     axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-    if axes.name == "3d":
+    if isinstance(axes, Axes3D):
         axes.set_box_aspect(None, zoom=1.25)
         axes.set(xticks=[], yticks=[], zticks=[])
     else:
@@ -128,12 +138,21 @@ def _draw_points(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: in
 
 
 def _name_row(axes: Axes, name: str) -> None:
-    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "center"}
-    axes.annotate(name, (0, 0.5), (-6, 0), rotation=90, fontsize=11, **place)
+    axes.annotate(
+        name,
+        (0, 0.5),
+        (-6, 0),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        rotation=90,
+        fontsize=11,
+    )
 
 
 def _legend_inches(names: Sequence[str], columns: int, fontsize: float) -> float:
-    """The width that a legend needs for itself; otherwise long names would squeeze the panels."""
+    """Estimate the width of the legend in inches, which is added to the figure's: long names need room."""
     return columns * fontsize * (0.04 + 0.0085 * max(map(len, names)))
 
 

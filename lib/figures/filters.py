@@ -1,4 +1,4 @@
-"""Pictures of convolutions: the weights of the first, and what all of them put out."""
+"""Figures of convolutions: the filters of one layer, and histograms of the outputs of all layers."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PANEL_INCHES = (1.9, 1.45)
 
 
 class LayerStatistics(Protocol):
-    """What is drawn of a convolution's outputs; see `lib.evaluation.views.Activations`."""
+    """Statistics of a convolution's outputs, as in `lib.evaluation.views.Activations`."""
 
     @property
     def layer(self) -> str: ...
@@ -38,10 +38,10 @@ class LayerStatistics(Protocol):
 
 
 def filters(weights: np.ndarray, layer: str) -> Figure:
-    """Return the filters (N, C, h, w) of a convolution side by side, all on one scale.
+    """Return the filters (N, C, h, w) of a convolution side by side, on a common scale.
 
-    Filters of three channels are drawn in red, green and blue, a weight of zero as middle grey; those of
-    others as the mean over channels, red above zero and blue below.
+    Filters of three channels are drawn as RGB, with zero as middle grey. Other filters are drawn as their
+    mean over the channels, red above zero and blue below.
     """
     shown = weights[:MOST_FILTERS]
     in_colour = weights.shape[1] == 3
@@ -72,10 +72,10 @@ def _heading(weights: np.ndarray, layer: str, limit: float) -> str:
 
 
 def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (N, h, w) or (N, h, w, 3) on a grid, with a gap of a pixel between them, which is white."""
+    """Arrange tiles (N, h, w) or (N, h, w, 3) on a grid, with white gaps of one pixel between them."""
     count, height, width = tiles.shape[:3]
     rows = math.ceil(count / columns)
-    empty = 1.0 if tiles.ndim == 4 else np.nan
+    empty = 1.0 if tiles.ndim == 4 else np.nan  # both are drawn white
     grid = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *tiles.shape[3:]), empty)
     for index, tile in enumerate(tiles):
         top, left = index // columns * (height + 1), index % columns * (width + 1)
@@ -84,7 +84,7 @@ def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
 
 
 def activations(rows: Sequence[LayerStatistics]) -> Figure:
-    """Return a histogram of what each convolution put out, under its mean, deviation and sparsity."""
+    """Return a histogram of each convolution's outputs, titled with mean, standard deviation and sparsity."""
     shown = rows[:MOST_PANELS]
     columns = max(1, min(6, math.ceil(math.sqrt(1.4 * len(shown)))))
     lines = max(1, math.ceil(len(shown) / columns))

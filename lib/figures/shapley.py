@@ -1,4 +1,4 @@
-"""Shapley values drawn on an image: each player coloured by its value, or pairs joined by what they share."""
+"""Shapley values drawn on an image: players coloured by value, or pairs of players joined by interaction."""
 
 import textwrap
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ _TITLE_CHARACTERS = 40
 
 
 class Scene(NamedTuple):
-    """What all panels of a picture share.
+    """The parts that all panels of a figure share.
 
     Attributes:
         pixels: (H, W, 3) uint8, the image as the network saw it.
-        player_map: (H, W) the player of each pixel.
-        heading: stands above the image, a string a line.
-        unit: of the values.
+        player_map: (H, W) index of the player to which each pixel belongs.
+        heading: title lines of the image.
+        unit: unit of the values.
     """
 
     pixels: np.ndarray
@@ -39,13 +39,13 @@ class Scene(NamedTuple):
 def attributions(
     scene: Scene, titles: Sequence[str], values: np.ndarray, uncertain: np.ndarray | None = None
 ) -> Figure:
-    """Return the image, and beside it a panel a class with its players in the colours of their values.
+    """Return a figure of the image and one panel per class, with the players in the colours of their values.
 
     Args:
         scene: the image and its players.
-        titles: one a class.
-        values: (T, n).
-        uncertain: (T, n) which players to hatch, for their sign is not certain.
+        titles: one title per class.
+        values: (T, n), Shapley values of n players for T classes.
+        uncertain: (T, n) mask of the players to hatch, because the sign of their value is not certain.
     """
     limit = np.abs(values).max() or 1.0
     figure, panels = _panels(scene, titles)
@@ -61,11 +61,12 @@ def attributions(
 
 
 def interactions(scene: Scene, titles: Sequence[str], values: np.ndarray, pairwise: np.ndarray) -> Figure:
-    """Return the image, and beside it a panel a class with its strongest pairs of players joined.
+    """Return a figure of the image and one panel per class, in which lines join the strongest pairs.
 
     Args:
         scene, titles, values: as for `attributions`; a player's value is the colour of its point.
-        pairwise: (T, n, n) interactions; what players say more together is red, what both say is blue.
+        pairwise: (T, n, n) interactions. Red pairs are worth more together than the sum of their single
+            contributions, blue pairs less (they are redundant).
     """
     limit = np.abs(values).max() or 1.0
     strongest = np.abs(pairwise).max() or 1.0
@@ -77,7 +78,7 @@ def interactions(scene: Scene, titles: Sequence[str], values: np.ndarray, pairwi
         first, second = _strongest_pairs(pairwise[row])
         shares = pairwise[row][first, second] / strongest
         lines = LineCollection(
-            np.stack([centres[first], centres[second]], axis=1),
+            list(np.stack([centres[first], centres[second]], axis=1)),
             linewidths=0.4 + 4.5 * np.abs(shares),
             colors=style.SIGNED(0.5 + 0.5 * shares),
             capstyle="round",
@@ -85,13 +86,14 @@ def interactions(scene: Scene, titles: Sequence[str], values: np.ndarray, pairwi
         )
         axes.add_collection(lines)
         colours = style.SIGNED(0.5 + 0.5 * values[row] / limit)
-        axes.scatter(*centres.T, s=16, c=colours, edgecolors=style.INK, linewidths=0.5, zorder=3)
+        xs, ys = centres.T
+        axes.scatter(xs, ys, s=16, c=colours, edgecolors=style.INK, linewidths=0.5, zorder=3)
     _add_bar(figure, panels, strongest, f"interaction of two, {scene.unit} (points: Shapley values)")
     return figure
 
 
 def _panels(scene: Scene, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """Return a figure whose first panel shows the image, and its other panels, titled."""
+    """Return a figure whose first panel shows the image, and its other panels, which are empty but titled."""
     wrapped = ["\n".join(textwrap.fill(line, _TITLE_CHARACTERS) for line in t.splitlines()) for t in titles]
     heading = "\n".join(textwrap.fill(line, _TITLE_CHARACTERS) for line in scene.heading)
     lines = 1 + max(text.count("\n") for text in [heading, *wrapped])
@@ -113,14 +115,14 @@ def _draw_borders(axes: Axes, player_map: np.ndarray, colour: str) -> None:
     upright = np.stack([[columns + 0.5, rows - 0.5], [columns + 0.5, rows + 0.5]]).transpose(2, 0, 1)
     rows, columns = np.nonzero(player_map[1:] != player_map[:-1])
     level = np.stack([[columns - 0.5, rows + 0.5], [columns + 0.5, rows + 0.5]]).transpose(2, 0, 1)
-    edges = np.concatenate([upright, level])
+    edges = list(np.concatenate([upright, level]))
     axes.add_collection(LineCollection(edges, colors=colour, linewidths=0.5, zorder=1.5))
 
 
 def _hatch(axes: Axes, mask: np.ndarray) -> None:
     if not mask.any():
         return
-    padded = np.pad(mask.astype(float), 1)  # or the hatching would end half a pixel before the border
+    padded = np.pad(mask.astype(float), 1)  # otherwise the hatching ends half a pixel before the border
     rows, columns = (np.arange(-1, length + 1) for length in mask.shape)
     filled = axes.contourf(columns, rows, padded, levels=[0.5, 2], colors="none", hatches=["////"], zorder=2)
     filled.set(edgecolor="#00000099", linewidth=0)
@@ -128,7 +130,7 @@ def _hatch(axes: Axes, mask: np.ndarray) -> None:
 
 
 def _centres(player_map: np.ndarray) -> np.ndarray:
-    """Return each player's centroid (n, 2), as x and y."""
+    """Return the centroid (x, y) of each player's pixels, (n, 2)."""
     rows, columns = np.indices(player_map.shape)
     counts = np.bincount(player_map.ravel())
     sums = [np.bincount(player_map.ravel(), where.ravel()) for where in (columns, rows)]
@@ -136,7 +138,7 @@ def _centres(player_map: np.ndarray) -> np.ndarray:
 
 
 def _strongest_pairs(pairwise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the players of the strongest pairs, the weakest of them first: the strongest is drawn on top."""
+    """Return the players of the strongest pairs in ascending order, so that the strongest is drawn on top."""
     first, second = np.triu_indices(len(pairwise), 1)
     order = np.argsort(np.abs(pairwise[first, second]))[-STRONGEST_PAIRS:]
     return first[order], second[order]

@@ -1,24 +1,25 @@
-"""How every picture looks, and the one way a picture reaches the disk.
+"""The common style of all figures, and `save`, which writes them.
 
-Figures are made as `matplotlib.figure.Figure(...)`, never through pyplot: no display is needed, and no
-figure stays behind in a global list.
+Figures are made by `matplotlib.figure.Figure(...)` and not by pyplot, which would need a display and keep
+every figure in a global list.
 """
 
 import functools
 import io
 import warnings
 from pathlib import Path
+from typing import cast
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from lib.runtime.errors import UserError, warn
 from lib.runtime.files import write_atomically
 
-# Okabe & Ito, "Color Universal Design", 2008. The strong colours lead; yellow, faint as a line on white,
-# comes last.
+# Okabe & Ito, "Color Universal Design", 2008. Strong colours first; yellow, a faint line on white, last.
 PALETTE = (
     "#0072B2",  # blue
     "#D55E00",  # vermilion
@@ -30,7 +31,7 @@ PALETTE = (
     "#F0E442",  # yellow
 )
 
-# More, for up to twelve classes; in turn with the others they are told apart by hue and by lightness.
+# Additional colours for up to twelve classes, which differ from the others in hue or lightness.
 MORE_COLOURS = (
     "#7F7F7F",  # grey
     "#332288",  # indigo
@@ -38,26 +39,27 @@ MORE_COLOURS = (
     "#999933",  # olive
 )
 
-# What speaks for an answer is red, what speaks against it blue, nothing white: ColorBrewer's RdBu, which
-# colour-blind readers tell apart.
+# Positive values (evidence for a class) are red, negative ones blue, zero is white: ColorBrewer's RdBu, which
+# colour-blind readers can distinguish.
 SIGNED = LinearSegmentedColormap.from_list(
     "signed", ["#053061", "#2166AC", "#92C5DE", "#FFFFFF", "#F4A582", "#B2182B", "#67001F"]
 )
 
-# Their number is prime to the number of colours, so cycling through both meets every pair once.
+# The number of markers (13) is coprime to that of the colours (8 or 12), so cycling through both at once
+# visits every pair before it repeats.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 
 INK = "#262626"
 GRID = "#E3E3E3"
 
-# Set at import and not in a context: matplotlib reads them when a figure is made and again when it is
-# drawn, so a context would have to be held open by every caller from its first line to its last.
+# Set at import and not in a context: matplotlib reads the parameters both when a figure is made and when it
+# is drawn, so every caller would have to keep the context open until it has saved its figure.
 matplotlib.rcParams.update(
     {
         "figure.dpi": 150,
         "savefig.dpi": 150,
         "figure.constrained_layout.use": True,
-        "savefig.bbox": "tight",  # a long title or a legend beside the axes widens the picture, uncut
+        "savefig.bbox": "tight",  # do not cut off a long title or a legend beside the axes
         "savefig.pad_inches": 0.1,
         "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine
         "font.size": 10,
@@ -80,7 +82,7 @@ matplotlib.rcParams.update(
         "ytick.color": "#8C8C8C",
         "xtick.labelcolor": INK,
         "ytick.labelcolor": INK,
-        "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+        "axes.prop_cycle": cycler(color=PALETTE),
         "lines.linewidth": 1.6,
         "lines.markersize": 5,
         "image.cmap": "viridis",
@@ -89,15 +91,15 @@ matplotlib.rcParams.update(
     }
 )
 
-# The metadata that would make two pictures of the same values differ.
+# Metadata to leave out, because dates would make two files of the same figure differ.
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 def class_styles(n: int) -> list[tuple[str, str]]:
-    """Return a (colour, marker) for each of `n` classes.
+    """Return a pair (colour, marker) for each of `n` classes.
 
-    Colours alone tell up to eight classes apart; beyond eight the markers vary too, and up to twelve no
-    colour comes twice. All pairs differ up to 104 classes, then they come round again.
+    Up to eight classes differ by colour alone; with more, the markers vary too. Up to twelve classes all
+    have different colours, and up to 104 different pairs; beyond that the pairs repeat.
     """
     if n <= len(PALETTE):
         return [(colour, MARKERS[0]) for colour in PALETTE[:n]]
@@ -106,27 +108,30 @@ def class_styles(n: int) -> list[tuple[str, str]]:
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, 3) uint8 as [0, 1] without its colours: those are for what is drawn over it."""
+    """Return an image (H, W, 3) uint8 in grey, in [0, 1], as a background for colours drawn over it."""
     luminance = pixels @ np.array([0.299, 0.587, 0.114]) / 255
     return np.repeat(luminance[..., None], 3, axis=2)
 
 
 def literal(text: str) -> str:
-    """Return `text` such that matplotlib draws it as it stands: `$` would start a formula."""
+    """Escape `text` so that matplotlib draws it literally: an unescaped `$` starts a formula."""
     return text.replace("$", r"\$")
 
 
 def save(figure: Figure, path: str | Path, *, show: bool = False, colours: int | None = None) -> Path:
-    """Write `figure` to `path` in the format of its suffix, whole or not at all, and return the path.
+    """Write `figure` to `path` atomically, in the format of its suffix, and return the path.
 
-    The same figure gives the same bytes. With `show` a window opens as well, until it is closed.
+    The same figure gives the same bytes.
 
     Args:
-        colours: keep so many colours (at most 256) in a PNG; a drawing is a third as large with 64 as
-            with all, and looks the same. None for photographs and heat maps.
+        figure: the figure; it is cleared afterwards.
+        path: file to write.
+        show: also open a window, and wait until it is closed.
+        colours: reduce a PNG to this many colours (at most 256). With 64, a drawing has a third of the size
+            and looks the same. None, for photographs and heat maps, keeps all colours.
 
     Raises:
-        UserError: no picture format has that suffix.
+        UserError: the suffix is not that of a picture format.
         RunFailed: the file cannot be written (full disk, no permission).
     """
     path = Path(path)
@@ -135,7 +140,7 @@ def save(figure: Figure, path: str | Path, *, show: bool = False, colours: int |
         raise UserError(f"cannot write {path}: a picture's name ends in .png, .svg or .pdf")
     picture = io.BytesIO()
     with warnings.catch_warnings():
-        # A letter that the font lacks shows as a box: seen there, not in a stack of warnings.
+        # A letter that the font lacks is drawn as a box, which is visible enough without a warning.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(picture, format=suffix[1:], metadata=_UNDATED.get(suffix))
     if colours and suffix == ".png":
@@ -158,13 +163,13 @@ def _with_fewer_colours(picture: io.BytesIO, colours: int) -> io.BytesIO:
 
 
 def _show(figure: Figure) -> None:
-    """Open a window on `figure` and wait until it is closed; without a display, say so on stderr."""
+    """Show `figure` in a window and wait until it is closed; warn if there is no display."""
     from matplotlib import pyplot
 
     try:
-        # pyplot asks this "class" for a new figure: it gets the one there is, now with a window.
-        pyplot.figure(FigureClass=lambda **_: figure)
-    except ImportError:  # a window toolkit was asked for (MPLBACKEND) that has no display to open on
+        # pyplot calls this "class" to make a new figure: it gets the existing one, and adds a window to it.
+        pyplot.figure(FigureClass=cast(type[Figure], lambda **_: figure))
+    except ImportError:  # MPLBACKEND names a window toolkit, but there is no display
         interactive = False
     else:
         interactive = pyplot.get_backend().lower() != "agg"

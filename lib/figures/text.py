@@ -1,4 +1,4 @@
-"""Words coloured by what they add to an answer: in a terminal, as HTML, and as a picture."""
+"""Words coloured by their attributions: in a terminal, as HTML, and as a figure."""
 
 import html
 import textwrap
@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from lib.figures import style
 
 LINE_CHARACTERS = 72
-_CHARACTER = 0.085  # inches, of the monospaced font at 10 points
-_LINE = 0.3  # inches
+_CHARACTER = 0.085  # inches, width of a character of the monospaced font at 10 points
+_LINE = 0.3  # inches, height of a line
 
 
 class Word(NamedTuple):
-    """A word, what it adds to an answer, and whether it is in the network's vocabulary."""
+    """A word, its attribution, and whether it is in the network's vocabulary."""
 
     text: str
     value: float
@@ -25,7 +25,7 @@ class Word(NamedTuple):
 
 
 def coloured_terminal(words: Sequence[Word]) -> str:
-    """Return `words` with ANSI colours behind them, unknown ones underlined."""
+    """Return `words` on ANSI background colours, with unknown words underlined."""
     parts = []
     for word, colour in zip(words, _colours(words), strict=True):
         red, green, blue = (round(255 * part) for part in colour)
@@ -36,9 +36,9 @@ def coloured_terminal(words: Sequence[Word]) -> str:
 
 
 def coloured_html(words: Sequence[Word], heading: str) -> str:
-    """Return a page of its own: `heading`, and the words with their values as colours and as tooltips.
+    """Return an HTML page with `heading` and the words, whose values are background colours and tooltips.
 
-    Words that are not in the vocabulary have a dashed border.
+    Words outside the vocabulary have a dashed border.
     """
     spans = []
     for word, colour in zip(words, _colours(words), strict=True):
@@ -58,14 +58,14 @@ def coloured_html(words: Sequence[Word], heading: str) -> str:
 
 
 def attribution_lines(words: Sequence[Word], heading: str, unit: str) -> Figure:
-    """Return a picture of the words, broken into lines, each on the colour of its value.
+    """Return a figure of the words in lines, each word on the colour of its value.
 
-    Words that are not in the vocabulary have a dashed border.
+    Words outside the vocabulary have a dashed border.
 
     Args:
-        words: T of them.
-        heading: stands above them.
-        unit: of the values, beside the colour bar.
+        words: the words and their values.
+        heading: title of the figure.
+        unit: unit of the values, for the colour bar.
     """
     lines = _lines([word.text for word in words])
     heading = textwrap.fill(heading, LINE_CHARACTERS)
@@ -102,7 +102,7 @@ def attribution_lines(words: Sequence[Word], heading: str, unit: str) -> Figure:
 
 
 def _lines(words: Sequence[str]) -> list[list[tuple[int, str]]]:
-    """Break words into lines of (column, word); a longer word is cut."""
+    """Break words into lines of (column, word); a word longer than a line is truncated."""
     lines: list[list[tuple[int, str]]] = [[]]
     column = 0
     for word in words:
@@ -116,6 +116,7 @@ def _lines(words: Sequence[str]) -> list[list[tuple[int, str]]]:
 
 
 def _limit(words: Sequence[Word]) -> float:
+    """Return the value at the ends of the colour scale: the largest magnitude, or 1 if all are zero."""
     return max((abs(word.value) for word in words), default=0) or 1.0
 
 
@@ -126,4 +127,5 @@ def _colours(words: Sequence[Word]) -> list[tuple[float, float, float]]:
 
 def _is_dark(colour: tuple[float, float, float]) -> bool:
     red, green, blue = colour
+    # Luminance (ITU-R BT.601).
     return 0.299 * red + 0.587 * green + 0.114 * blue < 0.55

@@ -1,4 +1,4 @@
-"""Answers of a classifier made of several: of some networks, or of one about several views of an input."""
+"""Averaged predictions: of several networks, or of one network on several views of an image."""
 
 import math
 from collections.abc import Iterable
@@ -9,20 +9,20 @@ from torch.nn import functional as F
 
 
 def mean_answer(logits: Iterable[Tensor]) -> Tensor:
-    """Return the mean of the probabilities of some logits, each (B, classes), as logits."""
+    """Return the logarithm of the mean of the softmax probabilities of several logits, each (B, classes)."""
     logs = torch.stack([each.log_softmax(1) for each in logits])
-    return logs.logsumexp(0) - math.log(len(logs))
+    return logs.logsumexp(0) - math.log(len(logs))  # log of the mean of exp(logs), without underflow
 
 
 class OfViews(nn.Module):
-    """The mean of what a network says of several views of images (B, C, H, W), as logits.
+    """A network with test-time augmentation: its mean prediction over several views of each image.
 
-    Two views are an image and its mirror image. With six, both are also seen moved by a pixel up and to the
-    left, and down and to the right, and the four of those count as much as the two (Jordan 2024,
-    arXiv:2404.00498, section 3.5).
+    Two views are the image and its mirror image. Six views add both of these shifted by one pixel, once
+    diagonally in each direction; the mean of the four shifted views then has the same weight as the mean of
+    the two others (Jordan 2024, arXiv:2404.00498, section 3.5).
 
     Args:
-        network: images to logits (B, classes).
+        network: images (B, C, H, W) to logits (B, classes).
         views: 1, 2 or 6.
     """
 
@@ -31,7 +31,7 @@ class OfViews(nn.Module):
         self.network, self.views = network, views
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logarithms of the mean probabilities, (B, classes)."""
+        """Return the logarithms of the mean probabilities, (B, classes); of one view, its logits."""
         if self.views == 1:
             return self.network(images)
         answer = self._mirrored(images)

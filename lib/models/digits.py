@@ -1,6 +1,7 @@
 """Small convolutional networks for small images."""
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,17 @@ from lib.runtime.errors import UserError
 class ShiftedConv2d(nn.Conv2d):
     """A one-channel 2×2 convolution, computed on the CPU as four shifted multiply-adds.
 
-    The library spends nearly all of its time on such a layer in overhead. Parameters and results are
-    `Conv2d`'s (to rounding); on other devices the computation is too.
+    PyTorch's convolution of such a small layer is nearly all overhead. Parameters and results (up to
+    rounding) are those of `Conv2d`; on other devices `Conv2d` itself computes.
     """
 
-    def __init__(self):
+    bias: nn.Parameter  # never None here
+
+    def __init__(self) -> None:
         super().__init__(1, 1, kernel_size=2)
-        # Behind this layer is a ReLU of one channel: if its weights start out mostly negative, it is
-        # zero everywhere, and dead for good (two seeds in four, with the library's initial values).
-        # So it starts as little more than a copy of its input, one of the four taps at 0.5 to 1.
+        # A ReLU of one channel follows. If the weights start mostly negative, its output is zero everywhere
+        # and it never recovers (two of four seeds, with PyTorch's initial values). So the layer starts
+        # close to a shifted copy of its input: one weight is 0.5 to 1, the others −0.25 to 0.25.
         with torch.no_grad():
             self.weight.mul_(0.5).view(-1)[torch.randint(4, ())] += 0.75
             self.bias.zero_()
@@ -28,14 +31,15 @@ class ShiftedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, H, W) to (B, 1, H − 1, W − 1)."""
         plain = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dim() == 4 and x.shape[1] == 1
-        # Compiled, the library's convolution is as fast, and this one would be compiled anew at every step.
+        # When compiled, PyTorch's convolution is as fast, and this one would be recompiled at every step,
+        # because it reads the weights as Python numbers.
         if plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
             return _ShiftedConvolution.apply(x, self.weight, self.bias)
         return super().forward(x)
 
 
 def _shifted_views(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four views of x (B, 1, H, W) that a 2×2 kernel's weights meet, each (B, 1, H − 1, W − 1)."""
+    """Return the part of x (B, 1, H, W) that each of the 2×2 weights multiplies, (B, 1, H − 1, W − 1)."""
     height, width = x.shape[2] - 1, x.shape[3] - 1
     above, below = x.narrow(2, 0, height), x.narrow(2, 1, height)
     return (
@@ -47,8 +51,10 @@ def _shifted_views(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class _ShiftedConvolution(torch.autograd.Function):
+    """The convolution y[i, j] = b + Σ w[k, l] · x[i + k, j + l], k, l ∈ {0, 1}, and its gradients."""
+
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         views, ctx.factors = _shifted_views(x), weight.flatten().tolist()
         ctx.save_for_backward(x, *views)
         out = torch.add(bias.view(1, 1, 1, 1), views[0], alpha=ctx.factors[0])
@@ -58,7 +64,7 @@ class _ShiftedConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, *views = ctx.saved_tensors
         x_gradient = None
         if ctx.needs_input_grad[0]:
@@ -72,11 +78,11 @@ class _ShiftedConvolution(torch.autograd.Function):
 class MnistClassifier(nn.Module):
     """Four one-channel 2×2 convolutions and two fully connected layers: 9,958 parameters at 28 px.
 
-    Its module names are those of state_dict files in the world; they may not change.
+    The module names must not change, because published state_dict files contain them.
 
     Args:
         classes: number of classes.
-        channels: of the images; must be 1.
+        channels: channels of the images; must be 1.
         size: side length of the images in pixels.
     """
 
@@ -114,17 +120,17 @@ class MnistClassifier(nn.Module):
 
 
 class LeNet5(nn.Sequential):
-    """LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998), layer by layer under the paper's names.
+    """LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998), with the paper's names of layers.
 
-    Where it differs: ReLU for the scaled tanh; max-pooling for averaging with a trained factor and
-    sigmoid; every map of C3 sees all maps of S2, not some; a linear output trained with cross-entropy
-    for Euclidean radial basis functions. Images of 28 px are framed to 32 by C1's padding.
+    Differences from the paper: ReLU instead of the scaled tanh; max-pooling instead of averaging with a
+    trained factor and a sigmoid; each map of C3 sees all maps of S2, not a subset; a linear output trained
+    with cross-entropy instead of Euclidean radial basis functions. C1 pads images of 28 px to 32.
 
     (B, C, H, W) to logits (B, classes).
 
     Args:
         classes: number of classes.
-        channels: of the images, 1 or 3.
+        channels: channels of the images, 1 or 3.
         size: side length of the images in pixels, 28 or 32.
     """
 
@@ -151,25 +157,25 @@ class LeNet5(nn.Sequential):
 
 
 class DeepCNN(nn.Sequential):
-    """A designed network of 24 layers: six 3×3 convolutions, two fully connected layers, 191,626 parameters.
+    """A network of 24 layers: six 3×3 convolutions and two fully connected layers, 191,626 parameters.
 
-    Why it looks as it does:
+    Reasons for its design:
 
-    - Four of its convolutions are unpadded. The frame of these images is empty, so nothing is lost by
-      shrinking, no edge is invented, and half the arithmetic of padded ones is saved where maps are
-      large and costly.
-    - Two max-pools, each after two convolutions, and none before the head: its 4×4 map still tells
-      where a stroke is, which parts 4 from 9 and 7 from 1; averaging it away costs accuracy.
-    - Widths grow slowly, 32, 48, 64, for the first layers have few strokes to tell apart but by far the
-      most pixels; the last two convolutions, padded, are cheap and add depth at 4×4.
-    - Batch normalisation before every ReLU, the first fully connected layer's too, lets it learn at a
-      high rate in few epochs; convolutions and that layer need no bias then.
+    - The first four convolutions are unpadded. The borders of these images are empty, so shrinking loses
+      nothing, no artificial edge appears, and half of the arithmetic of padded convolutions is saved where
+      the maps are large.
+    - Two max-pools, each after two convolutions, and none before the head: the 4×4 map still tells where a
+      stroke is, which separates 4 from 9 and 7 from 1; averaging the map away costs accuracy.
+    - Widths grow slowly (32, 48, 64), because the first layers have few kinds of strokes to distinguish but
+      by far the most pixels. The last two convolutions, which are padded, are cheap and add depth at 4×4.
+    - Batch normalisation precedes every ReLU, including that of the first fully connected layer, and allows
+      a high learning rate and few epochs. The layers before it then need no bias.
 
     (B, C, H, W) to logits (B, classes).
 
     Args:
         classes: number of classes.
-        channels: of the images.
+        channels: channels of the images.
         size: side length of the images in pixels, 20 or more.
     """
 
@@ -200,5 +206,6 @@ class DeepCNN(nn.Sequential):
         layers["relu7"] = nn.ReLU()
         layers["output"] = nn.Linear(64, classes)
         super().__init__(OrderedDict(layers))
-        # Convolutions of many channels run 1.6 times as fast so on a CPU, in bf16 and on CUDA too.
+        # With channels last, convolutions of many channels run 1.6 times as fast on a CPU; in bf16 and on
+        # CUDA too.
         self.to(memory_format=torch.channels_last)

@@ -1,9 +1,9 @@
-"""The layers of a network: their names, the sizes of their feature maps, and what comes out of them."""
+"""Inspect the layers of a network: their names, the shapes of their outputs, and the outputs themselves."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,11 @@ MOST_NAMES_IN_AN_ERROR = 24
 class LayerRow(NamedTuple):
     """One layer of a network.
 
-    `shape` is the output's, without the batch dimension, or None if the forward pass never called the
-    layer; `parameters` counts its own, each tensor once however many layers share it.
+    Attributes:
+        name: name in `model.named_modules()`.
+        kind: class of the module.
+        shape: shape of the output without the batch dimension; None if the layer was never called.
+        parameters: number of the layer's own parameters; a tensor shared by several layers counts once.
     """
 
     name: str
@@ -29,21 +32,24 @@ class LayerRow(NamedTuple):
 def table(model: nn.Module, example: Tensor) -> list[LayerRow]:
     """Return one row per layer of `model`, in order of execution.
 
-    A layer is a module without children, or one that holds parameters itself, so that the rows'
-    parameters add up to the model's. Layers that the forward pass did not call come last.
+    A layer is a module that has no children or has parameters of its own; so the rows' parameters add up to
+    the model's. Layers that the forward pass does not call come last.
 
     Args:
-        example: a batch that the model takes, of any size; it is run once, in eval mode and without
-            gradients. Modes and hooks are afterwards as they were, also after an error.
+        model: the network.
+        example: an input batch of any size. It is run once, in eval mode and without gradients; modes and
+            hooks are restored afterwards, also after an error.
 
     Raises:
-        UserError: the model does not take it, e.g. because an image is too small to be halved so often.
+        UserError: the model does not accept the example, e.g. because its images are too small for the
+            number of poolings.
     """
     layers = {name: module for name, module in model.named_modules() if _is_layer(module)}
     try:
         with evaluating(model), record(layers) as outputs, torch.no_grad():
             model(example)
     except (RuntimeError, AssertionError) as error:
+        # Text networks take a tuple of tensors, which has no shape to name.
         size = f" of {'×'.join(map(str, example.shape[1:]))}" if isinstance(example, Tensor) else ""
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"{type(model).__name__} does not take inputs{size}: {reason}") from None
@@ -62,7 +68,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _count(module: nn.Module, counted: set[int]) -> int:
-    """Return the size of the module's own parameters not yet `counted`, and add them to that set."""
+    """Return the number of the module's own parameters, except those in `counted`, and add them to it."""
     fresh = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in counted]
     counted.update(map(id, fresh))
     return sum(parameter.numel() for parameter in fresh)
@@ -83,10 +89,10 @@ def _size(shape: tuple[int, ...] | None) -> str:
 
 
 def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """Return the modules of `model` that `names` name, as in `model.named_modules()`.
+    """Return the modules of `model` with the given names, which are those of `model.named_modules()`.
 
     Raises:
-        UserError: there is no such module; the message lists the names there are, nearest first.
+        UserError: there is no such module; the message lists the existing names, nearest first.
     """
     modules = {name: each for name, each in model.named_modules() if name and _is_callable(each)}
     names = list(names)
@@ -97,7 +103,7 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
 
 
 def _is_callable(module: nn.Module) -> bool:
-    # Lists and dictionaries of layers are not; DenseNet's blocks, which are such dictionaries, are.
+    # nn.ModuleList and nn.ModuleDict have no forward; subclasses may, such as DenseNet's blocks.
     return type(module).forward is not nn.Module.forward
 
 
@@ -113,13 +119,13 @@ def _nearest(wanted: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def record(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Within the context, keep what each module put out last.
+    """Record the latest output of each module while the context is open.
 
     Yields:
-        A dict that a forward pass fills: name of the module to its output, detached, on its device, in
-        order of first execution. Of a module that puts out several tensors (an LSTM), the first.
+        A dict that forward passes fill: name of the module to its output, detached and on its device, in
+        order of first execution. If a module returns several tensors (such as an LSTM), the first is kept.
 
-    The hooks are gone when the context ends, also after an error.
+    The hooks are removed when the context ends, also after an error.
     """
     outputs: dict[str, Tensor] = {}
     handles = []
@@ -132,15 +138,15 @@ def record(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _keeper(outputs: dict[str, Tensor], name: str):
-    def keep(_module, _inputs, output):
-        # A clone, because an in-place ReLU behind this module would rewrite the tensor.
+def _keeper(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        # A clone, because an in-place ReLU after this module would overwrite the tensor.
         outputs[name] = _first_tensor(output).detach().clone()
 
     return keep
 
 
-def _first_tensor(output) -> Tensor:
+def _first_tensor(output: Any) -> Tensor:
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, dict) else output))
     return output
@@ -148,9 +154,9 @@ def _first_tensor(output) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` in eval mode, and give every module its own mode back at the end.
+    """Put `model` in eval mode for the length of the context, then restore every module's own mode.
 
-    Module by module, because a frozen trunk stays in eval mode inside a model that is training.
+    The modes are restored per module, because a frozen trunk stays in eval mode while the model trains.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -1,4 +1,4 @@
-"""Torchvision's image classifiers by name, with its own weights, those of a file, or random ones."""
+"""Torchvision's image classifiers by name, with published weights, weights from a file, or random weights."""
 
 import difflib
 import os
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 RANDOM = "random"
 
-# DenseNets were saved under names that PyTorch does not allow any more.
+# Published DenseNet files have parameter names with dots that PyTorch no longer allows in module names.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)")
-# Classifiers half-way up GoogLeNet and Inception v3, which nothing but their training uses.
+# Auxiliary classifiers of GoogLeNet and Inception v3, used only in their training.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 class Pretrained(NamedTuple):
-    """A classifier on the CPU, the names of its classes, and how its inputs are prepared."""
+    """A classifier on the CPU, the names of its classes, and the preprocessing of its inputs."""
 
     model: nn.Module
     classes: tuple[str, ...]
@@ -36,58 +36,60 @@ class Pretrained(NamedTuple):
 
 
 def names() -> list[str]:
-    """Return the names of the classifiers that there are."""
+    """Return the names of all classifiers of torchvision."""
     from torchvision import models
 
     return models.list_models(module=models)
 
 
 def check_name(name: str, also: Iterable[str] = ()) -> None:
-    """Raise a UserError that suggests the nearest names, of `also` too, if there is no classifier `name`."""
+    """Raise a UserError if there is no classifier `name`; it suggests the nearest names, also of `also`."""
     if name not in names():
         nearest = difflib.get_close_matches(name.lower(), [*also, *names()], n=5, cutoff=0)
         raise UserError(f"there is no network {name!r}; the nearest names are {', '.join(nearest)}")
 
 
 def build(name: str, *, classes: int = 1000, image_size: int | None = None) -> nn.Module:
-    """Return the network `name` as it is before any training.
+    """Return the untrained network `name`.
 
     Args:
-        classes: how many it tells apart.
-        image_size: side length of its images; a vision transformer takes no other than this one.
+        name: torchvision's name of the network, e.g. `resnet18`.
+        classes: number of classes.
+        image_size: side length of the images; only vision transformers need it, which accept no other size.
 
     Raises:
-        UserError: there is no such network, or not for images of that size.
+        UserError: there is no such network, or it cannot be built for images of that size.
     """
     check_name(name)
     from torchvision import models
 
-    options = {}
+    options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # Their published weights expect inputs that are scaled otherwise: transform_input does that.
+        # Their published weights expect a different input scaling; transform_input converts to it.
         options = {"aux_logits": False, "transform_input": True, "init_weights": False}
     elif name.startswith("vit_") and image_size:
         options = {"image_size": image_size}
     try:
         return models.get_model(name, weights=None, num_classes=classes, **options)
-    except AssertionError as error:  # a size that is no whole number of patches
+    except AssertionError as error:  # the size is not a multiple of the patch size
         raise UserError(f"{name} does not take images of {image_size} px: {error}") from None
 
 
 def load(name: str, weights: str | None = None, *, seed: int = 42) -> Pretrained:
-    """Return the network `name` with its weights, in training mode as a new one is.
+    """Return the network `name` with weights, in training mode like any new module.
+
+    Class names and preprocessing are those of the published weights. A file is matched to published weights
+    by its name, or else treated like torchvision's default weights. If the number of classes differs from
+    the published one, the classes are named by their numbers.
 
     Args:
-        name: torchvision's, e.g. `resnet18`.
-        weights: torchvision's name for them, e.g. `IMAGENET1K_V1`, fetched on first use; a file with their
-            state_dict; `random`; or None for those that torchvision takes by default.
-        seed: of random weights.
-
-    Class names and preprocessing are those of the published weights. A file's are told by its name, and
-    taken to be the default ones' otherwise; of other than their number of classes, the names are numbers.
+        name: torchvision's name of the network, e.g. `resnet18`.
+        weights: torchvision's name of the weights, e.g. `IMAGENET1K_V1` (downloaded on first use); a file
+            with a state_dict; `random`; or None for torchvision's default weights.
+        seed: seed of random weights.
 
     Raises:
-        UserError: no such network, weights or file, a file that does not fit, or no way to fetch it.
+        UserError: the network, weights or file does not exist, does not fit, or cannot be downloaded.
     """
     check_name(name)
     if weights == RANDOM:
@@ -96,9 +98,11 @@ def load(name: str, weights: str | None = None, *, seed: int = 42) -> Pretrained
             torch.manual_seed(seed)
             model = build(name, image_size=_image_size(published))
         return _described(model, 1000, published)
-    published = _choose(name, weights)
-    file = _fetch(name, published) if published else Path(weights)
-    published = published or _published_as(name, file)
+    chosen = _choose(name, weights)
+    if isinstance(chosen, Path):
+        file, published = chosen, _published_as(name, chosen)
+    else:
+        file, published = _fetch(name, chosen), chosen
     state_dict = _read(file)
     classes = count_classes(state_dict)
     model = build(name, classes=classes, image_size=_image_size(published))
@@ -112,27 +116,28 @@ def _published(name: str) -> type["Weights"]:
     return models.get_model_weights(name)
 
 
-def _choose(name: str, weights: str | None) -> "Weights | None":
-    """Return the published weights that `weights` names, None if it is a file.
+def _choose(name: str, weights: str | None) -> "Weights | Path":
+    """Return the published weights that `weights` names (by default torchvision's), or the path of a file.
 
     Raises:
-        UserError: it is neither.
+        UserError: `weights` is neither.
     """
     published = _published(name)
     if weights is None:
         return published.DEFAULT
-    # VGG-16 has weights of its features alone, whose classifier is all NaN.
+    # One set of VGG-16's weights has only features (the classifier is all NaN): it has no categories.
     known = {each.name: each for each in published if each.meta["categories"]}
     if weights in known:
         return known[weights]
     if os.path.exists(weights) or Path(weights).suffix or os.path.dirname(weights):
-        return None
+        return Path(weights)
     raise UserError(
         f"{name} has no weights {weights!r}: there are {', '.join(known)}, {RANDOM}, or a file's name"
     )
 
 
 def _published_as(name: str, file: Path) -> "Weights":
+    """Return the published weights with this file name, or else torchvision's default weights."""
     published = _published(name)
     return next((each for each in published if _file_name(each) == file.name), published.DEFAULT)
 
@@ -142,7 +147,7 @@ def _file_name(published: "Weights") -> str:
 
 
 def _fetch(name: str, published: "Weights") -> Path:
-    """Return the file of `published` in torch's cache folder, where it is put on first use."""
+    """Return the file of `published` in torch's cache folder; download it on first use."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / _file_name(published)
     if file.exists():
         return file
@@ -173,8 +178,9 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def count_classes(state_dict: dict[str, Tensor]) -> int:
-    """Return how many classes the classifier with these weights tells apart."""
-    # What torchvision registers last, in every one of its classifiers, has a row for each class.
+    """Return the number of classes of the classifier with these weights."""
+    # In every classifier of torchvision, the last registered tensor has one row per class. A scalar there
+    # (e.g. a counter of batches) is a sign of another network's file, which `restore_weights` refuses.
     last = next(reversed(state_dict.values()))
     return len(last) if last.dim() else 1000
 
@@ -188,7 +194,7 @@ def _described(model: nn.Module, classes: int, published: "Weights") -> Pretrain
 
 
 def class_names(classes: int, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the `known` names of the classes, or numbers where these are not as many."""
+    """Return the `known` class names, or numbers if there are not exactly `classes` names."""
     return tuple(known) if len(known) == classes else tuple(map(str, range(classes)))
 
 

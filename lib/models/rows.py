@@ -1,17 +1,18 @@
-"""Networks that read an image row by row, from top to bottom, as a phrase is read word by word."""
+"""Recurrent networks that read an image row by row from top to bottom, like a phrase word by word."""
 
 from torch import Tensor, nn
 
 from lib.models.recurrent import Pool, Recurrent, differentiable
 
-# The gates that each stacks in its matrices.
+# PyTorch's layer of each cell, and the number of gates stacked in its matrices.
 _PLAIN = {"rnn": (nn.RNN, 1), "gru": (nn.GRU, 3)}
 
 
 class PlainRecurrent(nn.Module):
-    """A layer of Elman's recurrent network (1990), or of gated recurrent units (Cho et al. 2014).
+    """A layer of an Elman network (1990), or of gated recurrent units (Cho et al. 2014).
 
-    Its matrices begin as those of `lib.models.recurrent.Recurrent` do: orthogonal between states.
+    The initial weights are those of `lib.models.recurrent.Recurrent`: orthogonal between states,
+    Glorot-uniform from the input; all biases are zero.
     """
 
     def __init__(self, cell: str, input_size: int, hidden_size: int):
@@ -32,15 +33,15 @@ class PlainRecurrent(nn.Module):
 
 
 class RowClassifier(nn.Module):
-    """A recurrent network over the rows of an image; its last state goes through one linear layer.
+    """A recurrent network over the rows of an image, and one linear layer on its last state.
 
     Args:
         cell: `rnn`, `lstm` or `gru`.
         classes: number of classes.
-        channels: of the images; a row holds all of them.
+        channels: channels of the images; a row has the pixels of all of them.
         size: side length of the images in pixels.
         hidden: size of the state.
-        depth: recurrent layers.
+        depth: number of recurrent layers.
     """
 
     stages = ("last", "output")

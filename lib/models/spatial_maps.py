@@ -1,19 +1,20 @@
-"""Which outputs of a module are maps over the image, and how they lie."""
+"""Recognise which outputs of a module are spatial maps of the image, and return them as (B, C, h, w)."""
 
 from torch import Tensor, nn
 
 
 def spatial_map(model: nn.Module, output: object, images: Tensor) -> Tensor | None:
-    """Return a module's output as a spatial map (B, C, h, w) with h·w > 1, or None if it is no such thing.
+    """Return a module's output as a spatial map (B, C, h, w) with h·w > 1, or None if it is not one.
 
-    It is one if it comes so, and is about as wide for its height as the images are, which sets it apart from
-    maps with their channels last. Where a network attends, its tokens (B, tokens, C) become their grid,
-    without the class token; states of a recurrent network, one a row of the image, are none.
+    An output with four dimensions is a spatial map if its aspect ratio h : w is about that of the images;
+    this excludes channels-last outputs (B, h, w, C). In a network with attention, tokens (B, tokens, C) are
+    arranged in their grid, without the class token. Other outputs with three dimensions are not maps, e.g.
+    the states of a recurrent network over the rows of an image.
 
     Args:
-        model: whose module it is.
-        output: what the module put out, or a gradient of the same shape.
-        images: that the network was given, (B, ?, H, W).
+        model: the network that contains the module.
+        output: output of the module, or a gradient of the same shape.
+        images: input of the network, (B, ?, H, W).
     """
     if not isinstance(output, Tensor) or len(output) != len(images):
         return None
@@ -28,7 +29,9 @@ def spatial_map(model: nn.Module, output: object, images: Tensor) -> Tensor | No
 
 
 def _token_map(tokens: Tensor, images: Tensor) -> Tensor | None:
+    """Arrange the last tokens in a grid with exactly the images' aspect ratio; None if there is none."""
     image_height, image_width = images.shape[2:]
+    # All tokens are patches, or all but the first, the class token.
     for patches in (tokens.shape[1], tokens.shape[1] - 1):
         height = round((patches * image_height / image_width) ** 0.5)
         width = patches // max(height, 1)

@@ -1,11 +1,11 @@
-"""What is explained: a network with its class names and its preprocessing, and the pictures it is shown."""
+"""Networks to explain, with their class names and preprocessing, and the images that they are shown."""
 
 import difflib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,9 @@ class Picture(NamedTuple):
     """An image as a network sees it.
 
     Attributes:
-        name: for titles and for names of files: the image file's without its suffix, or `digits-7`.
+        name: name in titles and file names: the image file's name without its suffix, or e.g. `digits-7`.
         pixels: (C, H, W) in [0, 1], on the CPU: the crop that the network sees.
-        label: name of its class, where a data set knows it.
+        label: name of its class, if it is from a data set.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network to look inside: frozen, in eval mode, on its device.
+    """A network to explain: frozen, in eval mode, on its device.
 
     Attributes:
-        name: for titles and for names of files, e.g. `resnet18`.
+        name: name in titles and file names, e.g. `resnet18`.
         model: normalised images (B, C, size, size) to logits (B, classes).
-        classes: their names.
-        preprocessing: how an image becomes an input.
-        epoch: after which it was saved, counted from 0; None if that is not known.
+        classes: names of the classes.
+        preprocessing: preprocessing that turns an image into an input.
+        epoch: number of the epoch after which it was saved, counted from 0; None if unknown.
     """
 
     name: str
@@ -60,16 +60,16 @@ class Subject:
 
     @property
     def channels(self) -> int:
-        """How many the images have: 1 or 3."""
+        """Number of channels of the images: 1 or 3."""
         return self.preprocessing.channels
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.model.parameters()).device
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Return pixels (…, C, H, W) in [0, 1] as the network takes them: (pixels − mean) / std."""
+        """Return pixels (…, C, H, W) in [0, 1] normalised for the network: (pixels − mean) / std."""
         mean, std = (
             pixels.new_tensor(values).view(-1, 1, 1)
             for values in (self.preprocessing.mean, self.preprocessing.std)
@@ -77,19 +77,19 @@ class Subject:
         return (pixels - mean) / std
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return the logits (B, classes) of pixels (B, C, H, W) in [0, 1]; gradients go through to them."""
+        """Return the logits (B, classes) for pixels (B, C, H, W) in [0, 1]; differentiable in the pixels."""
         return self.model(self.normalise(pixels.to(self.device)))
 
     def read(
         self, inputs: Sequence[str], data_dir: str | Path = "data", *, invert: bool = False
     ) -> list[Picture]:
-        """Return the pictures that `inputs` name.
+        """Read the images that `inputs` name.
 
         Args:
-            inputs: image files of any kind, or examples of the validation split of a data set:
-                `digits:7` is the eighth, `folder:DIR:7` that of a folder of images.
-            data_dir: where data sets are; see `lib.data.images.load`.
-            invert: image files are negatives of what the network was trained on.
+            inputs: image files of any kind, or examples of a data set's validation split: `digits:7` is the
+                eighth, `folder:DIR:7` the eighth of a folder of images.
+            data_dir: folder of the data sets; see `lib.data.images.load`.
+            invert: invert image files, because they are negatives of the network's training images.
 
         Raises:
             UserError: no such file, data set or example; a file that cannot be read as an image.
@@ -128,7 +128,7 @@ class Subject:
 
 
 def _unseen(splits: Collection[str]) -> str:
-    """Return the split whose examples are shown: one that networks do not learn from, where there is one."""
+    """Return the name of the split to show: validation or test, which networks are not trained on, if any."""
     return next(name for name in ("valid", "test", "train") if name in splits)
 
 
@@ -138,13 +138,17 @@ def _check_index(dataset: str, index: int, count: int) -> None:
 
 
 def _folder_of(dataset: str) -> str:
-    """Return DIR of `folder:DIR`, and an empty text of the name of another data set."""
+    """Return DIR of `folder:DIR`, or an empty text for the name of another data set."""
     kind, _, folder = dataset.partition(":")
     return folder if kind == FOLDER else ""
 
 
 def check_inputs(inputs: Sequence[str]) -> None:
-    """Complain of the first of some inputs that cannot be read, before a network is fetched or loaded."""
+    """Check, before a network is downloaded or loaded, that all inputs can be read.
+
+    Raises:
+        UserError: one cannot; the message names the first.
+    """
     for name in inputs:
         if is_file(name):
             photographs.read(name)
@@ -164,16 +168,16 @@ def is_file(name: str) -> bool:
 def load_pretrained(
     ptm: str, weights: str | None = None, device: torch.device | str = "cpu", *, seed: int = 42
 ) -> Subject:
-    """Return one of torchvision's classifiers; arguments and errors as `lib.models.pretrained.load`."""
+    """Load a classifier of torchvision; arguments and errors as for `lib.models.pretrained.load`."""
     found = pretrained.load(ptm, weights, seed=seed)
     return Subject(ptm, _to_look_at(found.model, device), found.classes, found.preprocessing)
 
 
 def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Subject:
-    """Return the image classifier that a checkpoint of this project holds.
+    """Load the image classifier in a checkpoint of this project.
 
     Raises:
-        UserError: no such file, a damaged one, of another task, or without a network or class names.
+        UserError: the file is missing, damaged, of another task, or has no network or class names.
     """
     saved = checkpoint.load(file, task=TASK)
     if "model" not in saved:
@@ -181,7 +185,9 @@ def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Sub
     network, classes = saved["model"], saved.get("classes")
     if not isinstance(classes, list | tuple) or not classes:
         raise UserError(f"{file} does not name its classes")
-    preprocessing = Preprocessing.of(saved.get("preprocessing"), file)
+    # Any: a file may hold anything, and `of` refuses whatever is no preprocessing.
+    how: Any = saved.get("preprocessing")
+    preprocessing = Preprocessing.of(how, file)
     model = models.build(network["name"], **network["config"])
     checkpoint.restore_weights(model, saved["state_dict"], file)
     epoch = saved.get("epoch")
@@ -199,10 +205,10 @@ def _to_look_at(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def find_classes(subject: Subject, targets: Sequence[str]) -> list[int]:
-    """Return the indices of the classes that `targets` name, whatever the case, or number.
+    """Return the indices of the classes in `targets`, which are names (case is ignored) or numbers.
 
     Raises:
-        UserError: a name that no class has, with the nearest that there are; a number that is too large.
+        UserError: no class has that name (the message lists the nearest), or the number is too large.
     """
     return [_find_class(subject.classes, str(target)) for target in targets]
 
@@ -223,7 +229,7 @@ def _nearest(classes: Sequence[str], target: str, most: int = 5) -> list[str]:
     wanted = target.casefold()
 
     def likeness(name: str) -> tuple[bool, float]:
-        # A word of the name goes before any likeness of its letters: 'cat' means 'tiger cat', not 'bat'.
+        # A matching whole word ranks above similar letters: 'cat' means 'tiger cat', not 'bat'.
         return wanted in name.casefold().split(), difflib.SequenceMatcher(a=wanted, b=name.casefold()).ratio()
 
     return sorted(classes, key=likeness, reverse=True)[:most]

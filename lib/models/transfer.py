@@ -1,10 +1,11 @@
-"""Networks that begin with what another task taught them: weights of a trunk, and a new head on top.
+"""Transfer learning: a trunk with pretrained weights, and a new head.
 
-The head is the last layer with weights; the trunk is all the rest. What the head takes is called features.
+The head is the last layer with weights; the trunk is all the rest. The head's input is called features.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +16,21 @@ from lib.runtime.errors import UserError
 
 
 def build(name: str, classes: int, channels: int = 3, size: int | None = None) -> nn.Module:
-    """Return torchvision's network `name` as it is before any training, its layers under their own names.
+    """Return torchvision's untrained network `name`; its layers keep torchvision's names.
 
     Raises:
-        UserError: there is no such network, or not for such images.
+        UserError: there is no such network, or it cannot be built for such images.
     """
     if channels != 3:
         raise UserError(f"{name} takes images of 3 channels, not of {channels}")
     model = pretrained.build(name, classes=classes, image_size=size)
-    # What there is to look at: its parts at the largest scale, the features, and the logits.
-    model.stages = tuple(_parts(model))
+    # The layers that are shown by default, an attribute that this project's own networks declare.
+    cast(Any, model).stages = tuple(_parts(model))
     return model
 
 
 def _parts(model: nn.Module) -> Iterable[str]:
-    """The children of the largest scale that a network has at least three of."""
+    """Return the names of a network's largest parts: the last five at the first depth with at least three."""
     scale = dict(model.named_children())
     while True:
         wider = {
@@ -43,16 +44,16 @@ def _parts(model: nn.Module) -> Iterable[str]:
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the name of the head of a classifier, and the head."""
+    """Return the name and the module of a classifier's head."""
     owners = ((name, each) for name, each in model.named_modules() if list(each.parameters(recurse=False)))
     return list(owners)[-1]
 
 
 def load_trunk(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
-    """Load weights of the same network, for whatever classes, into all of `model` but its head.
+    """Load the weights of the same network, with any number of classes, into `model` except its head.
 
     Raises:
-        UserError: they are another network's; `source` names them.
+        UserError: the weights are those of another network; the message names `source`.
     """
     head, _ = head_of(model)
     own = {name: value for name, value in model.state_dict().items() if name.startswith(f"{head}.")}
@@ -61,27 +62,31 @@ def load_trunk(model: nn.Module, weights: dict[str, Tensor], source: str | Path)
 
 
 def freeze(model: nn.Module) -> None:
-    """Leave nothing of `model` to be trained but its head; the trunk stays in eval mode for good.
+    """Freeze all of `model` but its head; the trunk stays in eval mode from now on.
 
-    Its batch normalisation then keeps its statistics, and it drops nothing out, so that an image always has
-    the same features: those may also be given to the network instead of images, see `features`.
+    Batch normalisation then keeps its statistics and dropout is off, so an image always has the same
+    features. The network therefore also accepts features instead of images, see `features`.
     """
-    model.head_name, head = head_of(model)
+    name, head = head_of(model)
     model.requires_grad_(False)
     head.requires_grad_(True)
-    # A mode is set by `train`, which is the class's: only so do copies of the network have it too.
+    cast(Any, model).head_name = name
+    # `train` and `forward` are overridden in a class made for this network, so that its deep copies behave
+    # the same; closures stored in the object would still refer to the original.
     kind = type(model)
     model.__class__ = type(kind.__name__, (_Frozen, kind), {})
     model.train(model.training)
 
 
 class _Frozen(nn.Module):
+    """A mixin for a network whose trunk stays in eval mode; see `freeze`."""
+
     head_name: str
 
     def train(self, mode: bool = True) -> "_Frozen":
         super().train(False)
         self.get_submodule(self.head_name).train(mode)
-        self.training = mode  # what the objective tells training from validation by
+        self.training = mode  # the objective reads it to tell training from validation
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ class _Frozen(nn.Module):
 
 
 def has_features(model: nn.Module) -> bool:
-    """Return whether the head's answer is the network's, so that features can stand for images."""
+    """Return whether the head is a linear layer; its input, the features, can then replace the images."""
     return isinstance(head_of(model)[1], nn.Linear)
 
 
