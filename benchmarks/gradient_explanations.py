@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Gradient explanations side by side with pytorch-grad-cam and Captum: seconds, gradients taken, memory.
 
+memory        peak of the process after it has integrated in few steps, and then in many.
 time          ResNet-18 with random weights, by turns in one process, medians. Peers are told the
               targets; what is here finds them in the same forward pass. Every map is upsampled.
 completeness  gradients that integrated gradients take until |Σ − (F(x) − F(x′))| ≤ 1 %, over images of
@@ -8,47 +9,86 @@ completeness  gradients that integrated gradients take until |Σ − (F(x) − F
               too. Captum's default rule (gauss-legendre) does not say how many steps it takes: counted
               are its default of 50, doubled from scratch until it is right; and with hindsight, the
               fewest steps that are.
-memory        peak of processes that integrate in 10 and in 300 steps.
+
+What is not installed is left out of the comparison.
 """
 
-import argparse
 import io
-import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks import common  # noqa: E402
+
+common.before_torch()
 
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from lib import models, train  # noqa: E402
+from lib import cli, models  # noqa: E402
 from lib.data import images  # noqa: E402
-from lib.data.batches import InOrder, TensorBatches  # noqa: E402
 from lib.explain.gradients import grad_cam, guided_backprop, upsample  # noqa: E402
 from lib.explain.integrated_gradients import integrated_gradients  # noqa: E402
 from lib.explain.scores import class_scores, top_classes, top_scores  # noqa: E402
-from lib.objectives import classification  # noqa: E402
-from lib.optimisation import Settings  # noqa: E402
-from lib.runlog import RunLog  # noqa: E402
+from lib.runtime.errors import UserError  # noqa: E402
+from lib.runtime.runlog import RunLog  # noqa: E402
+from lib.training import train  # noqa: E402
+from lib.training.objectives import classification  # noqa: E402
+from lib.training.optimisation import Settings  # noqa: E402
 
 SEED = 42
-SIZE = 224
 LAYER = "layer4"
 INTEGRATION_STEPS = 6
 TOLERANCE = 0.01
 MOST_PEER_STEPS = 3200
 DIGITS = {"lenet5": 15, "mnist-classifier": 20, "deep-cnn": 3}  # and epochs: 15 s together
+QUICK_DIGITS = {"lenet5": 1}
+QUICK = {"size": 64, "paths": (2, 6), "batch_size": 6, "images": 1, "repetitions": 1, "warm_ups": 0}
+
+
+def make_parser() -> cli.Parser:
+    parser = common.make_parser("gradient_explanations.py", __doc__, repetitions=7)
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"measure these: {', '.join(SECTIONS)}; default: all of them",
+    )
+    add = parser.add_argument_group("what is explained").add_argument
+    add(
+        "--warm-ups",
+        type=cli.integer(0),
+        default=1,
+        metavar="N",
+        help="call each way N times before it is timed",
+    )
+    add("--size", type=cli.integer(64, 1024), default=224, metavar="N", help="make images N pixels large")
+    add("-bs", "--batch-size", type=cli.integer(1), default=4, metavar="N", help="explain N images at once")
+    add(
+        "--images",
+        type=cli.integer(1),
+        default=32,
+        metavar="N",
+        help="explain N digits where completeness is measured",
+    )
+    add(
+        "--paths",
+        type=cli.integer(1),
+        nargs=2,
+        default=(10, 300),
+        metavar="N",
+        help="compare the memory of integrations in so many steps",
+    )
+    return parser
 
 
 def resnet() -> nn.Module:
@@ -56,47 +96,29 @@ def resnet() -> nn.Module:
     return torchvision.models.resnet18(weights=None).eval()
 
 
-def time_all(options: argparse.Namespace) -> list[dict]:
+def time_all(options: SimpleNamespace) -> list[dict]:
     """Return a row for each explanation and number of targets."""
-    model, batch = resnet(), torch.randn(options.batch_size, 3, SIZE, SIZE)
+    model, batch = resnet(), torch.randn(options.batch_size, 3, options.size, options.size)
     rows = []
     for k in (1, 3):
         with torch.no_grad():
             targets = top_classes(model(batch), k)
         for name, ways in explanations(model, batch, targets).items():
-            rows.append({"explanation": name, "targets": k, **in_turn(ways, options.repetitions)})
+            rows.append(
+                {"explanation": name, "targets": k, **in_turn(ways, options.repetitions, options.warm_ups)}
+            )
     return rows
 
 
 def explanations(
     model: nn.Module, batch: Tensor, targets: Tensor
 ) -> dict[str, dict[str, Callable[[], object]]]:
-    """Return, for each explanation, the ways to it."""
-    from captum.attr import GuidedBackprop, IntegratedGradients, LayerAttribution, LayerGradCam
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    k = len(targets)
+    """Return, for each explanation, the ways to it: here, and by the libraries that are installed."""
+    k, size = len(targets), batch.shape[-1]
 
     def forward() -> None:
         with torch.no_grad():
             model(batch)
-
-    def their_cams() -> None:
-        with GradCAM(model, [model.layer4]) as cam:
-            for row in targets.tolist():
-                cam(batch, [ClassifierOutputTarget(c) for c in row])
-
-    def captums_cams() -> None:
-        peer = LayerGradCam(model, model.layer4)
-        for row in targets:
-            maps = peer.attribute(batch, row, relu_attributions=True)
-            LayerAttribution.interpolate(maps, (SIZE, SIZE), "bilinear")
-
-    def captums_integrals() -> None:
-        options = {"n_steps": INTEGRATION_STEPS, "method": "riemann_middle", "return_convergence_delta": True}
-        for row in targets[:, :1]:
-            IntegratedGradients(model).attribute(batch[:1], 0, row, **options, internal_batch_size=len(batch))
 
     def our_integrals() -> None:
         scores = class_scores(targets[:, :1])
@@ -108,35 +130,67 @@ def explanations(
             batch_size=len(batch),
         )
 
-    return {
+    ways: dict[str, dict[str, Callable[[], object]]] = {
         "Grad-CAM": {
-            "this": lambda: upsample(grad_cam(model, [LAYER], batch, top_scores(k)).maps[LAYER], SIZE),
+            "this": lambda: upsample(grad_cam(model, [LAYER], batch, top_scores(k)).maps[LAYER], size),
             "forward": forward,
-            "pytorch-grad-cam": their_cams,
-            "captum": captums_cams,
         },
-        "guided backpropagation": {
-            "this": lambda: guided_backprop(model, batch, top_scores(k)),
-            "captum": lambda: [GuidedBackprop(model).attribute(batch, row) for row in targets],
-        },
-        f"integrated gradients, one image, {INTEGRATION_STEPS} steps": {
-            "this": our_integrals,
-            "captum": captums_integrals,
-        },
+        "guided backpropagation": {"this": lambda: guided_backprop(model, batch, top_scores(k))},
+        f"integrated gradients, one image, {INTEGRATION_STEPS} steps": {"this": our_integrals},
     }
+    if common.is_installed("pytorch_grad_cam"):
+        ways["Grad-CAM"]["pytorch-grad-cam"] = by_pytorch_grad_cam(model, batch, targets)
+    if common.is_installed("captum"):
+        for own, theirs in zip(ways.values(), by_captum(model, batch, targets), strict=True):
+            own["captum"] = theirs
+    return ways
 
 
-def in_turn(ways: dict[str, Callable[[], object]], repetitions: int) -> dict:
-    """Return the median seconds, wall-clock and CPU, of each way, all called once before, then by turns."""
+def by_pytorch_grad_cam(model: nn.Module, batch: Tensor, targets: Tensor) -> Callable[[], object]:
+    """Return pytorch-grad-cam's way to Grad-CAM."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def maps() -> None:
+        with GradCAM(model, [model.layer4]) as cam:
+            for row in targets.tolist():
+                cam(batch, [ClassifierOutputTarget(c) for c in row])
+
+    return maps
+
+
+def by_captum(model: nn.Module, batch: Tensor, targets: Tensor) -> tuple[Callable[[], object], ...]:
+    """Return Captum's ways to Grad-CAM, guided backpropagation and integrated gradients."""
+    from captum.attr import GuidedBackprop, IntegratedGradients, LayerAttribution, LayerGradCam
+
+    def maps() -> None:
+        peer = LayerGradCam(model, model.layer4)
+        for row in targets:
+            coarse = peer.attribute(batch, row, relu_attributions=True)
+            LayerAttribution.interpolate(coarse, tuple(batch.shape[-2:]), "bilinear")
+
+    def guided() -> None:
+        for row in targets:
+            GuidedBackprop(model).attribute(batch, row)
+
+    def integrals() -> None:
+        options = {"n_steps": INTEGRATION_STEPS, "method": "riemann_middle", "return_convergence_delta": True}
+        for row in targets[:, :1]:
+            IntegratedGradients(model).attribute(batch[:1], 0, row, **options, internal_batch_size=len(batch))
+
+    return maps, guided, integrals
+
+
+def in_turn(ways: dict[str, Callable[[], object]], repetitions: int, warm_ups: int) -> dict:
+    """Return the median seconds, wall-clock and CPU, of each way, called by turns after some warm-ups."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Captum's, of hooks that it sets
-        for turn in range(repetitions + 1):
+        for turn in range(warm_ups + repetitions):
             for name, way in ways.items():
-                wall, cpu = time.perf_counter(), time.process_time()
-                way()
-                if turn:
-                    seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+                taken = common.timed(way)
+                if turn >= warm_ups:
+                    seconds[name].append(taken)
     return {
         f"{name}_{unit}_seconds": statistics.median(pair[index] for pair in pairs)
         for name, pairs in seconds.items()
@@ -144,34 +198,34 @@ def in_turn(ways: dict[str, Callable[[], object]], repetitions: int) -> dict:
     }
 
 
-def trained(name: str, data: images.ImageData) -> nn.Module:
-    """Return a network of that name that has learnt the digits."""
+def trained(name: str, epochs: int, data: images.ImageData) -> nn.Module:
+    """Return a network of that name that has learnt the digits for some epochs."""
     torch.manual_seed(SEED)
     model = models.build(name)
     with tempfile.TemporaryDirectory() as folder:
         train.fit(
             model,
             classification(),
-            TensorBatches(*data.train, batch_size=32, seed=SEED),
-            InOrder(*data.valid),
-            Settings(seed=SEED, max_epoch=DIGITS[name], learning_rate=4e-3),
+            data.train.shuffled((), lambda _names: None, batch_size=32, seed=SEED),
+            data.valid.in_order(),
+            Settings(seed=SEED, max_epoch=epochs, learning_rate=4e-3),
             log=RunLog("benchmark", stream=io.StringIO()),
             checkpoints=train.Checkpoints(Path(folder)),
         )
     return model.eval()
 
 
-def completeness(options: argparse.Namespace) -> list[dict]:
+def completeness(options: SimpleNamespace) -> list[dict]:
     """Return a row for each network: gradients taken an image, here and by Captum."""
     data = images.load("digits", Path("data"), size=28)
     rows = []
-    for name in DIGITS:
-        model = trained(name, data)
-        accuracy = train.evaluate(model, classification(), InOrder(*data.valid))["accuracy"]
+    for name, epochs in (QUICK_DIGITS if options.quick else DIGITS).items():
+        model = trained(name, epochs, data)
+        accuracy = train.evaluate(model, classification(), data.valid.in_order())["accuracy"]
         counts = [gradients_taken(model, x) for x in data.valid.images[: options.images]]
         columns = {key: [each[key] for each in counts] for key in counts[0]}
         rows.append(
-            {"network": name, "accuracy": accuracy, "images": options.images}
+            {"network": name, "accuracy": accuracy, "images": len(counts)}
             | {f"{key}_median": statistics.median(values) for key, values in columns.items()}
             | {f"{key}_mean": statistics.mean(values) for key, values in columns.items()}
         )
@@ -179,13 +233,22 @@ def completeness(options: argparse.Namespace) -> list[dict]:
 
 
 def gradients_taken(model: nn.Module, x: Tensor) -> dict[str, int]:
-    from captum.attr import IntegratedGradients
-
-    black, peer = torch.zeros_like(x), IntegratedGradients(model)
+    """Return how many gradients make the values of image x add up, here and by Captum if it is installed."""
+    black = torch.zeros_like(x)
     with torch.no_grad():
         target = int(model(x[None]).argmax())
     ours = integrated_gradients(lambda p: model(p)[:, target], x, black, tolerance=TOLERANCE)
-    wanted = TOLERANCE * abs(ours.score - ours.baseline_score)
+    counts = {"this": ours.evaluations}
+    if common.is_installed("captum"):
+        counts |= captums_gradients(model, x, target, TOLERANCE * abs(ours.score - ours.baseline_score))
+    return counts
+
+
+def captums_gradients(model: nn.Module, x: Tensor, target: int, wanted: float) -> dict[str, int]:
+    """Return how many gradients Captum takes until the gap is as small as wanted."""
+    from captum.attr import IntegratedGradients
+
+    peer = IntegratedGradients(model)
 
     def right(steps: int) -> bool:
         delta = peer.attribute(x[None], 0, target, n_steps=steps, return_convergence_delta=True)[1]
@@ -195,30 +258,32 @@ def gradients_taken(model: nn.Module, x: Tensor) -> dict[str, int]:
     while not right(steps):
         steps *= 2
         total += steps
-    return {
-        "this": ours.evaluations,
-        "captum": total,
-        "captum_hindsight": next(n for n in range(1, MOST_PEER_STEPS + 1) if right(n)),
-    }
+    fewest = next(n for n in range(1, MOST_PEER_STEPS + 1) if right(n))
+    return {"captum": total, "captum_hindsight": fewest}
 
 
-def memory(options: argparse.Namespace) -> list[dict]:
-    """Return one row: the peaks of two processes of their own, in MiB."""
-    peaks = {}
-    for steps in (10, 300):
-        command = [sys.executable, __file__, "--peak-of", str(steps), "--batch-size", str(options.batch_size)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
-        peaks[f"peak_{steps}_steps_mib"] = int(done.stdout) // 1024
-    return [peaks | {"ratio": peaks["peak_300_steps_mib"] / peaks["peak_10_steps_mib"]}]
+def memory(options: SimpleNamespace) -> list[dict]:
+    """Return one row: the peaks of this process after few steps and after many, in MiB."""
+    model, x = resnet(), torch.randn(3, options.size, options.size)
+    peaks = []
+    for steps in options.paths:
+        integrated_gradients(
+            lambda p: model(p)[:, 0], x, torch.zeros_like(x), steps=steps, batch_size=options.batch_size
+        )
+        peaks.append(peak_memory() // 1024)
+    few, many = peaks
+    return [{"steps": list(options.paths), "peaks_mib": peaks, "ratio": many / few}]
 
 
-def integrate(steps: int, batch_size: int) -> None:
-    """Integrate the gradients of ResNet-18 and print this process's peak of memory in KiB."""
-    model, x = resnet(), torch.randn(3, SIZE, SIZE)
-    black = torch.zeros_like(x)
-    integrated_gradients(lambda p: model(p)[:, 0], x, black, steps=steps, batch_size=batch_size)
+def peak_memory() -> int:
+    """Return the most memory that this process has held so far, in KiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux a new process inherits there the peak of the process that started it.
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak // 1024 if sys.platform == "darwin" else peak)
+    return peak // 1024 if sys.platform == "darwin" else peak
 
 
 def time_table(rows: list[dict]) -> list[str]:
@@ -257,61 +322,50 @@ def completeness_table(rows: list[dict]) -> list[str]:
     ]
     for row in rows:
         pairs = [
-            f"{row[f'{key}_median']:g} ({row[f'{key}_mean']:.0f})"
+            f"{row[f'{key}_median']:g} ({row[f'{key}_mean']:.0f})" if f"{key}_median" in row else ""
             for key in ("this", "captum", "captum_hindsight")
         ]
-        share = [row[f"this_{key}"] / row[f"captum_{key}"] for key in ("median", "mean")]
-        cells = [row["network"], f"{row['accuracy']:.3f}", *pairs, f"{share[0]:.2f} ({share[1]:.2f})"]
+        share = ""
+        if "captum_median" in row:
+            median, mean = (row[f"this_{key}"] / row[f"captum_{key}"] for key in ("median", "mean"))
+            share = f"{median:.2f} ({mean:.2f})"
+        cells = [row["network"], f"{row['accuracy']:.3f}", *pairs, share]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def memory_table(rows: list[dict]) -> list[str]:
     (row,) = rows
-    cells = f"| {row['peak_10_steps_mib']} | {row['peak_300_steps_mib']} | {row['ratio']:.2f} |"
-    return ["| 10 steps, MiB | 300 steps, MiB | ratio |", "|---:|---:|---:|", cells]
+    few, many = row["steps"]
+    cells = f"| {row['peaks_mib'][0]} | {row['peaks_mib'][1]} | {row['ratio']:.2f} |"
+    return [f"| {few} steps, MiB | {many} steps, MiB | ratio |", "|---:|---:|---:|", cells]
 
 
 SECTIONS = {
+    "memory": (memory, memory_table),  # the first: of what came before it, a peak would remain
     "time": (time_all, time_table),
     "completeness": (completeness, completeness_table),
-    "memory": (memory, memory_table),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all"
-    )
-    parser.add_argument("-bs", "--batch-size", type=int, default=4, metavar="N", help="default: 4")
-    parser.add_argument("--images", type=int, default=32, metavar="N", help="of completeness; default: 32")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--repetitions", type=int, default=7, metavar="N", help="default: 7")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the tables, too")
-    parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)  # how `memory` calls itself
-    options = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    options = common.settle(make_parser(), argv, QUICK)
     torch.set_num_threads(options.threads)
-    if options.peak_of:
-        integrate(options.peak_of, options.batch_size)
-        return
-    unknown = set(options.sections) - set(SECTIONS)
+    unknown = [name for name in options.sections if name not in SECTIONS]
     if unknown:
-        parser.error(f"there is no section {unknown.pop()!r}; choose from {', '.join(SECTIONS)}")
+        raise UserError(f"there is no section {unknown[0]!r}; choose from {', '.join(SECTIONS)}")
     found = {}
-    for name in options.sections or SECTIONS:
-        measure, table = SECTIONS[name]
+    for name, (measure, table) in SECTIONS.items():
+        if name not in (options.sections or SECTIONS):
+            continue
         found[name] = measure(options)
         print("\n".join([f"{name}:", "", *table(found[name]), ""]), flush=True)
     print(
-        f"ResNet-18 at {SIZE} px, batch size {options.batch_size}, {options.threads} thread(s), "
+        f"ResNet-18 at {options.size} px, batch size {options.batch_size}, {options.threads} thread(s), "
         f"medians of {options.repetitions}, torch {torch.__version__}."
     )
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    common.write_json(options, found)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

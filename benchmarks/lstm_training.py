@@ -14,22 +14,25 @@ and the recurrent layer alone, forwards and backwards, on the batches of `this`:
     layer       lib.models.recurrent.Recurrent
 """
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import common  # noqa: E402
+
+common.before_torch()
+
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from lib import cli  # noqa: E402
 from lib.data import text  # noqa: E402
 from lib.data.phrases import PhraseBatches  # noqa: E402
 from lib.data.tokens import Encoded, Phrases, Vocabulary  # noqa: E402
@@ -38,8 +41,35 @@ from lib.models.recurrent import LSTM, PlainClassifier, Recurrent  # noqa: E402
 SEED = 42
 SIZE = 512
 LEARNING_RATE = 5e-4
+QUICK = {"dataset": "tiny", "updates": 2, "repetitions": 1}
 
 Update = Callable[[], int]
+
+
+def make_parser() -> cli.Parser:
+    parser = common.make_parser("lstm_training.py", __doc__, repetitions=5)
+    add = parser.add_argument_group("what is trained").add_argument
+    add(
+        "--dataset",
+        choices=("sst2", "tiny"),
+        default="sst2",
+        help="train on these phrases; tiny needs no download",
+    )
+    add(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="read SST-2/train.tsv in this folder; what is missing there is downloaded",
+    )
+    add(
+        "--updates",
+        type=cli.integer(1),
+        default=20,
+        metavar="N",
+        help="time N updates in a repetition, and four times as many of the loop, whose batches are a "
+        "quarter as large",
+    )
+    return parser
 
 
 class PaddedLoop(nn.Module):
@@ -60,7 +90,7 @@ class PaddedLoop(nn.Module):
 def padded_batches(
     phrases: list[Tensor], labels: Tensor, padding: int
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield words (16, T) padded on the left, labels (16,), and how many of the words are none."""
+    """Yield words (16, T) padded on the left, labels (16,), and how many of the words are no padding."""
     generator = torch.Generator().manual_seed(SEED)
     while True:
         for rows in torch.randperm(len(phrases), generator=generator).split(16):
@@ -71,7 +101,7 @@ def padded_batches(
 
 
 def loop_update(encoded: Encoded, labels: Tensor, words: int) -> Update:
-    """Return what makes one update of the tutorials' way, and returns its tokens."""
+    """Return a function that makes one update of the tutorials' way and returns its tokens."""
     numbers = encoded.words[encoded.tokens]
     phrases = list(numbers.split(encoded.lengths.tolist()))
     batches = padded_batches(phrases, labels, padding=words)
@@ -96,7 +126,7 @@ def batches_of_one_length(encoded: Encoded, labels: Tensor) -> Iterator[tuple[Ph
 
 
 def our_update(encoded: Encoded, labels: Tensor, words: int) -> Update:
-    """Return what makes one update of this project's way, and returns its tokens."""
+    """Return a function that makes one update of this project's way and returns its tokens."""
     batches = batches_of_one_length(encoded, labels)
     model = PlainClassifier(words, embedding=SIZE, hidden=SIZE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -112,7 +142,7 @@ def our_update(encoded: Encoded, labels: Tensor, words: int) -> Update:
 
 
 def layer_update(layer: nn.Module, encoded: Encoded, labels: Tensor) -> Update:
-    """Return what calls a recurrent layer forwards and backwards once, and returns its tokens."""
+    """Return a function that calls a recurrent layer forwards and backwards once and returns its tokens."""
     batches = batches_of_one_length(encoded, labels)
     generator = torch.Generator().manual_seed(SEED)
 
@@ -163,19 +193,11 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-dir", default="data", help="holds SST-2/train.tsv; default: data")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="default: 5")
-    parser.add_argument("--updates", type=int, default=20, metavar="N", help="a repetition; default: 20")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the tables, too")
-    options = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    options = common.settle(make_parser(), argv, QUICK)
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
-    data = text.load("sst2", options.data_dir, {})
+    data = text.load(options.dataset, options.data_dir, {})
     vocabulary = Vocabulary.of(data.train.phrases, sizes=())
     encoded, labels = vocabulary.encode(data.train.phrases), torch.tensor(data.train.labels)
     words = len(vocabulary.words)
@@ -190,10 +212,12 @@ def main() -> None:
     }
     alone = measure(layers, dict.fromkeys(layers, options.updates), options.repetitions)
     print(f"\n{table(alone)}")
-    print(f"\n{options.threads} thread(s), torch {torch.__version__}; medians of {options.repetitions}.")
-    if options.json:
-        options.json.write_text(json.dumps({"training": training, "layer": alone}, indent=1) + "\n")
+    print(
+        f"\n{options.dataset}, {options.threads} thread(s), torch {torch.__version__}; "
+        f"medians of {options.repetitions}."
+    )
+    common.write_json(options, {"training": training, "layer": alone})
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

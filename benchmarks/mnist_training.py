@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Time one epoch of mnist-classifier: the loop of the tutorials against `lib.train.fit`.
+"""Time one epoch of mnist-classifier: the loop of the tutorials against `lib.training.train.fit`.
 
-Both train the same network with AdamW at the same batch size, on the same number of threads, in turn in one
-process:
+Both train the same network with AdamW at the same batch size, on the same images and the same number of
+threads, in turn in one process:
 
     tutorial    torchvision's MNIST, ToTensor on every image, a shuffling DataLoader, plain nn.Conv2d,
                 AdamW as it comes, loss.item() in every step
@@ -11,32 +11,78 @@ process:
 Loading the data is left out of both. Validation is timed apart: as a share of the training it follows.
 """
 
-import argparse
 import io
-import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+from benchmarks import common  # noqa: E402
 
-from lib import models, train  # noqa: E402
+common.before_torch()
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+from torchvision.datasets import MNIST  # noqa: E402
+from torchvision.transforms import ToTensor  # noqa: E402
+
+from lib import cli, models  # noqa: E402
 from lib.data import images  # noqa: E402
-from lib.data.batches import InOrder, TensorBatches  # noqa: E402
+from lib.data.batches import InOrder  # noqa: E402
 from lib.models.digits import ShiftedConv2d  # noqa: E402
-from lib.objectives import classification  # noqa: E402
-from lib.optimisation import Settings  # noqa: E402
-from lib.runlog import RunLog  # noqa: E402
+from lib.runtime.runlog import RunLog  # noqa: E402
+from lib.training import train  # noqa: E402
+from lib.training.objectives import classification  # noqa: E402
+from lib.training.optimisation import Settings  # noqa: E402
 
 SEED = 42
 LEARNING_RATE = 1e-3
+DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")  # what the network takes: grey, of ten classes
+QUICK = {"dataset": "digits", "batch_size": [64, 128], "repetitions": 1}
+
+
+def make_parser() -> cli.Parser:
+    parser = common.make_parser("mnist_training.py", __doc__, repetitions=3)
+    add = parser.add_argument_group("what is trained").add_argument
+    add(
+        "--dataset",
+        choices=DATASETS,
+        default="mnist",
+        help="train on these images; digits need no download",
+    )
+    add(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="read MNIST/raw/… in this folder; what is missing there is downloaded",
+    )
+    add("--limit", type=cli.integer(1), metavar="N", help="train on a fixed stratified subset of N images")
+    add(
+        "-bs",
+        "--batch-size",
+        type=cli.integer(2),
+        nargs="+",
+        default=[16, 128],
+        metavar="N",
+        help="compare at each of these batch sizes",
+    )
+    return parser
+
+
+class TutorialImages(MNIST):
+    """Images in memory as torchvision's MNIST gives them out: one PIL image and one `ToTensor` an example."""
+
+    def __init__(self, split: images.Split):
+        self.data = (split.images[:, 0] * 255).round().to(torch.uint8)
+        self.targets = split.labels
+        self.transform, self.target_transform = ToTensor(), None
 
 
 def make_network(library_convolutions: bool) -> nn.Module:
@@ -51,15 +97,9 @@ def make_network(library_convolutions: bool) -> nn.Module:
     return model
 
 
-def tutorial_epoch(data_dir: Path, limit: int | None, batch_size: int) -> Callable[[], None]:
-    """Return what trains one epoch as the tutorials do."""
-    from torch.utils.data import DataLoader, Subset
-    from torchvision.datasets import MNIST
-    from torchvision.transforms import ToTensor
-
-    dataset = MNIST(str(data_dir), train=True, transform=ToTensor())
-    subset = Subset(dataset, range(limit)) if limit else dataset
-    loader = DataLoader(subset, batch_size=batch_size, shuffle=True)
+def tutorial_epoch(data: images.ImageData, batch_size: int) -> Callable[[], None]:
+    """Return a function that trains one epoch as the tutorials do."""
+    loader = DataLoader(TutorialImages(data.train), batch_size=batch_size, shuffle=True)
     model = make_network(library_convolutions=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     criterion = nn.CrossEntropyLoss()
@@ -84,7 +124,7 @@ class TimedValidation:
         self.batches = batches
         self.seconds = (0.0, 0.0)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # fit() draws the batches one after the other, with the network's work between them.
         wall, cpu = time.perf_counter(), time.process_time()
         yield from self.batches
@@ -94,14 +134,17 @@ class TimedValidation:
 def our_epoch(
     data: images.ImageData, batch_size: int, folder: Path, validations: list[tuple[float, float]]
 ) -> Callable[[], None]:
-    """Return what trains one epoch with `lib.train.fit`; it adds the seconds of validation to a list."""
+    """Return a function that trains one epoch with `lib.training.train.fit`.
+
+    It adds the seconds of validation to a list.
+    """
     settings = Settings(
         seed=SEED, max_epoch=1, learning_rate=LEARNING_RATE, schedule="constant", weight_decay=0.01
     )
-    training = TensorBatches(*data.train, batch_size=batch_size, seed=SEED)
+    training = data.train.shuffled((), lambda _names: None, batch_size=batch_size, seed=SEED)
 
     def epoch() -> None:
-        validation = TimedValidation(InOrder(*data.valid))
+        validation = TimedValidation(data.valid.in_order())
         train.fit(
             make_network(library_convolutions=False),
             classification(),
@@ -116,25 +159,18 @@ def our_epoch(
     return epoch
 
 
-def timed(epoch: Callable[[], None]) -> tuple[float, float]:
-    """Return the wall-clock and the CPU seconds of one call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    epoch()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def compare(options: argparse.Namespace, data: images.ImageData, batch_size: int) -> dict:
+def compare(options: SimpleNamespace, data: images.ImageData, batch_size: int) -> dict:
     """Time both ways `options.repetitions` times in turn; return the medians, as a row of the table."""
     times: dict[str, list[tuple[float, float]]] = {"tutorial": [], "this": []}
     validations: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         ways = {
-            "tutorial": tutorial_epoch(options.data_dir, options.limit, batch_size),
+            "tutorial": tutorial_epoch(data, batch_size),
             "this": our_epoch(data, batch_size, Path(folder), validations),
         }
         for _ in range(options.repetitions):
             for name, epoch in ways.items():
-                times[name].append(timed(epoch))
+                times[name].append(common.timed(epoch))
     # fit() validates once, at the end of the epoch: what is left of its time is training.
     times["this"] = [
         (wall - validation[0], cpu - validation[1])
@@ -157,7 +193,7 @@ def compare(options: argparse.Namespace, data: images.ImageData, batch_size: int
     }
 
 
-def table(rows: list[dict]) -> list[str]:
+def table(rows: Sequence[dict]) -> list[str]:
     lines = [
         "| batch size | tutorial, s (CPU) | this, s (CPU) | ratio (CPU) | validation / training |",
         "|---:|---:|---:|---:|---:|",
@@ -172,33 +208,21 @@ def table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data-dir", type=Path, default=Path("data"), help="holds MNIST/raw/…; default: data"
-    )
-    parser.add_argument("-bs", "--batch-size", type=int, nargs="+", default=[16, 128], metavar="N")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
-    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--limit", type=int, metavar="N", help="so many training examples, for a quick look")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table, too")
-    options = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    options = common.settle(make_parser(), argv, QUICK)
     torch.set_num_threads(options.threads)
-    data = images.load("mnist", options.data_dir, limit=options.limit)
+    data = images.load(options.dataset, options.data_dir, limit=options.limit)
     rows = []
     for batch_size in options.batch_size:
         rows.append(compare(options, data, batch_size))
         print("\n".join(table(rows)) if len(rows) == 1 else table(rows)[-1], flush=True)
     print(
-        f"\n{rows[0]['examples']:,} examples an epoch, {options.threads} thread(s), "
+        f"\n{options.dataset}, {rows[0]['examples']:,} examples an epoch, {options.threads} thread(s), "
         f"torch {torch.__version__}; "
         f"medians of {options.repetitions}; a validation is of {len(data.valid.labels):,} images."
     )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    common.write_json(options, rows)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

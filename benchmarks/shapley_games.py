@@ -18,6 +18,7 @@ from lib.explain.games import MaskedImage
 from lib.explain.players import patches
 from lib.explain.scores import class_scores
 from lib.explain.shapley import shapley_weights
+from lib.runtime.errors import UserError
 
 FAMILY_SEPARATOR = "/"
 
@@ -70,45 +71,64 @@ class Game:
         return float(inside.double().mean())
 
 
+def fewest_evaluations(n: int) -> int:
+    """Return the fewest evaluations from which odd-gp estimates the values of n players.
+
+    It asks about pairs of complements: of an odd number of evaluations, one would not be used.
+    """
+    least = shapley.FEWEST_EVALUATIONS_A_PLAYER * n
+    return least + least % 2
+
+
 def grid(side: int) -> torch.Tensor:
     return torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
 
 
 def table_game(name: str, table: torch.Tensor) -> Game:
     """Return the game of 2ⁿ values, n a square number, with its exact Shapley values."""
-    n = round(math.log2(len(table)))
-    if len(table) != 2**n or math.isqrt(n) ** 2 != n:
-        raise SystemExit(f"{name}: {len(table)} values are not those of the coalitions of a square")
+    n = round(math.log2(max(1, len(table))))
+    if table.dim() != 1 or len(table) != 2**n or n < 4 or math.isqrt(n) ** 2 != n:
+        raise UserError(
+            f"{name}: {len(table)} values are not those of 2ⁿ coalitions of n = 4, 9, 16, … players"
+        )
     place = 2 ** torch.arange(n)
     truth = shapley_weights(all_coalitions(n)).T @ table
     return Game(name, grid(math.isqrt(n)), lambda s: table[(s * place).sum(1)], (truth, truth))
 
 
-def digit_games(images: int) -> Iterator[Game]:
-    """Train the network of run-mnist-classification.py on digits; enumerate the log-odds of its answers."""
-    from lib import models, train
+def digit_games(images: int, *, patch: int = 7, epochs: int = 20) -> Iterator[Game]:
+    """Train the network of run-mnist-classification.py on digits; enumerate the log-odds of its answers.
+
+    Args:
+        images: the number of games, one of each image.
+        patch: side of the square patches that play, of images of 28 pixels.
+        epochs: how long the network is trained.
+    """
+    from lib import models
     from lib.data import images as data
-    from lib.data.batches import InOrder, TensorBatches
-    from lib.objectives import classification
-    from lib.optimisation import Settings
-    from lib.runlog import RunLog
+    from lib.runtime.runlog import RunLog
+    from lib.training import train
+    from lib.training.objectives import classification
+    from lib.training.optimisation import Settings
 
     digits = data.load("digits", "data").prepared((0.0,), (1.0,), torch.device("cpu"))
+    if images > len(digits.valid.labels):
+        raise UserError(f"there are {len(digits.valid.labels)} digits to explain, not {images}")
     torch.manual_seed(0)
     model = models.build("mnist-classifier")
-    settings = Settings(seed=0, max_epoch=20, learning_rate=0.01, schedule="one-cycle", weight_decay=0.01)
+    settings = Settings(seed=0, max_epoch=epochs, learning_rate=0.01, schedule="one-cycle", weight_decay=0.01)
     with tempfile.TemporaryDirectory() as folder:
         train.fit(
             model,
             classification(),
-            TensorBatches(*digits.train, batch_size=32, seed=0),
-            InOrder(*digits.valid),
+            digits.train.shuffled((), lambda _names: None, batch_size=32, seed=0),
+            digits.valid.in_order(),
             settings,
             log=RunLog("benchmark", stream=io.StringIO()),
             checkpoints=train.Checkpoints(Path(folder)),
         )
     model.eval()
-    players = patches(28, 7)
+    players = patches(28, patch)
     for number in range(images):
         image = digits.valid.images[number]
         with torch.inference_mode():
@@ -121,9 +141,14 @@ def digit_games(images: int) -> Iterator[Game]:
 
 
 def tabulated_games(files: Sequence[Path]) -> Iterator[Game]:
+    """Return the games whose values stand in files, one or several in each."""
     for file in files:
         family = file.stem.rstrip("0123456789").rstrip("_") or file.stem
-        for number, row in enumerate(np.atleast_2d(np.load(file))):
+        try:
+            rows = np.atleast_2d(np.load(file))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file} is not an array of numbers that NumPy saved: {error}") from None
+        for number, row in enumerate(rows):
             name = f"{family}{FAMILY_SEPARATOR}{file.stem}" + (f"-{number}" if number else "")
             yield table_game(name, torch.from_numpy(row).double())
 
@@ -131,8 +156,10 @@ def tabulated_games(files: Sequence[Path]) -> Iterator[Game]:
 def network_games(folder: Path) -> Iterator[Game]:
     """Return the games of cifar_net on cifar_images.npz, with the reference values of cifar64_I.npz."""
     sys.path.insert(0, str(folder))
-    from cifar_net import net
-
+    try:
+        from cifar_net import net
+    except ImportError as error:
+        raise UserError(f"{folder} holds no cifar_net.py that says what the network is: {error}") from None
     model = net()
     model.load_state_dict(torch.load(folder / "cifar_net.pt", weights_only=True))
     model.eval()
