@@ -20,7 +20,7 @@ MNIST_SCRIPT, IMAGE_SCRIPT, CAM_SCRIPT = (
 
 
 def write_emnist(root: Path, split: str = "letters", count: int = 130) -> np.ndarray:
-    """Write random images in EMNIST's layout, the first file compressed; return the images as a reader sees them."""
+    """Write random images in EMNIST's layout, one file compressed; return the test images upright."""
     raw = root / "EMNIST" / "raw"
     raw.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -174,6 +174,7 @@ def test_damaged_files_of_cifar100_are_one_line(tmp_path, damage, file):
 @pytest.mark.parametrize(
     ("name", "first"), [("emnist", "emnist-letters-train"), ("cifar100", "train, test, meta")]
 )
-def test_without_a_network_it_is_said_what_to_put_where(tmp_path, no_network, name, first):
+@pytest.mark.usefixtures("no_network")
+def test_without_a_network_it_is_said_what_to_put_where(tmp_path, name, first):
     with pytest.raises(UserError, match=f"could not be downloaded .* put {first}"):
         read(name, tmp_path)
