@@ -247,3 +247,19 @@ def test_memory_does_not_grow_with_the_steps(process, tmp_path):
         int(process(tmp_path / "peak.py", steps, PYTHONPATH=str(ROOT)).stdout) for steps in (10, 300)
     )
     assert many < 1.2 * few
+
+
+def test_small_images_and_vectors_are_scored_in_batches_of_one_size_and_photographs_in_measured_ones():
+    sizes = []
+
+    def scores(points):
+        sizes.append(len(points))
+        return points.flatten(1).sum(1)
+
+    for shape in ((1, 28, 28), (7,)):
+        sizes.clear()
+        integrated_gradients(scores, torch.ones(shape), torch.zeros(shape), steps=40)
+        assert sizes[1:] == [18, 18, 4]  # behind the two ends of the path
+    sizes.clear()
+    integrated_gradients(scores, torch.ones(3, 96, 96), torch.zeros(3, 96, 96), steps=40)
+    assert sizes[1:4] == [2, 2, 2]

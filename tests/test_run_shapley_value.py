@@ -292,3 +292,11 @@ def test_help_needs_no_torch(process, tmp_path):
     ended = process(SCRIPT, "--help", PYTHONPATH=str(tmp_path))
     assert ended.status == 0, ended.stderr
     assert "--patch-side-len" in ended.stdout
+
+
+def test_the_smallest_budget_that_is_allowed_is_enough(explain):
+    """49 players: 3 evaluations each are 147, an odd number, and evaluations come in pairs."""
+    refused = explain("-lp", 4, "--budget", 147, "-k", 1)
+    assert (refused.status, refused.is_one_line_error()) == (2, True)
+    assert "148 or more" in refused.stderr
+    assert explain("-lp", 4, "--budget", 148, "-k", 1).status == 0
