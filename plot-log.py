@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Draw what training logs say: the training loss, the validation loss and the validation accuracy.
+"""Plot training logs: the training loss, the validation loss and the validation accuracy.
 
   python3 plot-log.py --log-file logs/mnist.log --out-dir ./imgs --prefix mnist
   python3 plot-log.py --log-file logs/*.log --prefix all --x epoch --log-scale
 
-Every other field Valid_… of a log becomes a picture as well. The paths of the pictures are printed.
+Every other Valid_… field of a log gets a figure as well. The paths of the figures are printed.
 """
 
 import re
@@ -17,7 +17,7 @@ from lib.runtime.errors import UserError, warn
 from lib.runtime.files import existing_file, writable_folder
 from lib.runtime.runlog import ParsedLog, Run, parse
 
-# What the legend says of runs that differ in it: these flags first, then others, a few in all.
+# Flags that the legend shows if the runs differ in them: these first, then others, MOST_TOLD in all.
 TELLING = ("model", "dataset", "learning_rate", "batch_size", "seed")
 UNTELLING = {"id", "resume", "Resume_step", "checkpoint_dir", "out_dir", "tensorboard"}
 MOST_TOLD = 4
@@ -31,19 +31,24 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="plot-log.py", description=__doc__)
     add = parser.add_argument
     add("--log-file", nargs="+", required=True, metavar="FILE", help="logs to overlay; - is standard input")
-    add("--run", default="newest", metavar="ID", help="what to draw of each log: newest, all, or a run's id")
-    add("--out-dir", default="imgs", metavar="DIR", help="folder of the pictures, made where missing")
-    add("--prefix", help="begins the pictures' names (default: the name of the first log)")
-    add("--format", choices=("png", "svg", "pdf"), default="png")
-    add("--x", choices=("step", "epoch"), default="step", help="what the curves run along")
+    add(
+        "--run",
+        default="newest",
+        metavar="ID",
+        help="the run to draw from each log: newest, all, or a run's id",
+    )
+    add("--out-dir", default="imgs", metavar="DIR", help="folder for pictures; it is created if missing")
+    add("--prefix", help="first part of the pictures' names; default: the name of the first log")
+    add("--format", choices=("png", "svg", "pdf"), default="png", help="file format of the pictures")
+    add("--x", choices=("step", "epoch"), default="step", help="unit of the x axis")
     add(
         "--smooth",
         type=cli.number(0, 100),
         default=4,
         metavar="PERCENT",
-        help="width of the running mean over the training loss, in percent of its points; 0 for none",
+        help="width of the running mean of the training loss, in percent of its points; 0 for none",
     )
-    add("--log-scale", action="store_true", help="a logarithmic axis for losses")
+    add("--log-scale", action="store_true", help="use a logarithmic axis for losses")
     add("--show", action="store_true", help="also open a window for each picture")
     return parser
 
@@ -71,7 +76,7 @@ def main(argv=None) -> None:
 
 
 def picture_prefix(prefix: str | None, log_file: str) -> str:
-    """Return how the pictures' names begin: `prefix`, or what `log_file` is called."""
+    """Return the first part of the pictures' names: `prefix`, or else the name of `log_file`."""
     if prefix is None:
         return log_name(log_file).replace(" ", "-")
     if not prefix or "/" in prefix:
@@ -88,7 +93,11 @@ def log_name(file: str) -> str:
 
 
 def read_log(file: str) -> ParsedLog:
-    """Parse a log, or standard input for `-`; a `UserError` where there is nothing to parse."""
+    """Parse a log file, or standard input for `-`.
+
+    Raises:
+        UserError: the file cannot be read or is empty.
+    """
     try:
         if file == "-":
             log = parse(sys.stdin.buffer)
@@ -103,7 +112,7 @@ def read_log(file: str) -> ParsedLog:
 
 
 def choose_runs(logs: dict[str, ParsedLog], wanted: str) -> list[tuple[str, Run]]:
-    """Return `(log file, run)` to draw of each log: its newest run, all, or the one called `wanted`."""
+    """Return pairs `(log file, run)` to draw: each log's newest run, all its runs, or the run `wanted`."""
     chosen, ids = [], []
     for file, log in logs.items():
         trained = [run for run in log.runs if run.series("TRAIN", "Training_loss")[0]]
@@ -121,10 +130,10 @@ def choose_runs(logs: dict[str, ParsedLog], wanted: str) -> list[tuple[str, Run]
 
 
 def labels(chosen: list[tuple[str, Run]]) -> list[str]:
-    """Name the runs so that they can be told apart: by log, by id, by the flags in which they differ."""
+    """Return distinct names for the runs: the log, the run's id, and the flags in which they differ."""
     files = list(dict.fromkeys(file for file, _ in chosen))
     names = [log_name(file) for file in files]
-    if len(set(names)) < len(names):  # same name, different folders
+    if len(set(names)) < len(names):  # two files of the same name in different folders
         names = files
     name_of = dict(zip(files, names, strict=True))
     runs = [run for _, run in chosen]
@@ -140,14 +149,14 @@ def labels(chosen: list[tuple[str, Run]]) -> list[str]:
 
 
 def telling_keys(runs: list[Run]) -> list[str]:
-    """Return the most telling of the flags that are not the same in all `runs`."""
+    """Return at most MOST_TOLD flags in which the `runs` differ, the most informative first."""
     keys = dict.fromkeys([*TELLING, *(key for run in runs for key in run.fields if key not in UNTELLING)])
-    told = [run.fields for run in runs if run.fields]  # an old log tells nothing, and differs in nothing
+    told = [run.fields for run in runs if run.fields]  # logs of old versions have no flags to compare
     return [key for key in keys if len({str(fields.get(key)) for fields in told}) > 1][:MOST_TOLD]
 
 
 def quantities(runs: Iterable[Run]) -> list[tuple[str, str]]:
-    """Return `(tag, key)` of what gets a picture: three always, then what else validation measured."""
+    """Return `(tag, key)` of each quantity to draw: always three, then all others of the validation."""
     measured = [key for run in runs for key in run.keys("VALID") if key.startswith("Valid_")]
     validated = dict.fromkeys(["Valid_loss", "Valid_accuracy", *measured])
     return [("TRAIN", "Training_loss"), *(("VALID", key) for key in validated)]
@@ -158,10 +167,10 @@ def picture_name(key: str) -> str:
 
 
 def draw(tag: str, key: str, runs: list[tuple[str, Run]], path: Path, flags) -> tuple[int, int]:
-    """Draw one quantity of the labelled `runs` and print the path, if there is a point to draw.
+    """Draw one quantity of the labelled `runs` and print the path, if there is any point to draw.
 
     Returns:
-        how many points were drawn, and how many could not be.
+        The numbers of points that were drawn and that could not be drawn.
     """
     import numpy as np
 
@@ -187,7 +196,7 @@ def draw(tag: str, key: str, runs: list[tuple[str, Run]], path: Path, flags) -> 
 
 
 def curve(label: str, run: Run, tag: str, key: str, x: str):
-    """Return the `Curve` of `key` over the steps of `run`, or its epochs."""
+    """Return the `Curve` of `key` over the steps, or the epochs, of `run`."""
     import numpy as np
 
     from lib.figures.curves import Curve
@@ -202,7 +211,7 @@ def curve(label: str, run: Run, tag: str, key: str, x: str):
 
 
 def better(key: str) -> str | None:
-    """Tell which end of a quantity is the good one: "min", "max", or None where its name does not tell."""
+    """Return whether a quantity is better small or large: "min", "max", or None if its name does not say."""
     if LOWER_IS_BETTER.search(key):
         return "min"
     return "max" if HIGHER_IS_BETTER.search(key) else None

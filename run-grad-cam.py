@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Draw where in an image a classifier finds its classes: Grad-CAM, its kin, and guided backpropagation.
+"""Draw where in an image a classifier sees its classes: Grad-CAM, related methods, guided backpropagation.
 
-run-grad-cam.py --ptm resnet18 --input cat.jpg                        the three likeliest classes
+run-grad-cam.py --ptm resnet18 --input cat.jpg                        the three most probable classes
 run-grad-cam.py --ptm vgg16 --input dog.jpg -k 5 --guided             with fine lines: guided Grad-CAM
 run-grad-cam.py --ptm resnet18 --input a.jpg b.jpg --layer layer3 layer4     images × layers on one sheet
 run-grad-cam.py --restore-file CKPT --input digits:7                  a network trained here, offline
-run-grad-cam.py --restore-file CKPT CKPT … --input 7.png --animate    how it changes from epoch to epoch
-run-grad-cam.py --ptm resnet18 --list-layers                          layers to choose from
+run-grad-cam.py --restore-file CKPT CKPT … --input 7.png --animate    how the maps change from epoch to epoch
+run-grad-cam.py --ptm resnet18 --list-layers                          list the layers to choose from
 """
 
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from lib.explain.methods import METHODS
 
 
 def describe_methods() -> str:
-    """Return the table of methods for the end of `--help`."""
+    """Return the table of methods that ends the `--help` text."""
     lines = [f"  {each.name:<17} {each.title:<17} {each.paper}" for each in METHODS.values()]
     return "\n".join(["methods:", *lines])
 
@@ -25,12 +25,22 @@ def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="run-grad-cam.py", description=__doc__, epilog=describe_methods())
     cli.add_explanation_flags(parser)
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=tuple(METHODS), default="grad-cam", help="what to draw; the table is below")
-    add("--layer", nargs="+", metavar="NAME", help="whose maps; default: the last with a spatial map")
-    add("--list-layers", action="store_true", help="list the layers that have one, and end")
-    add("--counterfactual", action="store_true", help="what speaks against the class")
+    add("--method", choices=tuple(METHODS), default="grad-cam", help="the method; see the table below")
+    add(
+        "--layer",
+        nargs="+",
+        metavar="NAME",
+        help="layers whose maps are drawn; default: the last layer with a spatial map",
+    )
+    add("--list-layers", action="store_true", help="list the layers that have a spatial map, and exit")
+    add("--counterfactual", action="store_true", help="draw the evidence against the class")
     add("--guided", action="store_true", help="add columns of guided backprop and guided Grad-CAM")
-    add("--rule", choices=("guided", "deconvnet"), default="guided", help="of the ReLUs, with --guided")
+    add(
+        "--rule",
+        choices=("guided", "deconvnet"),
+        default="guided",
+        help="backpropagation rule of the ReLUs, with --guided",
+    )
     cli.add_smoothing_flags(parser, "guided backprop")
     add(
         "--randomise",
@@ -40,12 +50,12 @@ def make_parser() -> cli.Parser:
         help="add panels with random weights in the last 1 … N layers: "
         "a map that does not change explains nothing",
     )
-    add("--animate", action="store_true", help="write a GIF, too, one frame a network")
+    add("--animate", action="store_true", help="also write a GIF with one frame per network")
     add(
         "--baseline",
         default="grey",
         metavar="WHICH",
-        help="occlusion: what the square shows: black, grey, mean (colour), blur, noise, or an image file",
+        help="occlusion: content of the square: black, grey, mean (colour), blur, noise, or an image file",
     )
     for method in METHODS.values():
         for option in method.options:

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Classify photographs, those of CIFAR-10 or of a folder, with a small network or one of torchvision's.
+"""Classify colour images (CIFAR-10, CIFAR-100 or a folder) with a small network or one of torchvision's.
 
-run-image-classification.py                                      train on CIFAR-10, fetched to ./data
+run-image-classification.py                                      train on CIFAR-10, downloaded to ./data
 run-image-classification.py --dataset folder --data-dir DIR      train on DIR/CLASS/*.jpg or DIR/train/CLASS/…
 run-image-classification.py … --model resnet18 --weights IMAGENET1K_V1 --freeze
-                                                                 teach a new head old features
-run-image-classification.py --resume                             go on after any kind of stop
-run-image-classification.py --eval-only --restore-file CKPT      evaluate, and draw what it learnt
+                                                                 train a new head on pretrained features
+run-image-classification.py --resume                             continue a run that was stopped
+run-image-classification.py --eval-only --restore-file CKPT      evaluate, and draw what the network learnt
 run-image-classification.py --predict-only --restore-file CKPT   write its predictions
 torchrun --nproc-per-node 2 run-image-classification.py …        train on several devices
 
-A study of optimizers, its runs in one picture:
+A comparison of optimizers, with all runs in one figure:
 
 for run in adam:1e-2 adam:1e-3 adam:1e-4 sgd:1e-2 sgd:1e-3; do
     run-image-classification.py --model lenet5 --schedule constant --optimizer ${run%:*} -lr ${run#*:} \\
@@ -25,11 +25,11 @@ from lib.data import datasets
 TASK = "image-classification"
 DATASETS = datasets.names(channels=3)
 
-# What each model trains with; any flag may say otherwise. fast-cnn's optimizer, windows and rates were chosen
-# on images held out of the training split of CIFAR-10, its epochs by the clock, LeNet-5's batch size on the
-# validation split; the others are first recipes.
+# Training settings of each model; typed flags override them. The optimizer, windows and learning rate of
+# fast-cnn were chosen on images held out of CIFAR-10's training split, its number of epochs by the clock. The
+# batch size of LeNet-5 was chosen on the validation split. The other recipes are first guesses.
 PLAIN = {
-    "batch_size": 16,  # in 8 epochs LeNet-5 has not learnt all it can: 0.631, 0.647, 0.661 with 64, 32, 16
+    "batch_size": 16,  # LeNet-5 still improves after 8 epochs: accuracy 0.631, 0.647, 0.661 with 64, 32, 16
     "max_epoch": 8,
     "optimizer": "adam",
     "learning_rate": 0.001,
@@ -75,7 +75,8 @@ RECIPES = {
     "row-gru": ROWS,
 }
 
-# With --freeze: no kernel learns, and views of an image that are always the same have features to be kept.
+# With --freeze: no convolution is trained, so muon has no use. Without windows and test views the images
+# never change, so their features are computed once.
 HEAD_ALONE = {"optimizer": "adamw", "windows": (), "test_views": 1}
 
 OPTIONS = models.options(tuple(RECIPES))
@@ -93,25 +94,31 @@ def make_parser() -> cli.Parser:
         "--size",
         type=cli.integer(8, 1024),
         metavar="N",
-        help="side of the images; default: the weights', or else 32, and 224 for torchvision's networks",
+        help="side of the images in pixels; default: the size that goes with --weights, otherwise 32, or 224 "
+        "for torchvision's networks",
     )
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="fast-cnn", metavar="NAME", help=f"{', '.join(RECIPES)}, or one of torchvision's")
+    add(
+        "--model",
+        default="fast-cnn",
+        metavar="NAME",
+        help=f"the network: {', '.join(RECIPES)}, or one of torchvision's",
+    )
     add(
         "--weights",
         metavar="WHICH",
-        help="to begin with: torchvision's name such as IMAGENET1K_V1, a file of this network, or random",
+        help="initial weights: torchvision's name such as IMAGENET1K_V1, a file for this network, or random",
     )
     add(
         "--freeze",
         action="store_true",
-        help="train the last layer alone; features are computed once where nothing changes the images",
+        help="train only the last layer; its inputs are computed once if no augmentation changes the images",
     )
     add(
         "--trunk-lr",
         type=cli.number(0, above=True),
         metavar="X",
-        help="learning rate of all but the last layer",
+        help="learning rate of all layers but the last",
     )
     cli.add_network_option_flags(parser, OPTIONS.values())
     cli.add_list_models_flag(cli.add_run_flags(parser))
@@ -120,7 +127,10 @@ def make_parser() -> cli.Parser:
     cli.add_window_flag(parser)
     views = cli.add_view_flags(parser)
     views.add_argument(
-        "--pool", choices=("gap", "flatten"), default="gap", help="how a feature map becomes a vector"
+        "--pool",
+        choices=("gap", "flatten"),
+        default="gap",
+        help="how --layers turns a feature map into a vector: global average pooling, or all values",
     )
     cli.add_thumbnail_flag(views)
     cli.add_input_flags(parser)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Draw what each pixel of an image adds to a classifier's score, by integrated gradients.
+"""Draw how much each pixel of an image adds to a classifier's score, by integrated gradients.
 
-run-integrated-gradients.py --ptm resnet18 --input cat.jpg --tolerance 0.01    the three likeliest classes
+run-integrated-gradients.py --ptm resnet18 --input cat.jpg --tolerance 0.01    the three most probable classes
 run-integrated-gradients.py --ptm vgg16 --input cat.jpg --target 'Egyptian cat' tabby --baseline blur
 run-integrated-gradients.py --restore-file CKPT --input digits:7               a network trained here, offline
 run-integrated-gradients.py --ptm resnet18 --input cat.jpg --steps 50 --rule gauss-legendre
 
-The values add up to the difference between the image's score and the baseline's, but for the gap that is
+The values add up to the difference between the image's score and the baseline's, except for a gap, which is
 printed with every map.
 """
 
@@ -22,24 +22,30 @@ def make_parser() -> cli.Parser:
         "--baseline",
         default="black",
         metavar="WHICH",
-        help="where the path begins: black, grey, mean (colour), blur, noise, or an image file",
+        help="start of the path: black, grey, mean (colour), blur, noise, or an image file",
     )
     rules = ("midpoint", "trapezoid", "gauss-legendre", "right")
-    add("--rule", choices=rules, default="midpoint", help="of the integral")
-    add("--steps", type=cli.integer(1), metavar="N", help="of the path, whatever the tolerance")
+    add("--rule", choices=rules, default="midpoint", help="quadrature rule of the integral")
+    add(
+        "--steps",
+        type=cli.integer(1),
+        metavar="N",
+        help="number of steps of the path, instead of --tolerance",
+    )
     add(
         "--tolerance",
         type=cli.number(0, above=True),
         default=0.01,
         metavar="X",
-        help="treble the steps until the gap is less than this share of the difference, and the map still",
+        help="treble the steps until the gap is below this share of the difference and the map changes "
+        "by less",
     )
     add(
         "-bs",
         "--batch-size",
         type=cli.integer(1),
         metavar="N",
-        help="points of the path at once; default: the fastest number, found by measuring on the way",
+        help="points of the path per batch; default: the fastest number, measured during the run",
     )
     cli.add_smoothing_flags(parser, "the values")
     return parser

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Classify handwritten digits (or clothes, or Kuzushiji) with a small network, and look inside it.
 
-run-mnist-classification.py --dataset digits                     train on digits that need no download
-run-mnist-classification.py | tee -a logs/mnist.log              train on MNIST, keep the log
-run-mnist-classification.py --resume                             go on after any kind of stop
-run-mnist-classification.py --eval-only --restore-file CKPT      evaluate, and draw what it learnt
+run-mnist-classification.py --dataset digits                     train on digits, without a download
+run-mnist-classification.py | tee -a logs/mnist.log              train on MNIST and keep the log
+run-mnist-classification.py --resume                             continue a run that was stopped
+run-mnist-classification.py --eval-only --restore-file CKPT      evaluate, and draw what the network learnt
 run-mnist-classification.py --predict-only --restore-file CKPT   write its predictions
 torchrun --nproc-per-node 2 run-mnist-classification.py …        train on several devices
 """
@@ -15,7 +15,7 @@ from lib.data import datasets
 TASK = "image-classification"
 DATASETS = datasets.names(channels=1)
 
-# What each model trains best with, chosen on held-out training examples. Any flag may say otherwise.
+# The best training settings found for each model on held-out training examples. Typed flags override them.
 PLAIN = {
     "batch_size": 128,
     "max_epoch": 10,
@@ -67,14 +67,29 @@ def make_parser() -> cli.Parser:
         type=cli.integer(0),
         default=0,
         metavar="N",
-        help="validate on so many training examples, and report the official test split once at the end",
+        help="validate on N training examples, and evaluate the official test split once at the end",
     )
     add("--size", type=cli.integer(8, 512), default=28, metavar="N", help="side of the images in pixels")
-    add("--mean", type=cli.number(-1000), default=0.0, metavar="X", help="subtracted from pixels in [0, 1]")
+    add(
+        "--mean",
+        type=cli.number(-1000),
+        default=0.0,
+        metavar="X",
+        help="mean that is subtracted from pixels in [0, 1]",
+    )
     above_zero = cli.number(0, above=True)
-    add("--std", type=above_zero, default=1.0, metavar="X", help="divides pixels after that")
+    add(
+        "--std",
+        type=above_zero,
+        default=1.0,
+        metavar="X",
+        help="standard deviation by which pixels are then divided",
+    )
     parser.add_argument_group("network").add_argument(
-        "--model", choices=tuple(RECIPES), default="mnist-classifier", help="each has a recipe, see below"
+        "--model",
+        choices=tuple(RECIPES),
+        default="mnist-classifier",
+        help="the network; the recipe of each is shown below",
     )
     cli.add_network_option_flags(parser, OPTIONS.values())
     cli.add_list_models_flag(cli.add_run_flags(parser))
@@ -82,7 +97,10 @@ def make_parser() -> cli.Parser:
     cli.add_augmentation_flags(parser, "shift", "rotate", "scale", "flip", "erase")
     views = cli.add_view_flags(parser)
     views.add_argument(
-        "--pool", choices=("gap", "flatten"), default="flatten", help="how a feature map becomes a vector"
+        "--pool",
+        choices=("gap", "flatten"),
+        default="flatten",
+        help="how --layers turns a feature map into a vector: global average pooling, or all values",
     )
     cli.add_thumbnail_flag(views)
     cli.add_input_flags(parser)
@@ -90,7 +108,7 @@ def make_parser() -> cli.Parser:
 
 
 def recipe(flags) -> dict:
-    # A checkpoint of another script may name another model, which `build` then refuses.
+    # A checkpoint of another script may name a model that has no recipe here; `build` then refuses it.
     return RECIPES.get(flags.model, PLAIN) | (ON_DIGITS if flags.dataset == "digits" else {})
 
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Draw how much each part of an image pushes a class up or down: Shapley values, with their errors.
+"""Draw how much each part of an image raises or lowers a class's score: Shapley values with their errors.
 
-run-shapley-value.py --ptm resnet18 --input cat.jpg                 8×8 patches, the three likeliest classes
+run-shapley-value.py --ptm resnet18 --input cat.jpg               8×8 patches, the three most probable classes
 run-shapley-value.py --ptm vgg16 --input dog.jpg -lp 14 --budget 4096 --tolerance 0.05
 run-shapley-value.py --ptm resnet18 --input cat.jpg --players slic --segments 50
-run-shapley-value.py --restore-file CKPT --input digits:7 -lp 7     16 players: exact, offline
-torchrun --nproc-per-node 4 run-shapley-value.py …                  on several devices
+run-shapley-value.py --restore-file CKPT --input digits:7 -lp 7   16 players: exact, offline
+torchrun --nproc-per-node 4 run-shapley-value.py …                on several devices
 
-The parts play a game: v(S) is the score of the image that shows the parts S alone, on the baseline. Where all
-2ⁿ coalitions of n parts are too many, the values come with a stated error.
+The parts are the players of a game: v(S) is the score of the image that shows only the parts S, on the
+baseline. If there are too many parts n to evaluate all 2ⁿ coalitions, the values are estimates with a stated
+error.
 """
 
 from lib import cli
@@ -19,33 +20,45 @@ def make_parser() -> cli.Parser:
     cli.add_explanation_flags(parser)
     parser.set_defaults(score="log-odds")
     add = parser.add_argument_group("players").add_argument
-    add("--players", default="patches", metavar="WHICH", help="patches, slic, or a label image's file")
+    add(
+        "--players",
+        default="patches",
+        metavar="WHICH",
+        help="the parts of the image: patches, slic (superpixels), or a label image file",
+    )
     add(
         "-lp",
         "--patch-side-len",
         type=cli.integer(1),
         metavar="N",
-        help="side of a square patch in pixels; default: an eighth of the image's, 28 of 224",
+        help="side of a square patch in pixels; default: an eighth of the image's side, e.g. 28 of 224",
     )
-    add("--segments", type=cli.integer(1, 400), default=50, metavar="N", help="superpixels of slic, about")
+    add(
+        "--segments",
+        type=cli.integer(1, 400),
+        default=50,
+        metavar="N",
+        help="approximate number of superpixels with --players slic",
+    )
     add(
         "--baseline",
         default="grey",
         metavar="WHICH",
-        help="what absent players show: black, grey, mean (colour), blur, noise, or an image file",
+        help="content of absent players: black, grey, mean (colour), blur, noise, or an image file",
     )
     add = parser.add_argument_group("estimate").add_argument
     add(
         "--estimator",
         choices=("auto", "exact", "odd-gp", "permutation", "per-patch"),
         default="auto",
-        help="auto is exact where the budget holds all coalitions, and odd-gp otherwise",
+        help="the estimator; auto is exact if the budget allows all coalitions, and odd-gp otherwise",
     )
     add(
         "--budget",
         type=cli.integer(2),
         metavar="N",
-        help="evaluations; default: 32 a player, or all of up to 16 players where images have up to 64 px",
+        help="number of evaluations; default: 32 per player, or all coalitions of up to 16 players in images "
+        "of up to 64 px",
     )
     positive = cli.number(0, above=True)
     add(
@@ -59,13 +72,21 @@ def make_parser() -> cli.Parser:
         "--max-context",
         type=cli.integer(1),
         metavar="N",
-        help="contexts a patch, of --estimator per-patch",
+        help="contexts per patch, with --estimator per-patch",
     )
-    add("--resume-values", metavar="FILE.npz", help="keep evaluations there, and reuse those that are there")
-    add("--amp", action="store_true", help="bf16 forward passes, with the last layer in float32")
+    add(
+        "--resume-values",
+        metavar="FILE.npz",
+        help="store evaluations in this file, and reuse those it already has",
+    )
+    add("--amp", action="store_true", help="run forward passes in bfloat16, with the last layer in float32")
     add = parser.add_argument_group("more pictures").add_argument
-    add("--show-uncertainty", action="store_true", help="hatch players whose sign is not certain")
-    add("--interactions", action="store_true", help="draw the strongest interactions of two players")
+    add(
+        "--show-uncertainty",
+        action="store_true",
+        help="also draw a figure in which players of uncertain sign are hatched",
+    )
+    add("--interactions", action="store_true", help="also draw the strongest pairwise interactions")
     return parser
 
 

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Tell whether a phrase speaks well or badly of a film, with an LSTM trained from scratch on SST-2.
+"""Classify the sentiment of phrases from film reviews, with an LSTM trained from scratch on SST-2.
 
-run-sst2-classification.py --dataset tiny                        train on phrases that need no download
-run-sst2-classification.py | tee -a logs/sst2.log                train on SST-2, keep the log
-run-sst2-classification.py --resume                              go on after any kind of stop
-run-sst2-classification.py --eval-only --restore-file CKPT       evaluate, and draw what it learnt
+run-sst2-classification.py --dataset tiny                        train on a tiny set, without a download
+run-sst2-classification.py | tee -a logs/sst2.log                train on SST-2 and keep the log
+run-sst2-classification.py --resume                              continue a run that was stopped
+run-sst2-classification.py --eval-only --restore-file CKPT       evaluate, and draw what the network learnt
 echo "a joy" | run-sst2-classification.py --predict-only --restore-file CKPT --input -
-run-sst2-classification.py --explain "a joy" --restore-file CKPT what each word adds to the answer
+run-sst2-classification.py --explain "a joy" --restore-file CKPT what each word contributes
 torchrun --nproc-per-node 2 run-sst2-classification.py …         train on several devices
 """
 
 import argparse
+from typing import Any
 
 from lib import cli
 
@@ -26,8 +27,8 @@ STRUCTURAL = (
     "bigrams",
 )
 
-# What each model trains best with, chosen on held-out training sentences. Any flag may say otherwise.
-RECIPES = {
+# The best training settings found for each model on held-out training sentences. Typed flags override them.
+RECIPES: dict[str, dict[str, Any]] = {
     "lstm": {
         "ngrams": ("3", "4", "5"),
         "bigrams": 65536,
@@ -80,7 +81,7 @@ RECIPES = {
         "label_smoothing": 0.0,
     },
 }
-ON_TINY = {
+ON_TINY: dict[str, dict[str, Any]] = {
     "lstm": {"batch_size": 16, "max_epoch": 30, "learning_rate": 0.002, "bigrams": 1024},
     "plain": {"batch_size": 16, "max_epoch": 30},
 }
@@ -96,7 +97,10 @@ def make_parser() -> cli.Parser:
     )
     what = cli.add_run_flags(parser)
     what.add_argument(
-        "--explain", type=cli.words, metavar="TEXT", help="what each word of a text adds to the answer"
+        "--explain",
+        type=cli.words,
+        metavar="TEXT",
+        help="show how much each word of a text contributes to the prediction",
     )
     add_data_flags(parser)
     add_network_flags(parser)
@@ -108,17 +112,24 @@ def make_parser() -> cli.Parser:
 
 def add_data_flags(parser: cli.Parser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=("sst2", "tiny"), default="sst2")
-    add("--data-dir", default="data", metavar="DIR", help="holds SST-2/*.tsv; if not, the Hub is asked")
-    for name in ("train", "valid", "test"):
-        add(f"--{name}-file", metavar="FILE", help=".tsv, .csv, .jsonl or .parquet, with named columns")
-    add("--limit", type=cli.integer(2), metavar="N", help="train on a fixed subset of so many phrases")
+    add("--dataset", choices=("sst2", "tiny"), default="sst2", help="the data set; tiny needs no download")
+    add(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="folder with SST-2/*.tsv; missing files are downloaded from the Hub",
+    )
+    for name, split in (("train", "training"), ("valid", "validation"), ("test", "test")):
+        text = f"your own {split} split: .tsv, .csv, .jsonl or .parquet, with named columns"
+        add(f"--{name}-file", metavar="FILE", help=text)
+    add("--limit", type=cli.integer(2), metavar="N", help="train on a fixed subset of N phrases")
     add(
         "--holdout",
         type=cli.number(0, 0.9),
         default=0.0,
         metavar="X",
-        help="validate on this share of the training sentences, and test on the official split once",
+        help="validate on this share of the training sentences, and evaluate the official split once at "
+        "the end",
     )
 
 
@@ -127,59 +138,109 @@ def add_network_flags(parser: cli.Parser) -> None:
         "network (the recipe of the model where no default is shown)"
     ).add_argument
     share = cli.number(0, 0.95)
-    add("--model", choices=tuple(RECIPES), default="lstm")
-    add("--ngrams", type=cli.names_of(*"23456"), metavar="N,…", help="sizes of character n-grams, or none")
-    add("--bigrams", type=cli.integer(0), metavar="N", help="vectors that all pairs of words share; 0: none")
-    add("--embedding-size", type=cli.integer(1), metavar="N", help="of a word's vector")
-    add("--hidden-size", type=cli.integer(1), metavar="N", help="of the state of one direction")
-    add("--depth", type=cli.integer(1), metavar="N", help="layers of LSTMs")
-    add("--bidirectional", action=argparse.BooleanOptionalAction, help="read phrases backwards, too")
+    add("--model", choices=tuple(RECIPES), default="lstm", help="the network; its recipe is shown below")
+    add(
+        "--ngrams",
+        type=cli.names_of(*"23456"),
+        metavar="N,…",
+        help="lengths of the character n-grams of words, or none",
+    )
+    add(
+        "--bigrams",
+        type=cli.integer(0),
+        metavar="N",
+        help="number of vectors that all pairs of adjacent words share by hashing; 0 for none",
+    )
+    add("--embedding-size", type=cli.integer(1), metavar="N", help="size of a word's vector")
+    add("--hidden-size", type=cli.integer(1), metavar="N", help="size of the state of one direction")
+    add("--depth", type=cli.integer(1), metavar="N", help="number of LSTM layers")
+    add("--bidirectional", action=argparse.BooleanOptionalAction, help="also read phrases backwards")
     add(
         "--pool",
         "--pooling",
         dest="pooling",
         choices=("last", "max", "mean", "mean+max", "attention"),
-        help="how the states of a phrase become its features",
+        help="how the states of a phrase are pooled into its features",
     )
-    add("--cell", choices=("fused", "reference"), default="fused", help="reference computes as equations do")
-    add("--word-dropout", type=share, metavar="X", help="words that count as unknown, but for their n-grams")
-    add("--bigram-dropout", type=share, metavar="X", help="of the vectors of pairs of words")
-    add("--embedding-dropout", type=share, metavar="X")
-    add("--recurrent-dropout", type=share, metavar="X", help="DropConnect on the weights between states")
-    add("--head-dropout", type=share, metavar="X", help="of the features")
-    add("--phrase-swap", type=cli.number(0, 1), metavar="X", help="phrases of which a part is exchanged")
-    add("--max-tokens", type=cli.integer(1), default=8192, metavar="N", help="words an update at most")
-    add("--keep", choices=("best", "last"), help="which weights; default: best on a hold-out, otherwise last")
+    add(
+        "--cell",
+        choices=("fused", "reference"),
+        default="fused",
+        help="the LSTM: fused is fast, reference follows the equations",
+    )
+    add(
+        "--word-dropout",
+        type=share,
+        metavar="X",
+        help="share of words whose own vectors are replaced by the unknown word's; n-grams stay",
+    )
+    add("--bigram-dropout", type=share, metavar="X", help="dropout on the vectors of word pairs")
+    add("--embedding-dropout", type=share, metavar="X", help="dropout on the inputs of the LSTM layers")
+    add("--recurrent-dropout", type=share, metavar="X", help="DropConnect on the recurrent weights")
+    add("--head-dropout", type=share, metavar="X", help="dropout on the features")
+    add(
+        "--phrase-swap",
+        type=cli.number(0, 1),
+        metavar="X",
+        help="probability that a part of a phrase is exchanged for another of its label",
+    )
+    add("--max-tokens", type=cli.integer(1), default=8192, metavar="N", help="most words per update")
+    add(
+        "--keep",
+        choices=("best", "last"),
+        help="weights to keep; default: best if there is a hold-out, otherwise last",
+    )
     add(
         "--r-drop",
         type=cli.number(0),
         default=0.0,
         metavar="X",
-        help="weight of two answers' agreement, with other parts dropped; training takes twice as long",
+        help="weight of the KL term between two dropout passes (R-Drop); training takes twice as long",
     )
     add(
         "--neutral-words",
         type=cli.number(0),
         metavar="X",
-        help="weight of learning that words which the corpus never labels by themselves are neutral",
+        help="weight of the loss that makes words neutral which the corpus never labels on their own",
     )
-    add("--teacher", metavar="CKPT", help="learn the answers of this network, or ensemble, beside the labels")
-    add("--teacher-weight", type=cli.number(0, 1), default=0.5, metavar="X", help="of its answers")
-    add("--ensemble", type=cli.integer(1), default=1, metavar="N", help="train so many seeds, average them")
+    add(
+        "--teacher",
+        metavar="CKPT",
+        help="distil this network or ensemble: learn its predictions as well as the labels",
+    )
+    add(
+        "--teacher-weight",
+        type=cli.number(0, 1),
+        default=0.5,
+        metavar="X",
+        help="weight of the teacher's predictions",
+    )
+    add(
+        "--ensemble",
+        type=cli.integer(1),
+        default=1,
+        metavar="N",
+        help="train N networks with different seeds and average their predictions",
+    )
 
 
 def add_prediction_flags(parser: cli.Parser) -> None:
     add = parser.add_argument_group("with --predict-only").add_argument
-    add("--input", type=cli.words, metavar="TEXT|FILE|-", help="a phrase, a file of them, or standard input")
-    add("--format", choices=("tsv", "jsonl"), default="tsv", help="of the answers")
-    add("--glue", action="store_true", help="write a submission to GLUE instead")
+    add(
+        "--input",
+        type=cli.words,
+        metavar="TEXT|FILE|-",
+        help="a phrase, a file of phrases, or - for standard input",
+    )
+    add("--format", choices=("tsv", "jsonl"), default="tsv", help="format of the predictions")
+    add("--glue", action="store_true", help="write a GLUE submission instead")
 
 
 def recipe(flags) -> dict:
     chosen_on_validation = flags.holdout or flags.valid_file
     keep = {"keep": "best" if chosen_on_validation else "last"}
     chosen = RECIPES[flags.model] | keep | (ON_TINY[flags.model] if flags.dataset == "tiny" else {})
-    # In SST-2 alone, a word that is not labelled by itself was found neutral.
+    # Words that are never labelled on their own were found to be neutral only in the whole of SST-2.
     whole_sst2 = flags.dataset == "sst2" and not (flags.train_file or flags.limit)
     return chosen if whole_sst2 else chosen | {"neutral_words": 0.0}
 

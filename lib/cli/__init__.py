@@ -1,4 +1,4 @@
-"""The command lines of the scripts: `cli.Parser`, `cli.run`, types of flags, groups of flags."""
+"""Command lines of the scripts: the parser, the exit statuses, types of flags, and shared groups of flags."""
 
 from lib.cli.flags import (
     add_augmentation_flags,

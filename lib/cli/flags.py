@@ -20,46 +20,52 @@ def add_dataset_flags(
     default: str,
     choices: Iterable[tuple[str, Sequence[str], str]],
 ) -> Callable[..., argparse.Action]:
-    """Flags of which images to learn from; returns what adds a script's own flags to their group.
+    """Add the flags that choose the training images; return the `add_argument` of their group.
 
     Args:
-        parser: gets the flags.
-        dataset_names: the data sets that suit the script.
-        default: the one that it takes where the user names none.
-        choices: what else one can say of them: flag, values (the first is the default), help.
+        parser: parser to which the flags are added.
+        dataset_names: names of the data sets that suit the script.
+        default: the data set used if the user names none.
+        choices: further choices that data sets offer: flag, values (the first is the default), help.
     """
     add = parser.add_argument_group("data").add_argument
     add(
         "--dataset",
         choices=dataset_names,
         default=default,
-        help="digits needs no download; folder is your own",
+        help="the data set; digits needs no download, folder means your own images in --data-dir",
     )
     add(
         "--data-dir",
         default="data",
         metavar="DIR",
-        help="the folder of images, or the one that data sets are downloaded to",
+        help="your folder of images, or the folder that data sets are read from and downloaded to",
     )
     for flag, values, text in choices:
         add(f"--{flag}", choices=values, help=f"{text}; default: {values[0]}")
-    add("--classes", type=_names, default=(), metavar="NAME,…", help="of a folder: only these classes")
+    add(
+        "--classes",
+        type=_names,
+        default=(),
+        metavar="NAME,…",
+        help="with --dataset folder: use only these classes",
+    )
     add(
         "--valid-fraction",
         type=number(0, 0.9, above=True),
         metavar="X",
-        help="of a folder, or of colour images: validate on this share of the training images; "
-        "default: on the split there is for it, or 0.1",
+        help="with --dataset folder or colour images: validate on this share of the training images; "
+        "default: the data set's own validation or test split, or 0.1 if it has none",
     )
-    add("--skip-bad", action="store_true", help="of a folder: leave out images that cannot be read")
+    add("--skip-bad", action="store_true", help="with --dataset folder: leave out images that cannot be read")
     add(
         "--workers",
         type=integer(0, 64),
         default=min(8, os.cpu_count() or 1),
         metavar="N",
-        help="of a folder: processes that read images above 64 px",
+        help="with --dataset folder: number of processes that read images larger than 64 px",
     )
-    add("--limit", type=integer(1), metavar="N", help="train on a fixed stratified subset of so many")
+    add("--limit", type=integer(1), metavar="N", help="train on a fixed stratified subset of N examples")
     return add
 
 
@@ -68,22 +74,24 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
-    """Flags of every script that trains: what to do, with which checkpoint, on which device.
+    """Add the flags of every script that trains: mode, checkpoint, device and seed.
 
-    Returns the group of what to do, for what a script can do besides.
+    Returns the group of mutually exclusive modes, to which a script can add its own.
     """
     group = parser.add_argument_group("what to do (default: train)")
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--eval-only", action="store_true", help="evaluate --restore-file and look inside it")
+    what.add_argument(
+        "--eval-only", action="store_true", help="evaluate --restore-file and draw what it learnt"
+    )
     what.add_argument("--predict-only", action="store_true", help="write the predictions of --restore-file")
-    what.add_argument("--resume", action="store_true", help="go on with the run in --checkpoint-dir")
+    what.add_argument("--resume", action="store_true", help="continue the run in --checkpoint-dir")
     group.add_argument(
         "--restore-file",
         metavar="FILE",
-        help="checkpoint, or bare state_dict of --model, to evaluate, predict with, or start training from",
+        help="checkpoint, or bare state_dict of --model, to evaluate, to predict with, or to train from",
     )
     group.add_argument("--out-dir", default="imgs", metavar="DIR", help="folder for pictures")
-    group.add_argument("--out-file", metavar="FILE", help="file for predictions; standard output by default")
+    group.add_argument("--out-file", metavar="FILE", help="file for predictions; default: standard output")
     group.add_argument("--show", action="store_true", help="open pictures in windows, too")
     add_machine_flags(group)
     group.add_argument(
@@ -91,50 +99,62 @@ def add_run_flags(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiv
         type=integer(0, 2**32 - 1),
         default=42,
         metavar="N",
-        help="of weights, order and augmentation",
+        help="seed of the initial weights, the order of the examples, and the augmentation",
     )
     return what
 
 
 def add_machine_flags(group: argparse._ArgumentGroup) -> None:
-    """Flags of what to compute on, of every script that computes."""
-    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
+    """Add the flags that choose the device and the number of threads."""
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help="device to compute on: auto, cpu, cuda, cuda:1, mps"
+    )
     group.add_argument(
         "--threads",
         type=integer(1, 1024),
         metavar="N",
-        help="compute with N threads on the CPU; default: one for small networks, which gain nothing from "
-        "more, and one for each core otherwise",
+        help="number of CPU threads; default: one for small networks, which gain nothing from more, "
+        "otherwise one per core",
     )
 
 
 def add_view_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Flags of what `--eval-only` draws of a classifier's features; returns their group."""
+    """Add the flags of the figures that `--eval-only` draws, and return their group."""
     group = parser.add_argument_group("looking inside, with --eval-only")
     add = group.add_argument
-    add("--layers", nargs="+", metavar="LAYER", help="whose features to embed; default: the model's stages")
+    add(
+        "--layers",
+        nargs="+",
+        metavar="LAYER",
+        help="layers whose features are embedded; default: the model's stages",
+    )
     add(
         "--samples",
         type=integer(2),
         default=1000,
         metavar="N",
-        help="examples to embed, stratified, 16 a class or more",
+        help="number of examples to embed, stratified, with at least 16 per class",
     )
-    add("--dims", type=int, choices=(2, 3), default=2, help="of the embeddings")
+    add("--dims", type=int, choices=(2, 3), default=2, help="number of dimensions of the embeddings")
     add(
         "--perplexity",
         type=number(0, above=True),
         metavar="X",
-        help="of t-SNE; default: 30, or a third of fewer than 90 samples",
+        help="perplexity of t-SNE; default: 30, or a third of the samples if there are fewer than 90",
     )
-    add("--projector", metavar="DIR", help="write the files of TensorBoard's embedding projector, too")
+    add("--projector", metavar="DIR", help="also write files for TensorBoard's embedding projector")
     return group
 
 
 def add_network_option_flags(
     parser: argparse.ArgumentParser, options: Iterable[tuple[tuple[str, str, str, float], Sequence[str]]]
 ) -> None:
-    """A flag for each option of the script's networks: `lib.models.Option`, and the networks that have it."""
+    """Add a flag for each option of the script's networks.
+
+    Args:
+        parser: parser to which the flags are added.
+        options: each a `lib.models.Option`, and the names of the networks that have it.
+    """
     add = parser.add_argument_group("options of networks").add_argument
     for (name, kind, text, most), networks in options:
         kinds: dict[str, dict[str, Any]] = {
@@ -146,66 +166,93 @@ def add_network_option_flags(
 
 
 def add_list_models_flag(group: argparse._MutuallyExclusiveGroup) -> None:
-    """The flag that lists networks instead of training one."""
-    group.add_argument("--list-models", action="store_true", help="print the networks there are, and end")
+    """Add the flag that lists the networks instead of training one."""
+    group.add_argument("--list-models", action="store_true", help="print the available networks and exit")
 
 
 def add_thumbnail_flag(group: argparse._ArgumentGroup) -> None:
-    """The flag of views whose examples are images; `group` is that of `add_view_flags`."""
-    group.add_argument("--thumbnails", action="store_true", help="draw the images at their t-SNE points, too")
+    """Add the flag that draws the images themselves; `group` is the one that `add_view_flags` returns."""
+    group.add_argument("--thumbnails", action="store_true", help="also draw the images at their t-SNE points")
 
 
 def add_input_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of what `--predict-only` reads instead of the validation split."""
-    group = parser.add_argument_group("images of one's own, with --predict-only")
-    group.add_argument("--input", nargs="+", metavar="FILE", help="image files")
-    group.add_argument("--invert", action="store_true", help="they are dark on light; MNIST is not")
+    """Add the flags that choose image files for `--predict-only`, instead of the validation split."""
+    group = parser.add_argument_group("your own images, with --predict-only")
+    group.add_argument("--input", nargs="+", metavar="FILE", help="image files to classify")
+    group.add_argument(
+        "--invert",
+        action="store_true",
+        help="invert the image files, because they are dark on light, which MNIST is not",
+    )
 
 
 def add_explanation_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of every script that explains answers about images: whose, about what, and where it goes."""
+    """Add the flags of the scripts that explain image classifiers: networks, images, classes, and outputs."""
     group = parser.add_argument_group("network")
     add = group.add_mutually_exclusive_group().add_argument
-    add("--ptm", metavar="NAME", help="a classifier of torchvision's, e.g. resnet18, vgg16, vit_b_16")
+    add(
+        "--ptm", metavar="NAME", help="a pretrained classifier of torchvision, e.g. resnet18, vgg16, vit_b_16"
+    )
     add(
         "--restore-file",
         nargs="+",
         metavar="FILE",
-        help="checkpoints of image classifiers, one or more epochs",
+        help="one or more checkpoints of image classifiers, e.g. of several epochs",
     )
     group.add_argument(
         "--weights",
         metavar="WHICH",
-        help="of --ptm: torchvision's name such as IMAGENET1K_V1, a file of a state_dict, or random; "
-        "default: torchvision's, fetched on first use",
+        help="weights of --ptm: torchvision's name, e.g. IMAGENET1K_V1, a file with a state_dict, or random; "
+        "default: torchvision's own, downloaded on first use",
     )
     add_machine_flags(group)
     add = parser.add_argument_group("images").add_argument
     add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
-    add("--data-dir", default="data", metavar="DIR", help="holds MNIST/raw/…; downloaded where missing")
-    add("--invert", action="store_true", help="image files are dark on light; MNIST is not")
+    add(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="folder of data sets such as MNIST/raw/…; missing ones are downloaded",
+    )
+    add(
+        "--invert",
+        action="store_true",
+        help="invert image files, because they are dark on light, which MNIST is not",
+    )
     add = parser.add_argument_group("what is explained").add_argument
-    add("-k", "--top-k", type=integer(1), default=3, metavar="N", help="the likeliest classes of each image")
-    add("--target", nargs="+", metavar="CLASS", help="these classes instead, by name or number")
-    add("--score", choices=("logit", "log-odds", "probability"), default="logit", help="of a class")
+    add(
+        "-k",
+        "--top-k",
+        type=integer(1),
+        default=3,
+        metavar="N",
+        help="explain the N most probable classes of each image",
+    )
+    add("--target", nargs="+", metavar="CLASS", help="explain these classes instead, given by name or number")
+    add(
+        "--score",
+        choices=("logit", "log-odds", "probability"),
+        default="logit",
+        help="the score of a class that is explained",
+    )
     seeds = integer(0, 2**32 - 1)
-    add("--seed", type=seeds, default=42, metavar="N", help="of random weights and of noise")
-    add = parser.add_argument_group("where it goes").add_argument
+    add("--seed", type=seeds, default=42, metavar="N", help="seed of random weights and of noise")
+    add = parser.add_argument_group("output").add_argument
     add("--out-dir", default="imgs", metavar="DIR", help="folder for pictures")
-    add("--save-values", metavar="FILE.npz", help="keep the arrays behind the picture, as they are")
-    add("--json", metavar="FILE", help="write the numbers of the panels as records, too")
+    add("--save-values", metavar="FILE.npz", help="save the arrays behind the picture as they were computed")
+    add("--json", metavar="FILE", help="also write the numbers of the panels as JSON records")
     add("--show", action="store_true", help="open pictures in windows, too")
 
 
 def check_needs(typed: Mapping, needs: Mapping[str, str]) -> None:
-    """Raise a UserError if a flag was typed without the one that it `needs` to mean something."""
+    """Raise a UserError if a flag was typed without the flag that it needs."""
     for name, needed in needs.items():
         if name in typed and needed not in typed:
             raise UserError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')} alone")
 
 
 def add_smoothing_flags(parser: argparse.ArgumentParser, of_what: str) -> None:
-    """Flags of SmoothGrad, which averages a map over noisy images."""
+    """Add the flags of SmoothGrad, which averages a map over noisy images."""
     add = parser.add_argument_group("smoothing").add_argument
     add("--smooth", type=integer(1), metavar="N", help=f"average {of_what} over N noisy images (SmoothGrad)")
     add(
@@ -213,20 +260,15 @@ def add_smoothing_flags(parser: argparse.ArgumentParser, of_what: str) -> None:
         type=number(0, above=True),
         default=0.15,
         metavar="X",
-        help="its standard deviation, as a share of the image's range",
+        help="standard deviation of the noise, as a share of the image's range",
     )
 
 
 def describe_recipes(recipes: Mapping[str, Mapping]) -> str:
-    """Return, for the end of a script's `--help`, what each recipe sets, as one would type it."""
-
+    """Return the recipes as text for the end of a script's `--help`, each as one would type it."""
     lines = [
         f"  {name}: "
-        + " ".join(
-            f"--{flag.replace('_', '-')} {as_typed(value)}"
-            for flag, value in recipe.items()
-            if value not in (None, ())
-        )
+        + " ".join(_as_flag(flag, value) for flag, value in recipe.items() if value not in (None, ()))
         for name, recipe in recipes.items()
     ]
     return "\n".join(
@@ -237,101 +279,156 @@ def describe_recipes(recipes: Mapping[str, Mapping]) -> str:
     )
 
 
+def _as_flag(name: str, value: Any) -> str:
+    spelled = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{spelled}" if value else f"--no-{spelled}"
+    return f"--{spelled} {as_typed(value)}"
+
+
 def add_training_flags(
     parser: argparse.ArgumentParser, recipe: str, optimizers: Sequence[str] = OPTIMIZERS
 ) -> None:
-    """Flags of `lib.training.optimisation.Settings`, and of where checkpoints go.
+    """Add the flags of `lib.training.optimisation.Settings`, and those of the checkpoints.
 
     Args:
-        parser: gets the flags.
-        recipe: says where the default of a flag that has none of its own comes from.
-        optimizers: those that suit the script's networks.
+        parser: parser to which the flags are added.
+        recipe: source of the defaults of flags that show none, for the heading of the group.
+        optimizers: names of the optimizers that suit the script's networks.
     """
     group = parser.add_argument_group(f"training ({recipe} where no default is shown)")
     add = group.add_argument
-    add("-bs", "--batch-size", type=integer(1), metavar="N", help="examples an update, over all ranks")
-    add("-lr", "--learning-rate", type=number(0, above=True), metavar="X", help="the highest of the schedule")
-    add("--max-epoch", type=integer(1), metavar="N", help="passes over the training split")
-    add("--max-update", type=integer(1), metavar="N", help="stop after so many updates")
+    add("-bs", "--batch-size", type=integer(1), metavar="N", help="examples per update, over all ranks")
+    add(
+        "-lr",
+        "--learning-rate",
+        type=number(0, above=True),
+        metavar="X",
+        help="the highest learning rate of the schedule",
+    )
+    add("--max-epoch", type=integer(1), metavar="N", help="number of passes over the training split")
+    add("--max-update", type=integer(1), metavar="N", help="stop after N updates")
     also = ", muon" if "muon" in optimizers else ""
-    add("--optimizer", choices=optimizers, help="muon is for convolutions" if also else None)
-    add("--schedule", choices=("one-cycle", "constant"), help="of the learning rate")
-    add("--warmup", type=number(0, 1), metavar="X", help="share of a one-cycle in which the rate rises")
-    add("--weight-decay", type=number(0), metavar="X", help="not on biases and norms")
-    add("--momentum", type=number(0, 1), default=0.9, metavar="X", help=f"of sgd{also}")
-    add("--beta2", type=number(0, 0.999999), default=0.999, metavar="X", help=f"of adam, adamw{also}")
+    add(
+        "--optimizer",
+        choices=optimizers,
+        help=f"the optimizer{'; muon is meant for convolutions' if also else ''}",
+    )
+    add("--schedule", choices=("one-cycle", "constant"), help="schedule of the learning rate")
+    add(
+        "--warmup",
+        type=number(0, 1),
+        metavar="X",
+        help="share of the one-cycle schedule in which the rate rises",
+    )
+    add(
+        "--weight-decay",
+        type=number(0),
+        metavar="X",
+        help="weight decay, except of biases and normalisation layers",
+    )
+    add("--momentum", type=number(0, 1), default=0.9, metavar="X", help=f"momentum of sgd{also}")
+    add(
+        "--beta2",
+        type=number(0, 0.999999),
+        default=0.999,
+        metavar="X",
+        help=f"second beta of adam, adamw{also}",
+    )
     add("--clip-norm", type=number(0, above=True), metavar="X", help="clip the gradient to this norm")
     add(
         "--label-smoothing",
         type=number(0, 0.99),
         metavar="X",
-        help="share of a target spread over all classes",
+        help="share of each target that is spread over all classes",
     )
     add(
         "--ema",
         type=number(0, 1),
         metavar="X",
-        help="evaluate averaged weights; the decay an update, e.g. 0.999",
+        help="evaluate an exponential moving average of the weights with this decay per update, e.g. 0.999",
     )
+    add("--patience", type=integer(1), metavar="N", help="stop after N validations without improvement")
     add(
-        "--patience", type=integer(1), metavar="N", help="stop after so many validations without a better one"
+        "--log-interval",
+        type=integer(1),
+        default=100,
+        metavar="N",
+        help="number of updates between [TRAIN] lines",
     )
-    add("--log-interval", type=integer(1), default=100, metavar="N", help="updates between [TRAIN] lines")
     add(
         "--validate-interval-updates",
         type=integer(1),
         metavar="N",
         help="validate and save every N updates instead of every epoch",
     )
-    add("--save-epochs", type=_integers, default=(), metavar="N,N", help="keep the checkpoints of these")
-    add("--amp", action="store_true", help="bf16 autocast")
-    add("--compile", action="store_true", help="torch.compile the network")
+    add(
+        "--save-epochs",
+        type=_integers,
+        default=(),
+        metavar="N,N",
+        help="keep the checkpoints of these epochs",
+    )
+    add("--amp", action="store_true", help="compute in bfloat16 by autocast")
+    add("--compile", action="store_true", help="compile the network with torch.compile")
     add(
         "--checkpoint-dir",
         metavar="DIR",
         help="folder of the run's checkpoints; default: ckpts/MODEL, or ckpts/MODEL-DATASET if --dataset is "
-        "another than usual; --resume takes the newest of these",
+        "not the default; --resume takes the newest of these",
     )
     add(
         "--overwrite",
         action="store_true",
-        help="replace the run in --checkpoint-dir although it is one of another network or of other data",
+        help="replace the run in --checkpoint-dir even if it used another network or other data",
     )
-    add("--tensorboard", metavar="DIR", help="write the numbers of the log for TensorBoard, too")
+    add("--tensorboard", metavar="DIR", help="also write the numbers of the log for TensorBoard")
 
 
 def add_augmentation_flags(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Flags of `lib.data.augment`; `names` are those of it that suit the script's images."""
+    """Add the flags of `lib.data.augment`; `names` are the augmentations that suit the script's images."""
     add = parser.add_argument_group("augmentation").add_argument
-    add("--augment", type=names_of(*names), metavar="NAME,…", help=f"some of {', '.join(names)}, or none")
-    add("--shift-pixels", type=integer(1, 64), metavar="N", help="how far shift goes")
+    add(
+        "--augment",
+        type=names_of(*names),
+        metavar="NAME,…",
+        help=f"augmentations: some of {', '.join(names)}, or none",
+    )
+    add(
+        "--shift-pixels",
+        type=integer(1, 64),
+        metavar="N",
+        help="largest shift in pixels of the augmentation shift",
+    )
     add(
         "--test-views",
         type=int,
         choices=(1, 2, 6),
         default=1,
-        help="whose mean is the answer: 2, an image and its mirror image; 6, both moved by a pixel, too",
+        help="number of views of an image whose outputs are averaged: 2, the image and its mirror image; "
+        "6, also both shifted by a pixel in two directions",
     )
 
 
 def add_window_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag of runs that begin with parts of the images, of scripts whose networks take any size."""
+    """Add `--windows`, for scripts whose networks take images of any size."""
     parser.add_argument_group("windows").add_argument(
         "--windows",
         type=_windows,
         metavar="X:Y,…",
-        help="begin with random windows of the images, which is faster: of X of their side up to Y of the "
-        "epochs, and so on, and then the whole images; or none",
+        help="train on random windows of the images at first, which is faster: windows of X of the side "
+        "until Y of the epochs, and so on, then the whole images; or none",
     )
 
 
 def _windows(text: str) -> tuple[tuple[float, float], ...]:
-    """A flag type: `SHARE:UNTIL,…`, of the side and of the epochs; empty or `none` for none."""
+    """Flag type: `SHARE:UNTIL,…`, shares of the side and of the epochs; empty or `none` for none."""
     share = number(0, 1, above=True)
     parts = [part for part in text.split(",") if part and part != "none"]
-    windows = tuple(tuple(map(share, part.split(":"))) for part in parts)
-    if any(len(window) != 2 for window in windows):
+    numbers = [tuple(map(share, part.split(":"))) for part in parts]
+    if any(len(each) != 2 for each in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is no SHARE:UNTIL,… such as 0.75:0.6, or none")
+    windows = tuple((side, until) for side, until in numbers)
     ends = [until for _, until in windows]
     if any(end <= previous for previous, end in itertools.pairwise(ends)):
         raise argparse.ArgumentTypeError(f"{text!r}: each window must last longer than the one before it")

@@ -1,4 +1,4 @@
-"""Command lines: parsing, types of flags, and the one-line ending.
+"""Command lines: the parser, types of flags, and exit statuses with one-line error messages.
 
 Nothing here imports torch, so that `--help` answers at once.
 """
@@ -18,7 +18,7 @@ _UNSET = object()
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose mistakes are one line, and whose `--help` shows every default."""
+    """An `ArgumentParser` that reports errors in one line and shows every default in `--help`."""
 
     def __init__(self, **options):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
@@ -27,9 +27,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
     def parse_typed(self, argv: Sequence[str] | None) -> tuple[dict, dict]:
-        """Return `(typed, defaults)`: the flags the user typed, and the default of every flag.
+        """Return `(typed, defaults)`: the flags that the user typed, and the default of every flag.
 
-        Keeping the two apart lets a checkpoint or a model's recipe stand between them.
+        The two are separate so that values of a checkpoint or of a model's recipe can take precedence over
+        the defaults, but not over typed flags.
         """
         defaults = vars(self.parse_args([]))
         namespace = argparse.Namespace(**dict.fromkeys(defaults, _UNSET))
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind each flag (not where there is none to show), descriptions as they are written."""
+    """Formatter that shows defaults, except None, False and (), and keeps line breaks of descriptions."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=34, width=110)
@@ -51,9 +52,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def run(main: Callable[[Sequence[str] | None], None]) -> None:
-    """Call `main(argv)` and leave with the exit status its ending deserves.
+    """Call `main(argv)` and exit with a status that says how it ended.
 
-    0 done, 1 the run failed, 2 the user's input was wrong, 130 Ctrl-C, 143 SIGTERM, 141 reader gone.
+    Statuses: 0 success, 1 the run failed, 2 the user's input was wrong, 130 Ctrl-C, 143 SIGTERM, 141 the
+    reader of standard output is gone.
     """
     streams.open_missing()
     threads.share_cores_with_others()
@@ -70,12 +72,12 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
     except KeyboardInterrupt:
         _leave(130, "interrupted")
     except BrokenPipeError:
-        # The reader of our standard output is gone (`| head`): nothing is left to tell it.
+        # The reader of standard output is gone (as with `| head`), so no message can reach it.
         streams.abandon(sys.stdout)
         _leave(141)
     except OSError as error:
-        # Files are read and written by what knows them. What is left is a path that cannot be one, e.g. too
-        # long, which the error names, and standard output.
+        # Code that reads and writes files turns their errors into UserError or RunFailed. Two kinds are left:
+        # invalid paths (e.g. too long), which the error names, and errors of standard output.
         if error.filename is not None:
             _leave(2, f"error: {error.filename}: {error.strerror}")
         streams.abandon(sys.stdout)
@@ -83,12 +85,12 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
 
 
 def _leave(status: int, line: str = "") -> None:
-    # Under torchrun every rank meets the same mistake: one of them says so.
+    # Under torchrun every rank meets the same error; only rank 0 reports it.
     if line and int(os.environ.get("RANK", 0)) == 0:
         say(" ".join(line.split()))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        # One of gloo's threads may still be letting go of a tensor. If the interpreter is shutting down by
-        # then, that aborts the process (pytorch/pytorch#179291): ranks leave without shutting it down.
+        # A thread of gloo may still be releasing a tensor. If the interpreter is already shutting down then,
+        # the process aborts (pytorch/pytorch#179291). So ranks exit without shutting the interpreter down.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -96,12 +98,12 @@ def _leave(status: int, line: str = "") -> None:
 
 
 def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """A flag type: an integer in [minimum, maximum]."""
+    """Return a flag type: an integer in [minimum, maximum]."""
     return _number(int, "an integer", minimum, maximum)
 
 
 def number(minimum: float, maximum: float | None = None, *, above: bool = False) -> Callable[[str], float]:
-    """A flag type: a finite number in [minimum, maximum], or in (minimum, maximum] with `above`."""
+    """Return a flag type: a finite number in [minimum, maximum], or in (minimum, maximum] with `above`."""
     return _number(float, "a number", minimum, maximum, above)
 
 
@@ -114,7 +116,7 @@ def _number(kind, noun, minimum, maximum, above=False):
         try:
             value = kind(text)
             float(value)
-        except (ValueError, OverflowError):  # no number, or an integer that no float is as large as
+        except (ValueError, OverflowError):  # not a number, or an integer too large for a float
             value = math.nan
         too_small = value <= minimum if above else value < minimum
         if not math.isfinite(value) or too_small or (maximum is not None and value > maximum):
@@ -125,14 +127,14 @@ def _number(kind, noun, minimum, maximum, above=False):
 
 
 def words(text: str) -> str:
-    """A flag type: a text that is not empty, as that of a shell's variable is which was never set."""
+    """Flag type: a non-empty text (an unset shell variable arrives as an empty one)."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty")
     return text
 
 
 def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
-    """A flag type: a comma-separated list of some of `choices`; empty or `none` for none of them."""
+    """Return a flag type: a comma-separated list of some of `choices`; empty or `none` for none."""
 
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(name for name in text.split(",") if name and name != "none")

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) as torchvision keeps them: pickles of images and labels."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from torchvision's files: pickles of images and labels."""
 
 import codecs
 import io
@@ -22,15 +22,13 @@ SIZE = 32
 
 
 class _Files(NamedTuple):
-    """Where torchvision keeps a data set, and how its files name the labels."""
+    """The location of a data set below torchvision's root folder, and the keys of labels in its files."""
 
     torchvision_name: str
     folder: str
     splits: Mapping[str, tuple[str, ...]]
     names_file: str
-    keys: Mapping[
-        str, tuple[bytes, bytes]
-    ]  # of labels, and of the names of classes, for each level of labels
+    keys: Mapping[str, tuple[bytes, bytes]]  # level of labels to the keys of labels and of class names
     known_classes: tuple[str, ...] | None = None
 
 
@@ -57,7 +55,7 @@ _DATASETS = {
     ),
 }
 
-# All that pickles of arrays and lists name, one of them under its old and its new address.
+# All objects that pickles of arrays and lists refer to; one of them has an old and a new address.
 _HARMLESS = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -73,12 +71,12 @@ def load(
     """Return the splits `train` and `test`: pixels in [0, 1], (N, 3, 32, 32), and labels.
 
     Args:
-        data_dir: torchvision's root folder; downloaded through torchvision into it where files are missing.
+        data_dir: torchvision's root folder; missing files are downloaded into it through torchvision.
         name: `cifar10` or `cifar100`.
-        options: of `cifar100`: {"labels": "fine"} or {"labels": "coarse"}.
+        options: only for `cifar100`: {"labels": "fine"} or {"labels": "coarse"}.
 
     Raises:
-        UserError: files missing and no network, or a damaged file.
+        UserError: files are missing and cannot be downloaded, or are damaged.
     """
     files = _DATASETS[name]
     folder = _present(Path(data_dir), name)
@@ -93,7 +91,7 @@ def load(
 def classes(
     data_dir: str | Path, name: str = "cifar10", options: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[str, ...]:
-    """Return the names of the classes; CIFAR-100 has them in its file `meta`. Arguments as for `load`."""
+    """Return the names of the classes (CIFAR-100's are in its file `meta`); arguments as for `load`."""
     files = _DATASETS[name]
     if files.known_classes:
         return files.known_classes
@@ -107,7 +105,7 @@ def classes(
 
 
 def _present(data_dir: Path, name: str) -> Path:
-    """Return the folder of the files, all of which are there, downloaded if need be."""
+    """Return the folder of the files, after downloading them if any is missing."""
     files = _DATASETS[name]
     folder = data_dir / files.folder
     needed = [each for names in files.splits.values() for each in names]
@@ -127,7 +125,7 @@ def _split(paths: list[Path], key: bytes, classes: int, name: str) -> Split:
 
 
 def _read(path: Path, key: bytes, classes: int, name: str) -> tuple[np.ndarray, list[int]]:
-    """Return the images (N, 3072), uint8, and the labels of one file."""
+    """Read the images (N, 3072), uint8, and the labels of one file."""
     try:
         with path.open("rb") as file:
             content = _Unpickler(file, encoding="bytes").load()
@@ -146,7 +144,7 @@ def _spelled(name: str) -> str:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes arrays and nothing else: a pickle may otherwise run any code."""
+    """An unpickler that only makes arrays, because a pickle could otherwise run any code."""
 
     def find_class(self, module: str, name: str):
         return _HARMLESS[module, name]
@@ -157,7 +155,7 @@ def _download(data_dir: Path, name: str, needed: list[str]) -> None:
 
     files = _DATASETS[name]
     try:
-        # torchvision prints what it fetches; standard output is the log's. Its progress bar stays.
+        # torchvision prints to standard output, which belongs to the log. Its progress bar (stderr) stays.
         with redirect_stdout(io.StringIO()):
             getattr(datasets, files.torchvision_name)(root=str(data_dir), download=True)
     except (OSError, RuntimeError, HTTPException) as error:

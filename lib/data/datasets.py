@@ -1,7 +1,7 @@
-"""The data sets of images, by name: one table for every script that takes images.
+"""Table of the image data sets, for every script that takes images.
 
-A new data set is one entry here, and the function that reads its files. `--dataset`, `--input NAME:INDEX` and
-`--help` read the table. Nothing here imports torch when it is imported, so that `--help` answers at once.
+A new data set needs one entry here and a function that reads its files. `--dataset`, `--input NAME:INDEX` and
+`--help` use the table. Importing this module does not import torch, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Options = Mapping[str, str]
 
 
 class Choice(NamedTuple):
-    """A choice that a data set offers: its flag, its values (the first is the default), and its help."""
+    """A choice that a data set offers: name of its flag, its values (the first is the default), help text."""
 
     name: str
     values: tuple[str, ...]
@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A data set as read: the splits `train`, and `valid` or `test` or both, and the names of classes."""
+    """A data set in memory: the splits `train` and `valid`, `test` or both, and the names of the classes."""
 
     splits: dict[str, Split]
     classes: tuple[str, ...]
@@ -42,11 +42,11 @@ class DataSet:
     """An entry of the table.
 
     Attributes:
-        name: as it is typed.
+        name: name of the data set in flags.
         channels: 1 for grey images, 3 for coloured ones.
-        read: the function that reads the files below a folder, or downloads them where they are missing.
-        classes: the names of the classes, where they are known before any file is read.
-        choices: what else one can say of it.
+        read: function that reads the files below a folder; it downloads missing files.
+        classes: function that returns the names of the classes without reading the images.
+        choices: choices that the data set offers.
     """
 
     name: str
@@ -56,7 +56,7 @@ class DataSet:
     choices: tuple[Choice, ...] = ()
 
     def options(self, given: Mapping[str, str | None]) -> Options:
-        """Return the value of each choice: the one given, or else the default."""
+        """Return the value of each choice: the given one, or else the default."""
         return {each.name: given.get(each.name) or each.values[0] for each in self.choices}
 
 
@@ -115,7 +115,7 @@ _TABLE = (
     _grey("mnist"),
     _grey("fashion-mnist"),
     _grey("kmnist"),
-    _grey("emnist", Choice("split", _EMNIST_SPLITS, "of emnist: which characters")),
+    _grey("emnist", Choice("split", _EMNIST_SPLITS, "part of emnist to use")),
     DataSet("digits", 1, _read_digits, lambda _data_dir, _options: tuple("0123456789")),
     DataSet("cifar10", 3, _read_cifar("cifar10"), _cifar_classes("cifar10")),
     DataSet(
@@ -123,7 +123,13 @@ _TABLE = (
         3,
         _read_cifar("cifar100"),
         _cifar_classes("cifar100"),
-        (Choice("labels", ("fine", "coarse"), "of cifar100: its 100 classes, or the 20 groups of them"),),
+        (
+            Choice(
+                "labels",
+                ("fine", "coarse"),
+                "classes of cifar100: its 100 fine classes, or its 20 coarse groups",
+            ),
+        ),
     ),
 )
 
@@ -131,12 +137,12 @@ DATASETS: dict[str, DataSet] = {each.name: each for each in _TABLE}
 
 
 def names(channels: int) -> tuple[str, ...]:
-    """Return the names of the data sets whose images have so many channels, and `folder`."""
+    """Return the names of the data sets with that number of channels, and `folder`."""
     return (*(name for name, each in DATASETS.items() if each.channels == channels), FOLDER)
 
 
 def choices(dataset_names: Sequence[str]) -> list[Choice]:
-    """Return the choices that some data sets offer, for flags of a script."""
+    """Return the choices that the named data sets offer, for the flags of a script."""
     return [choice for name in dataset_names if name in DATASETS for choice in DATASETS[name].choices]
 
 
@@ -144,7 +150,7 @@ def find(name: str) -> DataSet:
     """Return the entry called `name`.
 
     Raises:
-        UserError: there is none; the message names those that there are.
+        UserError: there is none; the message lists the available names.
     """
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, 1)

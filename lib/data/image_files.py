@@ -1,4 +1,4 @@
-"""Image files as examples: small ones decoded once and kept in memory, larger ones read when needed."""
+"""Image files as examples: small images are decoded once and kept in memory, larger ones read when needed."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,14 +30,14 @@ from lib.runtime.errors import UserError, warn
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Image files and their labels (N,), read by workers; its methods are those of `images.Examples`.
+    """Image files and their labels, read by worker processes; implements `images.Examples`.
 
     Attributes:
-        files: their paths.
+        files: paths of the files.
         labels: (N,), int64, on the CPU.
-        preprocessing: how an image becomes an input.
-        workers: processes that read.
-        device: where batches go.
+        preprocessing: preprocessing of the images.
+        workers: number of worker processes.
+        device: device of the batches.
     """
 
     files: tuple[str, ...]
@@ -67,8 +67,8 @@ class FileSplit:
     def shuffled(
         self, augment: Sequence[str], augmentation: Augmentation, *, batch_size: int, seed: int
     ) -> FileBatches:
-        # A window is cropped from the whole photograph, before it is made small; the rest can wait for the
-        # batch, on its device.
+        # `crop` takes a window of the whole photograph before it is resized, so the reader does it; the other
+        # augmentations are applied to the batch, on its device.
         transform = augmentation([name for name in augment if name != "crop"])
 
         def finish(images: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class _Reader:
 
 
 def _decode(path: str, preprocessing: Preprocessing) -> Tensor:
-    """Return an image file as the network sees it, (C, H, W), uint8."""
+    """Read an image file as the crop that the network sees, (C, H, W), uint8."""
     return (preprocessing.read(path) * 255).round().to(torch.uint8)
 
 
@@ -134,19 +134,19 @@ def load(
 ) -> ImageData:
     """Load a folder of images, laid out as `lib.data.folders.find` says.
 
-    Images of up to 64 px that fit in memory are decoded once, and kept in the user's cache folder; of
-    larger ones every file is tried once, and what cannot be read is kept there.
+    Images of up to 64 px that fit in memory are decoded once, and stored in the user's cache folder. Larger
+    images are all read once as a check, and the list of unreadable ones is stored there.
 
     Args:
-        folder: which.
-        preprocessing: how they are scaled and cropped; the rest of it is for `ImageData.prepared`.
-        only: names of classes; all by default.
+        folder: path of the folder.
+        preprocessing: scaling and cropping; its mean and standard deviation are left to `ImageData.prepared`.
+        only: names of the classes to use; all by default.
         valid_fraction, limit: see `lib.data.images.divide`.
-        skip_bad: leave out what cannot be read.
-        workers: processes that read larger images.
+        skip_bad: leave out images that cannot be read.
+        workers: number of processes that read larger images.
 
     Raises:
-        UserError: as `find` and `divide` do; images that cannot be read.
+        UserError: as `find` and `divide` do, or images cannot be read.
     """
     found = folders.find(folder, only)
     how = unscaled(preprocessing)
@@ -159,7 +159,7 @@ def load(
     for name, split in found.splits.items():
         rows = torch.tensor([row for row in range(first, first + len(split.paths)) if row not in bad])
         first += len(split.paths)
-        # All of them are a copy of many megabytes that nobody needs.
+        # Selecting all rows would copy many megabytes for nothing.
         splits[name] = examples if len(rows) == len(files) else examples.rows(rows.long())
     _check_left(splits, found.classes, folder)
     train, valid, test = divide(splits, valid_fraction, limit)
@@ -167,7 +167,7 @@ def load(
 
 
 def _as_pixels(split: Examples) -> Examples:
-    # At the very end: until they are divided, bytes are copied four times as fast as floats.
+    # Converted only after the division into splits, because bytes are copied four times as fast as floats.
     if isinstance(split, Split):
         return split._replace(images=split.images.float().div_(255))
     return split
@@ -175,7 +175,7 @@ def _as_pixels(split: Examples) -> Examples:
 
 def _fits(images: int, how: Preprocessing) -> bool:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # Twice in float32: as pixels, and as what the network takes.
+    # Two copies in float32: pixels, and normalised pixels.
     needed = 2 * images * how.channels * how.size**2 * 4
     return how.size <= LARGEST_IN_MEMORY and needed < memory / 2
 
@@ -187,7 +187,7 @@ def _labels(found: folders.Folder) -> Tensor:
 def _decoded(
     folder: Path, files: list[str], found: folders.Folder, how: Preprocessing, _workers: int
 ) -> tuple[Examples, set[int]]:
-    """Return all images in memory, as bytes, and the numbers of those that cannot be read: they are black."""
+    """Return all images as bytes in memory, and the numbers of the unreadable ones, which are black."""
 
     def decode() -> dict:
         pixels = torch.zeros(len(files), how.channels, how.size, how.size, dtype=torch.uint8)
@@ -206,10 +206,10 @@ def _decoded(
 def _tried(
     folder: Path, files: list[str], found: folders.Folder, how: Preprocessing, workers: int
 ) -> tuple[Examples, set[int]]:
-    """Return the images as files, and the numbers of those that cannot be read."""
+    """Return the images as files, and the numbers of the unreadable ones."""
 
     def attempt() -> dict:
-        # As the network sees it, and not just opened: what fails now would else fail in a worker, later.
+        # Each file is decoded and cropped, not just opened; otherwise it could still fail later, in a worker.
         outcomes = _in_threads(lambda path: how.read(path).shape, files, "trying")
         return {"bad": [number for number, outcome in enumerate(outcomes) if outcome is None]}
 
@@ -218,7 +218,7 @@ def _tried(
 
 
 def _in_threads(function: Callable, files: Sequence[str], what: str) -> Iterator:
-    """Yield `function(file)` of each file in order, None where it is a mistake of the user's."""
+    """Yield `function(file)` for each file in order, or None if it raises a UserError."""
 
     def attempt(file: str):
         try:
@@ -226,7 +226,7 @@ def _in_threads(function: Callable, files: Sequence[str], what: str) -> Iterator
         except UserError:
             return None
 
-    # Decoding and scaling let go of the interpreter, so threads share the cores.
+    # Decoding and scaling release Python's global lock, so threads use all cores.
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         yield from tqdm(pool.map(attempt, files), what, len(files), unit=" images", leave=False, disable=None)

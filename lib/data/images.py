@@ -1,4 +1,4 @@
-"""Small images that live in memory: MNIST and its kin, and the digits that ship with scikit-learn."""
+"""Small images in memory: data sets in MNIST's format, and the digits that come with scikit-learn."""
 
 import gzip
 import io
@@ -24,15 +24,16 @@ from lib.data.preprocessing import Preprocessing
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 
-# The subset, the hold-out and the split of `digits` stay the same whatever --seed says: seeds are
-# compared on the same examples.
+# The subset, the hold-out and the split of `digits` do not depend on --seed, so that seeds are compared on
+# the same examples.
 SPLIT_SEED = 0
 
-# Pixels a side; larger images are made, or read, anew for every batch.
+# Largest side in pixels of images that are kept in memory; larger ones are resized or read for every batch.
 LARGEST_IN_MEMORY = 64
 
-# Pixels, or features, that are answered at once. With four times as many, what fast-cnn makes of them is out
-# of the caches, and takes half as long again; and memory would grow with the size of the images.
+# Numbers (pixels or features) per batch in evaluation. With four times as many, the activations of fast-cnn
+# no longer fit in the caches, and evaluation takes 1.5 times as long. A fixed number of images would need
+# memory that grows with their size.
 _NUMBERS_A_BATCH = 250 * 3 * 32 * 32
 _LEAST_A_BATCH = 16
 
@@ -53,7 +54,7 @@ KUZUSHIJI_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 
 _UPPER, _LOWER = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), tuple("abcdefghijklmnopqrstuvwxyz")
-# The letters of EMNIST whose small form does not look like the capital one, and is a class of its own.
+# Letters whose lower-case form differs from the capital, so that EMNIST makes it a class of its own.
 _OWN_LOWER = tuple("abdefghnqrt")
 _EMNIST_CLASSES = {
     "letters": _LOWER,
@@ -69,12 +70,12 @@ class Family(NamedTuple):
     """A data set in MNIST's format.
 
     Attributes:
-        name: as it is typed.
-        folder: torchvision's class of this name downloads it, into a folder of this name.
-        classes: their names.
-        prefixes: of the files of `train` and `test`.
-        first_label: the number of the first class in the files.
-        is_transposed: images are stored column by column.
+        name: name of the data set in `--dataset`.
+        folder: name of torchvision's class that downloads it, and of the folder that the class downloads to.
+        classes: names of the classes.
+        prefixes: first parts of the file names of `train` and `test`.
+        first_label: number of the first class in the files.
+        is_transposed: whether images are stored column by column.
         download: further arguments of torchvision's class.
     """
 
@@ -110,7 +111,7 @@ def family(name: str, options: Mapping[str, str]) -> Family:
     )
 
 
-# From names of augmentations to what does them, or None for none.
+# A function from names of augmentations to the transform that applies them, or None for no names.
 Augmentation = Callable[[Sequence[str]], Transform | None]
 
 
@@ -122,18 +123,18 @@ class Examples(Protocol):
         """The class of each example, (N,), int64."""
 
     def rows(self, index: Tensor) -> Self:
-        """Return the examples that `index`, numbers or a mask, says."""
+        """Return the examples that `index` selects, by numbers or by a mask."""
 
     def prepared(self, preprocessing: Preprocessing, device: torch.device) -> Self:
-        """Return the examples on `device`, their pixels shifted and scaled for the network."""
+        """Return the examples on `device`, with pixels normalised for the network."""
 
     def in_order(self, *, distributed_over_ranks: bool = True) -> Iterable[Any]:
-        """Return the batches of (images, labels) in order; each rank's own or, for one alone, all."""
+        """Return batches of (images, labels) in order: this rank's share of them, or all of them."""
 
     def shuffled(
         self, augment: Sequence[str], augmentation: Augmentation, *, batch_size: int, seed: int
     ) -> Shuffled:
-        """Return the batches to train on, augmented."""
+        """Return shuffled and augmented batches for training."""
 
 
 _Examples = TypeVar("_Examples", bound=Examples)
@@ -145,7 +146,7 @@ class Split(NamedTuple):
     Attributes:
         images: (N, C, H, W), float32.
         labels: (N,), int64.
-        side: what the images of a batch are made large to, when it is their turn; None to leave them.
+        side: side in pixels to which the images are resized batch by batch; None to leave them as they are.
     """
 
     images: Tensor
@@ -156,14 +157,14 @@ class Split(NamedTuple):
         return self._replace(images=self.images[index], labels=self.labels[index])
 
     def resized(self, size: int) -> "Split":
-        """Return the images at `size` px a side: at once or, where that would fill the memory, in batches."""
+        """Return the images with `size` px a side, resized at once or, if large, batch by batch."""
         if size <= LARGEST_IN_MEMORY:
             return self._replace(images=resize(self.images, size))
         return self._replace(side=size)
 
     def prepared(self, preprocessing: Preprocessing, device: torch.device) -> "Split":
         mean, std = _per_channel(preprocessing)
-        # In float32 (p - 0) / 1 is p: the copy of a whole data set is saved where it would be one.
+        # In float32 (p - 0) / 1 equals p exactly, so a copy of the whole data set is avoided.
         plain = not mean.any() and (std == 1).all()
         images = self.images if plain else (self.images - mean) / std
         return self._replace(images=images.to(device), labels=self.labels.to(device))
@@ -202,10 +203,10 @@ def _per_channel(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a run trains on, validates on, and (only where examples were held out) tests on once.
+    """The training and validation splits, and a test split (used only once) if examples were held out.
 
-    As loaded, the images are pixels in [0, 1]; as `prepared`, what the network takes. How that comes about,
-    `preprocessing` says.
+    As loaded, the images are pixels in [0, 1]; `prepared` normalises them for the network. `preprocessing`
+    describes the present state.
     """
 
     train: Examples
@@ -215,14 +216,14 @@ class ImageData:
     preprocessing: Preprocessing
 
     def prepared(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> "ImageData":
-        """Return the data on `device`, its pixels shifted and scaled, (pixel − mean) / std."""
+        """Return the data on `device`, with pixels normalised: (pixel − mean) / std."""
         how = replace(self.preprocessing, mean=tuple(mean), std=tuple(std))
         train, valid = (split.prepared(how, device) for split in (self.train, self.valid))
         test = self.test and self.test.prepared(how, device)
         return ImageData(train, valid, test, self.classes, how)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Return prepared images as pixels in [0, 1] again, on the CPU."""
+        """Convert normalised images back to pixels in [0, 1], on the CPU."""
         mean, std = _per_channel(self.preprocessing)
         return images.cpu() * std + mean
 
@@ -239,16 +240,16 @@ def load(
     """Load a data set of grey images.
 
     Args:
-        dataset: its name in `lib.data.datasets`.
+        dataset: name of the data set in `lib.data.datasets`.
         data_dir: torchvision's root folder, e.g. `./data` for `./data/MNIST/raw/train-images-idx3-ubyte`;
-            plain or `.gz` files. Downloaded through torchvision where they are missing.
-        size: side length of the images in pixels; resized bilinearly where it is not theirs.
+            plain or `.gz` files. Missing files are downloaded through torchvision.
+        size: side length of the images in pixels; images of another size are resized bilinearly.
         limit: keep a fixed stratified subset of this many training examples.
         holdout: validate on this many training examples instead of the official test split.
-        options: values of the data set's choices.
+        options: values of the data set's choices; see `lib.data.datasets.Choice`.
 
     Raises:
-        UserError: files missing and no network, damaged files, or a subset that cannot be taken.
+        UserError: files are missing and cannot be downloaded, or are damaged, or a subset cannot be taken.
     """
     entry = datasets.find(dataset)
     splits, names = entry.read(Path(data_dir), entry.options(options))
@@ -262,7 +263,7 @@ def load(
 
 
 def unscaled(preprocessing: Preprocessing) -> Preprocessing:
-    """Return the same for pixels that are left in [0, 1]."""
+    """Return the preprocessing without normalisation: pixels stay in [0, 1]."""
     channels = preprocessing.channels
     return replace(preprocessing, mean=(0.0,) * channels, std=(1.0,) * channels)
 
@@ -270,16 +271,16 @@ def unscaled(preprocessing: Preprocessing) -> Preprocessing:
 def divide(
     splits: Mapping[str, _Examples], valid_fraction: float | None, limit: int | None
 ) -> tuple[_Examples, _Examples, _Examples | None]:
-    """Return what to train on, to validate on, and to test on once, if anything.
+    """Return the splits to train on, to validate on, and (if any) to test on once.
 
     Args:
-        splits: `train`, and `valid` or `test` or both where a data set has its own. Validation is on
-            `valid`, or else on `test`, or else on a tenth of `train`.
-        valid_fraction: validate on this stratified share of `train` instead.
+        splits: `train`, and `valid`, `test` or both if the data set has them. Validation uses `valid`, or
+            else `test`, or else a tenth of `train`.
+        valid_fraction: use this stratified share of `train` for validation instead.
         limit: keep a fixed stratified subset of this many training examples.
 
     Raises:
-        UserError: a subset that cannot be taken, or two splits to validate on.
+        UserError: a subset cannot be taken, or there are two splits for validation.
     """
     train, valid, test = splits["train"], splits.get("valid"), splits.get("test")
     if valid_fraction is not None and valid is not None:
@@ -295,7 +296,7 @@ def divide(
 
 
 def without_examples(class_names: Sequence[str], preprocessing: Preprocessing) -> ImageData:
-    """Return data that has classes and a shape of images, but no examples."""
+    """Return data without examples, but with class names and preprocessing."""
     size, channels = preprocessing.size, preprocessing.channels
     nothing = Split(torch.zeros(0, channels, size, size), torch.zeros(0, dtype=torch.long))
     return ImageData(nothing, nothing, None, tuple(class_names), preprocessing)
@@ -305,7 +306,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     """Resize images (N, C, H, W) bilinearly to (N, C, size, size)."""
     if images.shape[-2:] == (size, size):
         return images
-    # Antialiasing matters only when pixels are dropped.
+    # Antialiasing matters only for downscaling.
     shrinks = size < min(images.shape[-2:])
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
@@ -338,7 +339,10 @@ def _stratified_rows(labels: Tensor, count: int, flag: str) -> Tensor:
 
 
 def digits_of_scikit_learn() -> dict[str, Split]:
-    """Return 1,797 real digits (UCI, Alpaydin & Kaynak 1998), 8×8 px made 28: 1,437 `train`, 360 `test`."""
+    """Return scikit-learn's 1,797 digits, resized from 8×8 to 28×28 px: 1,437 in `train`, 360 in `test`.
+
+    They are from UCI (Alpaydin & Kaynak 1998).
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -349,10 +353,10 @@ def digits_of_scikit_learn() -> dict[str, Split]:
 
 
 def idx_split(family: Family, data_dir: Path, split: str) -> Split:
-    """Return a split of a data set in MNIST's format, downloaded through torchvision where it is missing.
+    """Read a split of a data set in MNIST's format; missing files are downloaded through torchvision.
 
     Raises:
-        UserError: files missing and no network, or damaged files.
+        UserError: files are missing and cannot be downloaded, or are damaged.
     """
     folder = data_dir / family.folder / "raw"
     names = [f"{family.prefixes[split]}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")]
@@ -382,12 +386,12 @@ def _download(family: Family, data_dir: Path) -> None:
     raw = data_dir / family.folder / "raw"
     made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     try:
-        # torchvision prints what it fetches; standard output is the log's. Its progress bar stays.
+        # torchvision prints to standard output, which belongs to the log. Its progress bar (stderr) stays.
         with redirect_stdout(io.StringIO()):
             kind = getattr(torchvision_datasets, family.folder)
             kind(root=str(data_dir), download=True, **family.download)
     except (OSError, RuntimeError, HTTPException) as error:
-        with suppress(OSError):  # a folder with something in it
+        with suppress(OSError):  # the folder is not empty
             for folder in made:
                 folder.rmdir()
         parts = ("images-idx3", "labels-idx1")
@@ -407,7 +411,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         uint8 tensor of `dimensions` dimensions.
 
     Raises:
-        UserError: wrong magic number, cut short, or not gzip though it is called so.
+        UserError: the magic number is wrong, the file is cut short, or a .gz file is not in gzip format.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -1,1 +1,1 @@
-"""What a trained network says and what its layers hold: answers, metrics, features, embeddings."""
+"""Evaluation of trained networks: predictions, metrics, features of layers and their embeddings."""

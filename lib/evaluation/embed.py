@@ -1,6 +1,6 @@
-"""Features to points: PCA, t-SNE, how well neighbours agree, and files for the embedding projector.
+"""Embeddings of features: PCA, t-SNE, neighbour accuracy, and files for TensorBoard's embedding projector.
 
-Nothing here imports torch: the worker processes that run t-SNE import this module, and start quickly.
+Nothing here imports torch, so that the worker processes of t-SNE, which import this module, start quickly.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from lib.runtime.errors import RunFailed, UserError, warn
 
-# t-SNE is fed at most so many principal components (van der Maaten & Hinton, 2008, use 30, the
-# authors' later code 50): distances hardly change, and the noise of the rest is gone.
+# The largest number of principal components that t-SNE gets (van der Maaten & Hinton, 2008, use 30, the
+# authors' later code 50). Distances hardly change, and the noise of the other components is gone.
 TSNE_COMPONENTS = 50
-# Fewer layers × examples take about two seconds; worker processes need as much to start.
+# With fewer layers × examples, t-SNE takes about two seconds, as long as worker processes take to start.
 WORTH_WORKERS = 1000
-# scikit-learn's default, and how often it says where it is.
+# Iterations of t-SNE (scikit-learn's default), and after how many of them it prints a line.
 MOST_ITERATIONS, STEPS_A_TICK = 1000, 50
-# Browsers take no texture with a longer side: the projector then shows no thumbnails at all.
+# In pixels. Browsers refuse a texture with a longer side, and the projector then shows no thumbnails at all.
 LONGEST_SPRITE_SIDE = 8192
 
 
@@ -44,19 +44,19 @@ def project(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Embed each layer's features in a plane (or in space) by PCA and by t-SNE.
+    """Project each layer's features to 2 or 3 dimensions, by PCA and by t-SNE.
 
-    The layers are shared out over processes, and the points do not depend on how many there are.
-    Features that are not finite count as zero; a layer that puts out the same for every example has all
-    its points at the origin. Both are reported as warnings.
+    The layers are distributed over processes; the points do not depend on the number of processes. Features
+    that are not finite are replaced by zero. If a layer's output is the same for every example, all its
+    points are at the origin. Both cases are reported as warnings.
 
     Args:
-        features: layer name to features (N, D); N the same for all layers, D at will.
+        features: layer name to features (N, D); N is the same for all layers, D may differ.
         dims: 2 or 3.
         perplexity: t-SNE's effective number of neighbours, below N.
-        seed: of PCA's iteration and of t-SNE.
-        workers: processes; all cores by default.
-        progress: show a bar on stderr, if that is a terminal.
+        seed: seed of PCA's iteration and of t-SNE.
+        workers: number of processes; by default one per core, or one if there is little to do.
+        progress: whether to show a progress bar on stderr, if that is a terminal.
 
     Returns:
         Layer name to {"pca": (N, dims), "tsne": (N, dims)}, both float64.
@@ -79,9 +79,9 @@ def project(
 
 @contextlib.contextmanager
 def _progress_bar(ticks: Path, layers: int, enabled: bool) -> Iterator[None]:
-    """Show how far the t-SNE of all layers has come, by the files in `ticks` that `_Ticks` writes.
+    """Show the progress of all layers' t-SNE, read from the sizes of the files that `_Ticks` writes.
 
-    scikit-learn's t-SNE takes no callback, and runs in other processes: files are what both can reach.
+    Files are needed because scikit-learn's t-SNE has no callback and may run in other processes.
     """
     total = layers * MOST_ITERATIONS
     with tqdm(
@@ -107,10 +107,10 @@ def _progress_bar(ticks: Path, layers: int, enabled: bool) -> Iterator[None]:
 
 
 class _Ticks(io.TextIOBase):
-    """A stream for what t-SNE prints: each line about its iterations becomes one byte of a file.
+    """Stream that replaces stdout for t-SNE: it writes one byte to a file for each line about iterations.
 
     Args:
-        folder: of the files; None to throw the lines away.
+        folder: where the file is made; None to discard the lines.
     """
 
     def __init__(self, folder: str | None):
@@ -124,14 +124,14 @@ class _Ticks(io.TextIOBase):
         return len(text)
 
     def finish(self) -> None:
-        """Count the iterations that were not needed as done."""
+        """Count all iterations as done, also those that t-SNE did not need."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.write_bytes(b"." * (MOST_ITERATIONS // STEPS_A_TICK))
 
 
 def _finite(layer: str, features: np.ndarray) -> np.ndarray:
-    """Return `features` (N, D) with zeros for NaN and infinity; warn of these, and of constant features."""
+    """Return `features` (N, D) with zeros for NaN and infinity; warn of these and of constant features."""
     finite = np.isfinite(features)
     broken = len(features) - int(finite.all(axis=1).sum())
     if broken:
@@ -149,26 +149,27 @@ def _processes(workers: int | None, layers: int, examples: int) -> int:
 
 
 def _map(function: Callable, arrays: Sequence[np.ndarray], settings: dict, processes: int) -> Iterator:
-    """Yield `function(array, **settings)` for each of `arrays`, in their order, from so many processes.
+    """Yield `function(array, **settings)` for each of `arrays`, in order, computed by worker processes.
 
-    loky's processes are made by exec, not by a fork, so torch's threads in this process do no harm, and
-    they do not run the main script again; when an exception (Ctrl-C) passes here, they are killed.
+    The workers are loky's. They start by exec and not by fork, so that torch's threads in this process do no
+    harm, and they do not run the main script again. An exception here (Ctrl-C) kills them.
     """
     watched = {"initializer": _watch_parent, "initargs": (os.getpid(),)}
-    # One thread each: sums over several depend on their number, and t-SNE magnifies the difference.
+    # One thread per worker, because the rounding of sums depends on the number of threads, and t-SNE
+    # magnifies the difference.
     with threadpool_limits(1), parallel_config("loky", inner_max_num_threads=1, **watched):
         parallel = Parallel(n_jobs=processes, return_as="generator")
         yield from parallel(delayed(function)(array, **settings) for array in arrays)
 
 
 def _watch_parent(parent: int) -> None:
-    """End this worker process soon after the process `parent` is gone.
+    """End this worker process soon after its `parent` process has ended.
 
-    loky leaves that to the parent, which has no time for it when a signal kills it: its workers would
-    stay for ever.
+    loky lets the parent end its workers. A parent that is killed by a signal cannot, and without this thread
+    its workers would stay for ever.
     """
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
@@ -179,7 +180,7 @@ def _watch_parent(parent: int) -> None:
 def _embed(
     features: np.ndarray, dims: int, perplexity: float, seed: int, ticks: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Return features (N, D) as {"pca": (N, dims), "tsne": (N, dims)}; `ticks` is a folder for `_Ticks`."""
+    """Return {"pca": (N, dims), "tsne": (N, dims)} of features (N, D); `ticks` is the folder of `_Ticks`."""
     components = _principal_components(features, TSNE_COMPONENTS, seed)
     missing = max(0, dims - components.shape[1])
     components = np.pad(components, ((0, 0), (0, missing)))
@@ -198,25 +199,25 @@ def _principal_components(features: np.ndarray, most: int, seed: int) -> np.ndar
     rank = min(features.shape)
     if (features == features[:1]).all():
         return np.zeros((len(features), min(most, rank)))
-    # Both solvers are exact; the default is a randomised one, which is off by as much as the signal
-    # where the spectrum is flat. ARPACK is the faster one, but cannot return all components.
+    # Both solvers are exact. scikit-learn's default is a randomised one, whose error is as large as the
+    # signal if the spectrum is flat. ARPACK is the faster of the two, but cannot return all components.
     solver = "arpack" if most < rank else "full"
     scores = PCA(min(most, rank), svd_solver=solver, random_state=seed).fit_transform(features)
     spread = scores.std(axis=0)
-    # Beyond the rank of the features there is rounding, which a picture would blow up to a cloud.
+    # Components beyond the rank of the features are rounding errors, which a plot would show as a cloud.
     return np.where(spread > 1e-9 * spread[0], scores, 0)
 
 
 def _tsne(components: np.ndarray, dims: int, perplexity: float, seed: int) -> np.ndarray:
-    """Return principal components (N, D ≥ dims) as t-SNE points (N, dims)."""
+    """Return the t-SNE points (N, dims) of principal components (N, D ≥ dims)."""
     from sklearn.manifold import TSNE
 
     spread = components.std(axis=0).max()
     if spread == 0:
         return np.zeros((len(components), dims))
-    # t-SNE does not depend on the scale, but scikit-learn's squares distances in single precision.
+    # t-SNE does not depend on the scale, but scikit-learn squares distances in float32, which can overflow.
     components = components / spread
-    # PCA's start is the first axes, and a start that is flat along one of them would stay so.
+    # init="pca" starts with the first components. If one of them is zero everywhere, it would stay zero.
     start = "pca" if min(components.std(axis=0)[:dims]) > 0 and len(components) >= dims else "random"
     tsne = TSNE(
         dims,
@@ -231,10 +232,10 @@ def _tsne(components: np.ndarray, dims: int, perplexity: float, seed: int) -> np
 
 
 def neighbour_accuracy(points: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
-    """Return the share of `points` (N, D) whose `k` nearest others have, by majority, their label (N,).
+    """Return the share of `points` (N, D) whose label is the majority label of their `k` nearest neighbours.
 
-    This is the leave-one-out accuracy of the k-nearest-neighbour classifier; a tie among labels goes to
-    the smallest, a k that is too large is cut to N − 1, and one point alone has NaN.
+    This is the leave-one-out accuracy of the k-nearest-neighbour classifier with `labels` (N,). A tie between
+    labels goes to the smallest, k is at most N − 1, and the result is NaN if N is 1.
     """
     from scipy.stats import mode
     from sklearn.neighbors import NearestNeighbors
@@ -243,7 +244,7 @@ def neighbour_accuracy(points: np.ndarray, labels: np.ndarray, k: int = 5) -> fl
     k = min(k, len(points) - 1)
     if k < 1:
         return math.nan
-    # Asked about no points in particular, it leaves every point out of its own neighbours.
+    # Without an argument, `kneighbors` leaves every point out of its own neighbours.
     neighbours = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
     return float(np.mean(mode(labels[neighbours], axis=1).mode == labels))
 
@@ -254,15 +255,16 @@ def write_projector(
     labels: Sequence[str],
     thumbnails: np.ndarray | None = None,
 ) -> Path:
-    """Write what TensorBoard's embedding projector shows under `tensorboard --logdir FOLDER`.
+    """Write the files of TensorBoard's embedding projector, for `tensorboard --logdir FOLDER`.
 
-    One embedding per layer in `NN-LAYER/tensors.tsv`; `metadata.tsv` and `sprite.png` are theirs together;
-    `projector_config.pbtxt` lists them and is written last.
+    Each layer has an embedding in `NN-LAYER/tensors.tsv`. All layers share `metadata.tsv` and `sprite.png`.
+    `projector_config.pbtxt` lists these files and is written last.
 
     Args:
+        folder: where to write.
         features: layer name to features (N, D).
         labels: N names, one per example.
-        thumbnails: (N, H, W, 3) uint8, scaled down where the sprite would become too large to be shown.
+        thumbnails: (N, H, W, 3) uint8; scaled down if the sprite would be too large for a browser.
 
     Returns:
         The path of the configuration.
@@ -303,7 +305,7 @@ def _write_tensors(folder: Path, index: int, layer: str, features: np.ndarray) -
 
 
 def _write_examples(folder: Path, labels: Sequence[str], thumbnails: np.ndarray | None) -> dict[str, str]:
-    """Write the labels and the sprite, and return the fields of an embedding that point to them."""
+    """Write the labels and the sprite, and return the fields of an embedding that refer to them."""
     (folder / "metadata.tsv").write_text("".join(f"{_cell(label)}\n" for label in labels), encoding="utf-8")
     fields = {"metadata_path": json.dumps("metadata.tsv")}
     if thumbnails is not None:
@@ -315,12 +317,12 @@ def _write_examples(folder: Path, labels: Sequence[str], thumbnails: np.ndarray 
 
 
 def _cell(label: str) -> str:
-    # The projector drops empty lines, which would move all labels behind them; a tab starts a column.
+    # The projector drops empty lines, which would shift all later labels, and a tab begins a new column.
     return " ".join(str(label).split()) or "-"
 
 
 def _sprite(thumbnails: np.ndarray) -> tuple[Image.Image, tuple[int, int]]:
-    """Return `thumbnails` (N, H, W, 3), row by row on a square grid, and the (height, width) of one."""
+    """Return `thumbnails` (N, H, W, 3) as a square grid, row by row, and the (height, width) of a cell."""
     side = math.ceil(math.sqrt(len(thumbnails)))
     height, width = thumbnails.shape[1:3]
     scale = min(1.0, LONGEST_SPRITE_SIDE / (side * max(height, width)))

@@ -1,9 +1,9 @@
-"""What `--eval-only` shows of a classifier: its numbers, its mistakes, and the features of its layers.
+"""The views of `--eval-only`: a classifier's metrics, its mistakes, and the features of its layers.
 
-Pure functions of a model, of batches that it takes (images, text, anything), and of their labels.
+These are pure functions of a model, of batches of its inputs (images, text or others), and of their labels.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,10 +20,12 @@ from lib.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says of N examples of C classes.
+    """A classifier's predictions for N examples of C classes.
 
-    `probabilities` (N, C) float32 and the true `labels` (N,) are on the CPU; `loss` is the mean
-    cross-entropy in nats.
+    Attributes:
+        probabilities: (N, C) float32, on the CPU.
+        labels: true classes (N,), on the CPU.
+        loss: mean cross-entropy in nats.
     """
 
     probabilities: Tensor
@@ -32,14 +34,14 @@ class Predictions:
 
     @property
     def classes(self) -> Tensor:
-        """The most probable class of each example, (N,)."""
+        """The most probable class of each example (N,)."""
         return self.probabilities.argmax(dim=1)
 
 
 def predict(model: nn.Module, batches: Iterable[tuple]) -> Predictions:
-    """Run `model` in eval mode over `batches` of (inputs, labels (B,)), which lie on its device.
+    """Run `model` in eval mode over `batches` of (inputs, labels (B,)) on its device.
 
-    The model returns logits (B, C). Its modes are afterwards as they were.
+    The model returns logits (B, C). Afterwards every module has its own mode again.
 
     Raises:
         UserError: there are no examples.
@@ -51,14 +53,14 @@ def predict(model: nn.Module, batches: Iterable[tuple]) -> Predictions:
             labels.append(batch_labels)
     if not labels:
         raise UserError("there are no examples to evaluate")
-    # Brought to the CPU once, at the end: a copy per batch would wait for the device each time.
+    # One copy to the CPU at the end, because a copy per batch would wait for the device each time.
     all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     loss = F.cross_entropy(all_logits.double(), all_labels).item()
     return Predictions(all_logits.softmax(dim=1), all_labels, loss)
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
-    """Return the confusion matrix (C, C) of counts: rows are true classes, columns predicted ones."""
+    """Return the confusion matrix (C, C) of counts: a row per true class, a column per predicted one."""
     from sklearn.metrics import confusion_matrix
 
     every_class = range(predictions.probabilities.shape[1])
@@ -68,8 +70,8 @@ def confusion(predictions: Predictions) -> np.ndarray:
 def per_class(predictions: Predictions, class_names: Sequence[str]) -> list[str]:
     """Return precision, recall, F1 and number of examples of each class, as aligned lines of text.
 
-    The last line averages over the classes that have examples (macro); the others show dashes. A class
-    that is never predicted has precision 0.
+    Classes without examples show dashes, and the macro average in the last line leaves them out. A class that
+    is never predicted has precision 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -91,7 +93,7 @@ def _score(value: float) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return `rows` of cells as lines, the first column flush left, the others flush right."""
+    """Return `rows` of cells as lines of text: the first column flush left, the others flush right."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
         "  ".join(
@@ -102,25 +104,25 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def most_confident_mistakes(predictions: Predictions, count: int) -> Tensor:
-    """Return the indices of at most `count` wrongly classified examples, the most probable mistake first."""
+    """Return the indices of at most `count` wrong predictions, in order of falling confidence."""
     confidence = predictions.probabilities.amax(dim=1)
     wrong = (predictions.classes != predictions.labels).nonzero().squeeze(1)
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
 
 
 def stratified_sample(labels: Tensor, samples: int, at_least: int = 16, seed: int = 0) -> Tensor:
-    """Return the sorted indices of about `samples` examples, the classes in proportion.
+    """Return the sorted indices of about `samples` random examples, with the proportions of the classes.
 
-    Every class has `at_least` so many, or all it has, also where that makes more than `samples`.
+    Every class has at least `at_least` examples, or all that it has, even if that makes more than `samples`.
     """
-    labels = np.asarray(labels)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    # Taking every example whose rank within its class is below a fraction of the class keeps the
-    # proportions, whatever the fraction; a class's first few go before all others.
-    rank = np.empty(len(labels))
+    classes = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(classes))
+    # The random rank of an example within its class, from 0 to 1. Any threshold on it takes the same share of
+    # every class. The first `at_least` of a class have rank 0, so that they are taken first.
+    rank = np.empty(len(classes))
     needed = 0
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
+    for label in np.unique(classes):
+        members = order[classes[order] == label]
         rank[members] = (np.arange(len(members)) + 0.5) / len(members)
         rank[members[:at_least]] = 0
         needed += min(at_least, len(members))
@@ -131,12 +133,15 @@ def stratified_sample(labels: Tensor, samples: int, at_least: int = 16, seed: in
 def layer_features(
     model: nn.Module, layer_names: Iterable[str], batches: Iterable, pool: str
 ) -> dict[str, np.ndarray]:
-    """Return what the named layers put out for all examples: name to features (N, D) float32.
+    """Return the outputs of the named layers for all examples: name to features (N, D) float32.
 
     Args:
-        batches: inputs that the model takes, on its device; N examples in all.
-        pool: "gap", global average pooling, by which maps become the means (N, C) of their channels, also
-            where these come last, and a transformer's tokens likewise; or "flatten", as everything else is.
+        model: network, run in eval mode.
+        layer_names: dotted names of modules.
+        batches: inputs of the model, on its device; N examples in all.
+        pool: "gap", global average pooling: maps become the means (N, C) of their channels, whether these are
+            the second or the last dimension, and a transformer's tokens become their mean; or "flatten".
+            Outputs without a spatial map are always flattened.
 
     Raises:
         UserError: a layer does not exist, or the forward pass does not call it.
@@ -166,15 +171,15 @@ def _pooled(model: nn.Module, output: Tensor, inputs: Any, how: str) -> Tensor:
 
 
 class Activations(NamedTuple):
-    """What a convolution put out, over examples, channels and places.
+    """Statistics of a convolution's outputs, over examples, channels and positions.
 
     Attributes:
-        layer: its name.
+        layer: name of the convolution.
         mean, variance: of its outputs.
-        sparsity: share of zeros behind the next activation function; None where there is none before the
-            next convolution.
-        counts: (bins,) of its outputs, a histogram over `limits`; what is beyond is in the outermost bins.
-        limits: where the histogram begins and ends.
+        sparsity: share of zeros in the output of the next activation function; None if the next convolution
+            comes before any.
+        counts: histogram (bins,) of its outputs over `limits`; outputs beyond are in the outermost bins.
+        limits: the ends of the histogram.
     """
 
     layer: str
@@ -189,9 +194,12 @@ _ACTIVATION_FUNCTIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.Si
 
 
 class _Outputs:
-    """Sums over what one convolution put out."""
+    """Running sums over the outputs of one convolution.
 
-    def __init__(self, bins: int):
+    `behind` and `zeros` count the outputs, and the zeros among them, of the activation function that follows.
+    """
+
+    def __init__(self, bins: int) -> None:
         self.bins = bins
         self.count, self.total, self.squares = 0, 0.0, 0.0
         self.behind, self.zeros = 0, 0
@@ -199,14 +207,14 @@ class _Outputs:
 
     def add(self, values: Tensor) -> None:
         values = values.detach().float()
-        if not self.count:
+        if not self.count:  # the first batch sets the range of the histogram
             self.limit = max(values.abs().max().item(), 1e-12)
         self.count += values.numel()
-        # Sums of each row in float32, and of all rows in float64, which not every device has.
+        # Sum each row in float32 and then the rows in float64 on the CPU, because MPS has no float64.
         rows = values.flatten(0, -2)
         self.total += rows.sum(1).cpu().double().sum().item()
         self.squares += rows.square().sum(1).cpu().double().sum().item()
-        # Part by part, for it counts in float32, which knows no 16,777,217.
+        # In parts: `histc` counts in float32, which is exact only up to 2**24.
         for part in values.clamp(-self.limit, self.limit).flatten().split(2**24):
             self.counts += torch.histc(part, self.bins, -self.limit, self.limit).cpu()
 
@@ -224,19 +232,19 @@ class _Outputs:
 def activation_statistics(model: nn.Module, batches: Iterable[Tensor], bins: int = 80) -> list[Activations]:
     """Return the statistics of every convolution that `model`, in eval mode, calls, in order of execution.
 
-    Activation functions count where they are modules, as a network of `nn.ReLU`s has them.
+    The sparsity is known only of activation functions that are modules (`nn.ReLU` and not `F.relu`).
     """
     found: dict[str, _Outputs] = {}
-    latest: list[_Outputs] = []  # the convolution that no activation function has come behind yet
+    latest: list[_Outputs] = []  # the last convolution, until an activation function follows it; else empty
 
-    def convolved(name: str):
-        def add(_module, _inputs, output: Tensor) -> None:
+    def convolved(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def add(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             latest[:] = [found.setdefault(name, _Outputs(bins))]
             latest[0].add(output)
 
         return add
 
-    def activated(_module, _inputs, output: Tensor) -> None:
+    def activated(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         while latest:
             latest.pop().add_behind(output)
 
@@ -272,9 +280,11 @@ def activation_table(activations: Sequence[Activations]) -> list[str]:
 
 
 class Embedding(NamedTuple):
-    """Layers as points: `points[layer][method]` is (N, dims), method "pca" or "tsne".
+    """Embeddings of layers; method is "pca" or "tsne".
 
-    `accuracies[layer][method]` is the leave-one-out accuracy of the 5 nearest neighbours among them.
+    Attributes:
+        points: `points[layer][method]` is (N, dims).
+        accuracies: `accuracies[layer][method]` is the leave-one-out accuracy of 5 nearest neighbours on them.
     """
 
     points: dict[str, dict[str, np.ndarray]]
@@ -291,12 +301,12 @@ def embed_layers(
 ) -> Embedding:
     """Project the features (N, D) of each layer, and score the points by their labels (N,).
 
-    The options are those of `embed.project`, which also says what it raises.
+    Options and errors are those of `embed.project`.
     """
-    labels = np.asarray(labels)
+    classes = np.asarray(labels)
     points = embed.project(features, dims=dims, perplexity=perplexity, seed=seed)
     accuracies = {
-        layer: {method: embed.neighbour_accuracy(array, labels) for method, array in methods.items()}
+        layer: {method: embed.neighbour_accuracy(array, classes) for method, array in methods.items()}
         for layer, methods in points.items()
     }
     return Embedding(points, accuracies)

@@ -1,1 +1,1 @@
-"""What an answer is due to: pure functions of a model and its inputs, which leave both as they were."""
+"""Explanations of a network's answers: functions of a model and its inputs that leave both unchanged."""

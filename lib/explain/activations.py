@@ -1,8 +1,8 @@
-"""A network's activations: which layers have spatial maps, and graphs that start at such a layer."""
+"""The activations of a network: layers with spatial maps, and gradients with respect to a layer's output."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from lib.runtime.errors import UserError
 
 
 class SpatialLayer(NamedTuple):
-    """A module that puts out a spatial map, `shape` (C, h, w); a transformer's tokens count as their grid."""
+    """A module whose output is a spatial map of `shape` (C, h, w); transformer tokens count as their grid."""
 
     name: str
     kind: str
@@ -22,17 +22,18 @@ class SpatialLayer(NamedTuple):
 
 
 def spatial_layers(model: nn.Module, example: Tensor) -> list[SpatialLayer]:
-    """Return the modules of `model` that put out a spatial map, in the order in which they finish.
+    """Return the modules of `model` whose output is a spatial map, in the order in which they finish.
 
     Args:
-        example: images (B, C, H, W); they pass the network once, without gradients.
+        model: network.
+        example: images (B, C, H, W), for one forward pass without gradients.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     with evaluating(model), record(modules) as outputs, torch.no_grad():
         model(example)
     maps = {name: spatial_map(model, output, example) for name, output in outputs.items()}
     return [
-        SpatialLayer(name, type(modules[name]).__name__, tuple(each.shape[1:]))
+        SpatialLayer(name, type(modules[name]).__name__, (each.size(1), each.size(2), each.size(3)))
         for name, each in maps.items()
         if each is not None
     ]
@@ -41,48 +42,52 @@ def spatial_layers(model: nn.Module, example: Tensor) -> list[SpatialLayer]:
 def default_layer(model: nn.Module, example: Tensor) -> str:
     """Return the name of the last module with a spatial map (h·w > 1) on which the output depends.
 
-    An adaptive pooling (VGG's) is passed over: it makes no features, it only resizes them.
+    An adaptive pooling (VGG has one) is left out, because it only resizes features.
 
     Args:
-        example: images (B, C, H, W); they pass the network three times over, in work.
+        model: network.
+        example: images (B, C, H, W), for two forward passes and one backward pass.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such module.
     """
     pooling = {name for name, each in model.named_modules() if isinstance(each, nn.AdaptiveAvgPool2d)}
     names = [row.name for row in spatial_layers(model, example) if row.name not in pooling]
+    reached: tuple[Tensor | None, ...] = ()
     with explaining(model), tap(model, names) as tapped:
         with RectifierRule("deconvnet"):
             output = model(example)
-        # NaN reaches everything that the output depends on, whatever the weights between are, be they zero
-        # as in a vision transformer's fresh head, and with this rule through closed ReLUs, too. It does not
-        # reach patch tokens behind the last attention, from where the class token alone goes on: a map of
-        # these would be zero.
-        reached = output.requires_grad and torch.autograd.grad(
-            output, list(tapped.values()), torch.full_like(output, torch.nan), allow_unused=True
-        )
-    for name, gradient in reversed(list(zip(tapped, reached or (), strict=False))):
-        if gradient is not None and spatial_map(model, gradient, example).isnan().any():
+        # A gradient of NaN at the output reaches every activation that the output depends on. Weights of zero
+        # (the head of a new vision transformer) do not stop it, and under this rule neither do closed ReLUs.
+        # It does not reach the patch tokens after the last attention, because only the class token is used
+        # from there on; a map of these tokens would be zero.
+        if output.requires_grad:
+            reached = torch.autograd.grad(
+                output, list(tapped.values()), torch.full_like(output, torch.nan), allow_unused=True
+            )
+    for name, gradient in reversed(list(zip(tapped, reached, strict=False))):
+        found = spatial_map(model, gradient, example)
+        if found is not None and found.isnan().any():
             return name
     raise UserError(f"no layer of {type(model).__name__} has a spatial map on which its output depends")
 
 
 @contextmanager
 def tap(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the context, keep what some layers put out last, such that gradients can be taken to it.
+    """Within the context, keep the last output of some layers, as tensors to take gradients with respect to.
 
-    The first of them that a forward pass meets is where its graph starts (the network being frozen): it
-    puts out a leaf. The others go on that graph. Each passes on a clone, because an in-place ReLU behind it
-    would rewrite the tensor that is kept.
+    The network is frozen, so the autograd graph of a forward pass begins at the first of these layers: its
+    output becomes a leaf that requires a gradient. The outputs of the later layers are nodes of that graph.
+    Each layer passes on a clone of the kept output, because an in-place ReLU after it would overwrite it.
 
     Yields:
-        A dict that a forward pass fills: name to output, as the layer puts it out, in the order in which
-        the layers finish. Without those that were not called or put out no tensor.
+        A dict that a forward pass fills: name to the layer's output, in the order in which the layers finish.
+        Layers that were not called, or whose output is not a tensor, are missing.
 
     Raises:
         UserError: there is no layer of that name.
 
-    The hooks are gone when the context ends, also after an error.
+    The hooks are removed when the context ends, also after an error.
     """
     tapped: dict[str, Tensor] = {}
     handles = []
@@ -95,11 +100,13 @@ def tap(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _cutter(tapped: dict[str, Tensor], name: str):
-    def cut(_module, _inputs, output):
+def _cutter(tapped: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+    """Return the forward hook that keeps the output of layer `name` in `tapped` and passes on a clone."""
+
+    def cut(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
         if not isinstance(output, Tensor):
             return None
-        tapped.pop(name, None)  # a module that is called again finishes later than it did
+        tapped.pop(name, None)  # if a module is called twice, the second call decides its place in the order
         tapped[name] = output if output.requires_grad else output.detach().requires_grad_()
         return tapped[name].clone()
 
@@ -108,7 +115,7 @@ def _cutter(tapped: dict[str, Tensor], name: str):
 
 @contextmanager
 def explaining(model: nn.Module) -> Iterator[None]:
-    """Within the context, `model` is in eval mode, none of its weights asks for a gradient, gradients are on.
+    """Within the context, `model` is in eval mode, its weights require no gradient, and autograd is enabled.
 
     Afterwards every module has its own mode and every weight its own `requires_grad` again, also after an
     error.

@@ -1,4 +1,4 @@
-"""Baselines: what stands in an image for nothing."""
+"""Baselines: images without information, which replace the parts of an image that are taken away."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 KINDS = ("black", "grey", "mean", "blur", "noise")
 
-# Of the blur, as a share of the image's side: enough to leave of an object no more than its colour.
+# Standard deviation of the blur as a share of the image's side: only the colour of an object is left.
 _BLUR = 1 / 14
 
 
 def baseline(kind: str, pixels: Tensor, *, seed: int = 42) -> Tensor:
-    """Return the baseline of images (B, C, H, W), or of one (C, H, W), all in [0, 1] and of the same shape.
+    """Return the baseline of images (B, C, H, W), or of one image (C, H, W), with values in [0, 1].
 
     black, grey   0 or ½ everywhere
     mean          the image's own mean colour
@@ -21,7 +21,8 @@ def baseline(kind: str, pixels: Tensor, *, seed: int = 42) -> Tensor:
 
     Args:
         kind: one of `KINDS`.
-        seed: of the noise, which is the same on every device.
+        pixels: the images, with values in [0, 1].
+        seed: seed of the noise, which is the same on every device.
     """
     return _MAKERS[kind](pixels, seed)
 

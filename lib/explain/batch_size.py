@@ -1,7 +1,8 @@
-"""How many inputs to give a network at once: measured on the way, because no size is best everywhere.
+"""The batch size for forward passes, measured during the work, because no size is best everywhere.
 
-On one core, MobileNet-V2 answers 75 images of 224 px a second in batches of 2, 51 in batches of 8 and 38 in
-batches of 32, whose activations leave the caches. ResNet-18 is fastest from 8 on. A GPU wants hundreds.
+On one core, MobileNet-V2 processes 75 images of 224 px per second in batches of 2, 51 in batches of 8, and 38
+in batches of 32, because larger activations do not fit the caches. ResNet-18 is fastest from 8 on. A GPU
+needs hundreds.
 """
 
 import torch
@@ -10,50 +11,55 @@ from torch import Tensor
 from lib.runtime.errors import RunFailed
 
 LARGEST = 4096
-# Numbers in a batch of inputs: more of them make nothing faster, and other processes need memory, too.
+# The most elements in a batch of inputs. Larger batches are not faster, and other processes need memory, too.
 _MOST_NUMBERS_ON_CPU = 10_000_000
 _MOST_NUMBERS_ON_A_DEVICE = 80_000_000
-_WORTHWHILE = 1.05  # a larger batch is kept as long as it is faster by this factor
-_MEASUREMENTS = 2  # of each size; the faster one counts, for other processes disturb the slower one
+_WORTHWHILE = 1.05  # a larger batch is kept only if it is faster by this factor
+_MEASUREMENTS = 2  # per size; the faster one counts, because other processes may have slowed down the other
 _SMALL_IMAGE = 64 * 64  # pixels
 
 
 def largest(image: Tensor) -> int:
-    """Return how many inputs like `image` (C, H, W) are worth a forward pass at most."""
+    """Return the largest batch size that is worth trying for inputs like `image` (C, H, W)."""
     on_cpu = image.device.type == "cpu"
     numbers = _MOST_NUMBERS_ON_CPU if on_cpu else _MOST_NUMBERS_ON_A_DEVICE
     return max(1, min(LARGEST, numbers // image.numel()))
 
 
 def first(image: Tensor) -> int:
-    """Return the size to begin with for inputs like `image` (C, H, W)."""
-    return 2 if image.device.type == "cpu" and image[0].numel() > _SMALL_IMAGE else 16
+    """Return the batch size to begin with for inputs like `image` (C, H, W)."""
+    return 2 if image.device.type == "cpu" and not is_small(image) else 16
+
+
+def is_small(image: Tensor) -> bool:
+    """Return whether batches of inputs like `image` (C, H, W) fit the caches: no size needs measuring."""
+    return image[0].numel() <= _SMALL_IMAGE
 
 
 class BatchSizeTuner:
-    """Finds the batch size that is fastest while the work is done: doubled as long as that pays.
+    """Search for the fastest batch size during the work: the size is doubled as long as that pays.
 
     Args:
         most: the largest size.
         first: the size to begin with.
 
     Attributes:
-        size: of the next batch.
+        size: size of the next batch.
     """
 
-    def __init__(self, most: int = LARGEST, first: int = 16):
+    def __init__(self, most: int = LARGEST, first: int = 16) -> None:
         self._most = most
         self._best_rate = 0.0
-        self._rates: list[float] = []  # of the present size
+        self._rates: list[float] = []  # inputs per second, measured with the present size
         self._is_warm = False
         self._is_settled = False
         self.size = max(1, min(first, most))
 
     def note(self, count: int, seconds: float) -> None:
-        """Take note of how long a batch of `count` took."""
+        """Record that a batch of `count` inputs took `seconds`, and choose the next size."""
         if self._is_settled or count != self.size:
             return
-        if not self._is_warm:  # the first batch of a size pays for memory and for choosing kernels
+        if not self._is_warm:  # the first batch of a size also allocates memory and chooses kernels
             self._is_warm = True
             return
         self._rates.append(count / max(seconds, 1e-9))
@@ -70,10 +76,10 @@ class BatchSizeTuner:
             self.size *= 2
 
     def halve(self) -> None:
-        """Take note that a batch did not fit into memory.
+        """Halve the size, because a batch did not fit into memory, and keep it from now on.
 
         Raises:
-            RunFailed: it was one input.
+            RunFailed: the batch held one input.
         """
         if self.size == 1:
             raise RunFailed("memory does not even hold a batch of one image")
@@ -84,6 +90,6 @@ class BatchSizeTuner:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether `error` says that memory, the device's or the machine's, is used up."""
+    """Tell whether `error` says that the memory of the device or of the machine is used up."""
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text

@@ -1,13 +1,13 @@
-"""The game of which parts of an image speak for a class: v(S) is the score of the image with parts S alone.
+"""The game of image parts: v(S) is a score of the image in which only the parts S are present.
 
-What is absent shows the baseline. Coalitions are evaluated in batches, on all ranks, and never twice.
+Absent parts show the baseline. Coalitions are evaluated in batches, on all ranks, and never twice.
 """
 
 import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,14 @@ from lib.runtime import distributed
 
 
 class MaskedImage:
-    """Evaluates coalitions of parts of one image.
+    """The game of one image: a function from coalitions of its parts to values.
 
     Args:
-        model: normalised inputs (B, C, H, W) to logits (B, classes), in eval mode.
-        image, baseline: (C, H, W) normalised, on the model's device.
-        player_map: (H, W) the player of each pixel.
-        scores: logits, as float64, to values (T, B).
-        amp: bf16 forward passes, but for the last linear layer.
+        model: network from normalised inputs (B, C, H, W) to logits (B, classes), in eval mode.
+        image, baseline: normalised images (C, H, W), on the model's device.
+        player_map: (H, W), the player of each pixel.
+        scores: function from logits in float64 to values (T, B).
+        amp: whether forward passes compute in bf16, all but the last linear layer.
     """
 
     def __init__(
@@ -37,36 +37,36 @@ class MaskedImage:
         scores: Scores,
         *,
         amp: bool = False,
-    ):
+    ) -> None:
         self.model, self.image, self.baseline, self.scores, self.amp = model, image, baseline, scores, amp
         self.player_map = player_map.to(image.device)
-        # With channels last, convolutions on a CPU or in bf16 are a fifth faster.
+        # With channels last, convolutions on a CPU or in bf16 are 20 % faster.
         last = image.device.type == "cpu" or amp
         self._layout = torch.channels_last if last else torch.contiguous_format
 
     @torch.inference_mode()
     def __call__(self, coalitions: Tensor) -> Tensor:
-        """Return v of coalitions (B, n), (B, T) float64 on the CPU, in one forward pass."""
+        """Return the values (B, T) of coalitions (B, n), from one forward pass, as float64 on the CPU."""
         logits = self.logits(self.masked(coalitions)).float()
-        if logits.device.type == "mps":  # which has no float64
+        if logits.device.type == "mps":  # MPS has no float64
             logits = logits.cpu()
         return self.scores(logits.double()).T.cpu()
 
     def masked(self, coalitions: Tensor) -> Tensor:
-        """Return the inputs of coalitions (B, n): (B, C, H, W)."""
+        """Return the network's inputs (B, C, H, W) for coalitions (B, n)."""
         present = coalitions.to(self.image.device)[:, self.player_map.flatten()]
         shown = torch.where(present.view(-1, 1, *self.player_map.shape), self.image, self.baseline)
         return shown.contiguous(memory_format=self._layout)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Return the network's answer to inputs (B, C, H, W)."""
+        """Return the network's logits (B, classes) for inputs (B, C, H, W)."""
         if not self.amp:
             return self.model(inputs)
         with distributed.autocast(inputs.device, True), float32_head(self.model):
             return self.model(inputs)
 
     def fingerprint(self, *more: object) -> str:
-        """Return a text that changes with anything that the values depend on, `more` included."""
+        """Return a hash of everything that the values depend on, including `more`."""
         digest = hashlib.sha256(repr((self.amp, *more)).encode())
         for tensor in (self.image, self.baseline, self.player_map, *self.model.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -75,22 +75,23 @@ class MaskedImage:
 
 @contextlib.contextmanager
 def float32_head(model: nn.Module) -> Iterator[None]:
-    """Within the context the last linear layer computes in float32, also under autocast.
+    """Within the context, the last linear layer computes in float32, also under autocast.
 
-    Eight bits of mantissa would round logits to one part in 256. The hooks are gone at the end.
+    bf16 has 8 bits of mantissa and would round logits to one part in 256. The hooks are removed at the end.
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         yield
         return
-    head, contexts = linear[-1], []
+    head = linear[-1]
+    contexts: list[torch.autocast] = []
 
-    def enter(_module, inputs):
+    def enter(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         contexts.append(torch.autocast(inputs[0].device.type, enabled=False))
         contexts[-1].__enter__()
         return (inputs[0].float(),)
 
-    def leave(*_):
+    def leave(*_: Any) -> None:
         if contexts:
             contexts.pop().__exit__(None, None, None)
 
@@ -106,33 +107,33 @@ def float32_head(model: nn.Module) -> Iterator[None]:
 
 
 class KnownValues(Protocol):
-    """Values of a game that an earlier run has paid for, and a place for those of this one."""
+    """Store of the values of a game, which keeps those of an earlier run and takes those of this one."""
 
     def knows(self, coalitions: Tensor) -> Tensor:
-        """Return which of the coalitions (S, n) have a known value, (S,) bool."""
+        """Return a mask (S,) of the coalitions (S, n) whose values are known."""
 
     def values(self, coalitions: Tensor) -> Tensor:
-        """Return the values (S, T) of coalitions that are all known."""
+        """Return the values (S, T) of coalitions (S, n), all of which must be known."""
 
     def add(self, coalitions: Tensor, values: Tensor) -> None:
-        """Keep the values (S, T) of coalitions (S, n)."""
+        """Store the values (S, T) of coalitions (S, n)."""
 
 
 class Evaluation:
-    """A game for `lib.explain.shapley`: evaluates coalitions in batches, over all ranks, and keeps count.
+    """A game for `lib.explain.shapley` that evaluates coalitions in batches, distributed over all ranks.
 
     Args:
-        evaluate: a batch of coalitions (B, n) to values (B, T) on the CPU.
-        device: where it computes.
-        tuner: finds the size of the batches.
-        record: knows values from an earlier run, and keeps those of this one.
-        is_stopped: asked between batches; once it says so, no more coalitions are answered.
-        progress: is told how many more are done, after each batch.
+        evaluate: function from a batch of coalitions (B, n) to values (B, T) on the CPU.
+        device: where `evaluate` computes.
+        tuner: search for the batch size; by default a new one.
+        record: store of known values, which also receives the new ones; None for no store.
+        is_stopped: called before each batch; once it returns True, no more coalitions are evaluated.
+        progress: called after each batch with its number of coalitions.
 
     Attributes:
-        tuner: as given, or one of its own.
-        reused: how many values came from the record.
-        seconds: that went into evaluating the others.
+        tuner: see above.
+        reused: number of values that came from `record`.
+        seconds: time spent on evaluations and look-ups.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Evaluation:
         record: KnownValues | None = None,
         is_stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[int], object] = lambda _count: None,
-    ):
+    ) -> None:
         self._evaluate = evaluate
         self._device = torch.device(device)
         self._record = record
@@ -155,30 +156,33 @@ class Evaluation:
         self.seconds = 0.0
 
     def __call__(self, coalitions: Tensor) -> Tensor:
-        """Return values (S, T) float64 of coalitions (S, n); of the first ones alone if it is stopped."""
+        """Return the values (S, T) float64 of coalitions (S, n); if stopped, only those of the first ones."""
         parts: list[Tensor] = []
         done = 0
         while done < len(coalitions) and not distributed.any_rank(int(self._is_stopped()), self._device):
             started = time.perf_counter()
             size = distributed.any_rank(self.tuner.size, self._device) * distributed.world_size()
             wanted = coalitions[done : done + size]
-            parts.append(self._recorded(wanted) if self._record else self._on_all_ranks(wanted))
+            parts.append(self._recorded(self._record, wanted) if self._record else self._on_all_ranks(wanted))
             done += len(wanted)
             self.seconds += time.perf_counter() - started
             self._progress(len(wanted))
         return torch.cat(parts) if parts else torch.empty(0, 0, dtype=torch.float64)
 
-    def _recorded(self, coalitions: Tensor) -> Tensor:
-        known = self._record.knows(coalitions)
+    def _recorded(self, record: KnownValues, coalitions: Tensor) -> Tensor:
+        """Return the values of `coalitions`, of which only those not in `record` are evaluated."""
+        known = record.knows(coalitions)
         self.reused += int(known.sum())
         if not known.all():
-            self._record.add(coalitions[~known], self._on_all_ranks(coalitions[~known]))
-        return self._record.values(coalitions)
+            record.add(coalitions[~known], self._on_all_ranks(coalitions[~known]))
+        return record.values(coalitions)
 
     def _on_all_ranks(self, coalitions: Tensor) -> Tensor:
+        """Return the values of `coalitions`, of which each rank evaluates a share."""
         rank, world = distributed.rank(), distributed.world_size()
         if world == 1:
             return self._in_batches(coalitions)
+        # Every rank takes the same number of rows, so the last row is repeated; the repetitions are cut off.
         rows = torch.arange(-(-len(coalitions) // world) * world).clamp_max(len(coalitions) - 1)
         own = self._in_batches(coalitions[rows[rank::world]])
         values = own.new_zeros(len(rows), own.shape[1], device=self._device)
@@ -186,6 +190,7 @@ class Evaluation:
         return distributed.total(values)[: len(coalitions)].cpu()
 
     def _in_batches(self, coalitions: Tensor) -> Tensor:
+        """Return the values of `coalitions`, evaluated on this rank in batches that fit into memory."""
         parts: list[Tensor] = []
         done = 0
         while done < len(coalitions):

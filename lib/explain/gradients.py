@@ -1,14 +1,14 @@
 """Explanations by one backward pass: class activation maps of a layer, saliency of the input.
 
-A network's images are (B, C, H, W), normalised as it takes them. Scores (see `lib.explain.scores`) make T
-numbers an image of its output. All targets and all layers share one forward pass; the network's modes,
-weights and `.grad` are afterwards as they were.
+Images are (B, C, H, W), normalised for the network. Scores (see `lib.explain.scores`) map the network's
+output to T numbers per image, one for each target. All targets and all layers share one forward pass.
+Afterwards the network's modes, weights and `.grad` are as they were before.
 """
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ class Cam(NamedTuple):
     """Class activation maps.
 
     Attributes:
-        maps: of each layer, (T, B, h, w) at the layer's own resolution, nowhere negative.
-        output: of the network, (B, classes).
+        maps: for each layer, (T, B, h, w) at the layer's own resolution, nowhere negative.
+        output: the network's output (B, classes).
     """
 
     maps: dict[str, Tensor]
@@ -36,11 +36,11 @@ class Cam(NamedTuple):
 
 
 class Saliency(NamedTuple):
-    """What the scores' gradients, or a rule's imitations of them, say of each number of the images.
+    """Gradients of the scores with respect to the images, or modified gradients of a backpropagation rule.
 
     Attributes:
         values: (T, B, C, H, W).
-        output: of the network, (B, classes).
+        output: the network's output (B, classes).
     """
 
     values: Tensor
@@ -50,10 +50,10 @@ class Saliency(NamedTuple):
 def grad_cam(
     model: nn.Module, layers: Sequence[str], images: Tensor, scores: Scores, *, method: str = "grad-cam"
 ) -> Cam:
-    """Return the class activation maps that an entry of `lib.explain.methods` draws by a formula.
+    """Return the class activation maps of the method that `lib.explain.methods` lists under this name.
 
     Raises:
-        UserError: no such method; and as `class_activation` does.
+        UserError: no such method, or an error of `class_activation`.
     """
     known = {name: each.formula for name, each in METHODS.items() if each.formula}
     if method not in known:
@@ -64,39 +64,56 @@ def grad_cam(
 def class_activation(
     model: nn.Module, layers: Sequence[str], images: Tensor, scores: Scores, formula: Formula
 ) -> Cam:
-    """Return ReLU(formula(A, G)) at `layers`, from A, what a layer puts out, and G = ∂y/∂A.
+    """Return ReLU(formula(A, G)) at `layers`, where A is a layer's output and G = ∂y/∂A.
 
     Args:
-        layers: dotted names of modules; a transformer's tokens are taken as the grid that they are.
-        scores: y, (B, classes) -> (T, B); of −y, the map is of what speaks against the class.
+        model: network.
+        layers: dotted names of modules; the tokens of a transformer are arranged as their grid.
+        images: (B, C, H, W), normalised.
+        scores: y, (B, classes) → (T, B). With −y, the map shows what speaks against the class.
         formula: see `lib.explain.methods`.
 
     Raises:
-        UserError: no such layer, a layer without a spatial map, one that does not bear on the scores.
+        UserError: no such layer, a layer without a spatial map, or one that the scores do not depend on.
     """
     images = images.detach()
     with activations.explaining(model), activations.tap(model, layers) as tapped:
         output = model(images)
-        check_maps(model, layers, images, tapped)
-        sources = [tapped[name] for name in layers]
-        found = _gradients(scores(output), sources)
+        features = feature_maps(model, layers, images, tapped)
+        found = _gradients(scores(output), [tapped[name] for name in layers])
     maps = {}
-    for name, source, gradients in zip(layers, sources, zip(*found, strict=True), strict=True):
-        if gradients[0] is None:
+    for name, gradients in zip(layers, zip(*found, strict=True), strict=True):
+        # A gradient has the shape of the output, so it has a spatial map, too, unless it is None.
+        grids = [grid for each in gradients if (grid := spatial_map(model, each, images)) is not None]
+        if len(grids) < len(gradients):
             raise UserError(f"the scores do not depend on layer {name!r}")
-        features = spatial_map(model, source.detach(), images)
-        each = [formula(features, spatial_map(model, g, images)) for g in gradients]
-        maps[name] = torch.stack(each).relu()
+        maps[name] = torch.stack([formula(features[name], grid) for grid in grids]).relu()
     return Cam(maps, output.detach())
 
 
-def check_maps(model: nn.Module, layers: Sequence[str], images: Tensor, tapped: dict[str, Tensor]) -> None:
-    """Raise a UserError if one of `layers` has put out no spatial map; `tapped` holds what they put out."""
+def feature_maps(
+    model: nn.Module, layers: Sequence[str], images: Tensor, tapped: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the outputs of `layers` as spatial maps (B, K, h, w), detached.
+
+    Args:
+        model: network.
+        layers: names of its modules.
+        images: (B, C, H, W), the inputs of the forward pass.
+        tapped: outputs of that pass, from `lib.explain.activations.tap`.
+
+    Raises:
+        UserError: a layer's output is not a spatial map.
+    """
+    maps = {}
     for name in layers:
-        if spatial_map(model, tapped.get(name), images) is None:
+        found = spatial_map(model, tapped.get(name), images)
+        if found is None:
             size = "×".join(map(str, tapped[name].shape[1:])) if name in tapped else "no tensor"
             better = activations.default_layer(model, images[:1])
             raise UserError(f"layer {name!r} has no spatial map, it puts out {size}; {better!r} has one")
+        maps[name] = found.detach()
+    return maps
 
 
 def _gradients(values: Tensor, sources: Sequence[Tensor]) -> list[tuple[Tensor | None, ...]]:
@@ -111,7 +128,7 @@ def _gradients(values: Tensor, sources: Sequence[Tensor]) -> list[tuple[Tensor |
 
 
 def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Return maps (…, h, w) at `size` (H, W), bilinearly; not rescaled, and where zero, still zero."""
+    """Return maps (…, h, w) enlarged bilinearly to `size` (H, W); the values are not rescaled."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     large = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
     return large.view(*maps.shape[:-2], *large.shape[-2:])
@@ -127,14 +144,18 @@ def input_gradients(model: nn.Module, images: Tensor, scores: Scores) -> Salienc
 
 
 def guided_backprop(model: nn.Module, images: Tensor, scores: Scores, *, rule: str = "guided") -> Saliency:
-    """Return gradients with respect to the images in which no ReLU passes back what is negative.
+    """Return gradients with respect to the images, computed so that ReLUs pass back no negative values.
 
     Args:
-        rule: `guided`, a ReLU passes back ReLU(g) where its input was positive (Springenberg et al. 2014,
-            arXiv:1412.6806); or `deconvnet`, ReLU(g) wherever (Zeiler & Fergus 2013, arXiv:1311.2901).
+        model: network.
+        images: (B, C, H, W), normalised.
+        scores: see `lib.explain.scores`.
+        rule: what a ReLU makes of the gradient g at its output. `guided`: ReLU(g) where its input was
+            positive, else 0 (Springenberg et al. 2014, arXiv:1412.6806). `deconvnet`: ReLU(g) everywhere
+            (Zeiler & Fergus 2013, arXiv:1311.2901).
 
     Raises:
-        UserError: no such rule; the network calls no ReLU, or also activations to which no rule applies.
+        UserError: no such rule; the network calls no ReLU, or it also calls other activation functions.
     """
     rectifiers = RectifierRule(rule)
     found = _saliency(model, images, scores, rectifiers)
@@ -142,21 +163,26 @@ def guided_backprop(model: nn.Module, images: Tensor, scores: Scores, *, rule: s
     return found
 
 
-def _saliency(model: nn.Module, images: Tensor, scores: Scores, mode) -> Saliency:
+def _saliency(
+    model: nn.Module, images: Tensor, scores: Scores, mode: AbstractContextManager[Any]
+) -> Saliency:
+    """Return the gradients of the scores with respect to the images; the forward pass runs under `mode`."""
     source = images.detach().requires_grad_()
     with activations.explaining(model):
         with mode:
-            # A clone, because the network may begin with something in place.
+            # A clone, because the network may begin with an in-place operation.
             output = model(source.clone())
-        found = [gradient for (gradient,) in _gradients(scores(output), [source])]
-    if found[0] is None:
+        found = _gradients(scores(output), [source])
+    gradients = [gradient for (gradient,) in found if gradient is not None]
+    if len(gradients) < len(found):
         raise UserError("the scores do not depend on the images")
-    return Saliency(torch.stack(found), output.detach())
+    return Saliency(torch.stack(gradients), output.detach())
 
 
 def guided_grad_cam(cam_maps: Tensor, saliency_values: Tensor) -> Tensor:
     """Return maps (T, B, h, w), upsampled, times values (T, B, C, H, W) (Selvaraju et al. 2017, § 3.2)."""
-    return upsample(cam_maps, tuple(saliency_values.shape[-2:])).unsqueeze(2) * saliency_values
+    height, width = saliency_values.shape[-2:]
+    return upsample(cam_maps, (height, width)).unsqueeze(2) * saliency_values
 
 
 def smooth(
@@ -165,21 +191,22 @@ def smooth(
     """Return the mean of `explain` over noisy images (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825).
 
     Args:
-        explain: images (B, C, H, W) to a tensor of any shape. Results are added up as they come. If it raises
-            `Stopped`, the mean is over the images before.
-        samples: how many.
+        explain: function from images (B, C, H, W) to a tensor of any shape. If it raises `Stopped`, the mean
+            is over the samples before.
+        images: (B, C, H, W).
+        samples: number of samples. Only the sum of their results is kept in memory.
         noise: standard deviation of the noise, as a share of each image's range (maximum − minimum).
-        seed: of the noise, which is the same on every device.
+        seed: seed of the noise, which is the same on every device.
 
     Raises:
-        UserError: no samples.
-        Stopped: from the first of them.
+        UserError: `samples` is less than 1.
+        Stopped: `explain` raised it for the first sample.
     """
     if samples < 1:
         raise UserError(f"cannot average {samples} samples")
     generator = torch.Generator().manual_seed(seed)
     scale = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
     for done in range(samples):
         drawn = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
         try:
@@ -193,23 +220,25 @@ def smooth(
 
 @contextmanager
 def randomised(model: nn.Module, top_layers: int, seed: int) -> Iterator[list[str]]:
-    """Within the context, the last layers' weights are re-drawn (Adebayo et al. 2018, arXiv:1810.03292).
+    """Within the context, the weights of the last layers are random (Adebayo et al. 2018, arXiv:1810.03292).
 
-    Each weight is drawn from a normal distribution with its tensor's root mean square, such that activations
-    keep their scale, whatever the network was initialised as. What is drawn for a layer depends on the seed
-    and its name alone: more layers add to what fewer did.
+    Weights are drawn from a normal distribution with the root mean square of their tensor, so that
+    activations keep their scale, however the network was initialised. The random weights of a layer depend
+    only on the seed and the layer's name: with more `top_layers`, the layers randomised before stay the same.
 
     Args:
-        top_layers: how many, counted from the output, of the modules with weights of their own, in the order
-            in which the network registers them.
+        model: network.
+        top_layers: number of layers, counted from the output. Layers are the modules with weights of their
+            own, in the order in which the network registers them.
+        seed: seed of the random weights.
 
     Yields:
         The names of these modules, last first.
 
     Raises:
-        UserError: there are not so many.
+        UserError: the network has fewer layers.
 
-    The weights are back when the context ends, also after an error.
+    The weights are restored when the context ends, also after an error.
     """
     holders = [(name, list(module.parameters(recurse=False))) for name, module in model.named_modules()]
     holders = [(name, weights) for name, weights in holders if weights][::-1]

@@ -1,4 +1,9 @@
-"""Integrated gradients (Sundararajan, Taly & Yan 2017, arXiv:1703.01365)."""
+"""Integrated gradients (Sundararajan, Taly & Yan 2017, arXiv:1703.01365).
+
+The attribution of input number i is φ_i = (x − x′)_i ∫₀¹ ∂_i F(x′ + α (x − x′)) dα, for a score F, an input x
+and a baseline x′. The sum of all φ_i is F(x) − F(x′), because the integrand's sum is the derivative of F
+along the path (the completeness axiom).
+"""
 
 import math
 import time
@@ -14,24 +19,25 @@ from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.progress import UNWATCHED, Stopped, Watch
 from lib.runtime.errors import UserError
 
-# With three times the steps, a third of the points are those there were, by any rule but Gauss-Legendre.
+# The number of steps is trebled, because then a third of the new points are the old points, with every rule
+# but Gauss-Legendre.
 GROWTH = 3
 FIRST_STEPS = 18
-# Inputs scored at once where their size makes no difference.
+# The batch size for small inputs, whose speed hardly depends on it.
 SMALL_BATCH = 18
 
 
 class Attributions(NamedTuple):
-    """What each number of an input adds to a score, or to each of T scores.
+    """Contributions of each number of an input to a score, or to each of T scores.
 
     Attributes:
-        values: of the input's shape; (T, …) for T scores, and so on.
-        score: of the input, F(x); a number, or (T,).
-        baseline_score: F(x′); likewise.
-        steps: into which the path was divided.
-        evaluations: points of the path at which the gradient was taken (of each score).
-        change: share of the values' energy (their sum of squares) that the last trebling of the steps moved,
-            the largest of the T; NaN if the number of steps was given.
+        values: contributions, in the shape of the input; (T, …) for T scores.
+        score: F(x), a number, or (T,) for T scores.
+        baseline_score: F(x′), likewise.
+        steps: number of steps of the path.
+        evaluations: number of points of the path at which gradients were computed.
+        change: Σ (new − old)² / Σ new² of the values at the last trebling of the steps, the largest of the T
+            scores; NaN if the number of steps was given.
     """
 
     values: Tensor
@@ -43,7 +49,7 @@ class Attributions(NamedTuple):
 
     @property
     def gap(self) -> float | Tensor:
-        """How far the values are from adding up to F(x) − F(x′), which they do in the limit; or (T,)."""
+        """The sum of the values less F(x) − F(x′), which tends to 0 with more steps; (T,) for T scores."""
         difference = self.score - self.baseline_score
         if isinstance(difference, Tensor):
             return self.values.cpu().double().flatten(1).sum(1) - difference
@@ -62,36 +68,36 @@ def integrated_gradients(
     batch_size: int | None = None,
     watch: Watch = UNWATCHED,
 ) -> Attributions:
-    """Return (x − x′) ⊙ ∫₀¹ ∂F/∂x (x′ + α (x − x′)) dα by a quadrature rule, each exact for a linear F.
+    """Return (x − x′) ⊙ ∫₀¹ ∂F/∂x (x′ + α (x − x′)) dα by a quadrature rule, exactly for a linear F.
 
-    Either `steps` are given, or they are trebled, from 18 on, until for each score both hold: the values
-    add up to F(x) − F(x′) within `tolerance` of it, and trebling moved less than `tolerance` of their energy,
-    Σ (new − old)² ≤ tolerance · Σ new². (Sums come out right by luck long before the values do.) No gradient
-    is taken twice.
+    If `steps` is None, the path has 18 steps at first, and their number is trebled until both conditions hold
+    for each score: the values add up to F(x) − F(x′) within the share `tolerance` of it, and the last
+    trebling changed the values by Σ (new − old)² ≤ tolerance · Σ new². The second condition is needed because
+    the sum is often right by chance long before the values are. No gradient is computed twice.
 
     Args:
-        scores: inputs (S, …) to F of each, (S,); or to T scores of each, (T, S), which share their forward
-            passes.
+        scores: function from inputs (S, …) to F of each (S,), or to T scores of each (T, S), which share
+            their forward passes.
         x: an input (…).
         baseline: x′, of the same shape.
-        rule: `midpoint`; `trapezoid`, with n + 1 points for n steps; `right`; or `gauss-legendre`, with given
-            `steps` only, because its points for more steps are all others.
-        steps: so many, whatever the tolerance.
-        tolerance: a share, as above.
-        most_steps: where to stop at the latest.
-        batch_size: inputs scored at once; memory grows with it, and not with the steps. Without one, small
-            inputs are scored 18 at once, and the fastest size for images is found on the way.
-        watch: is told of the points of the path. If it stops the computation, the steps before the last
-            trebling are what is known.
+        rule: `midpoint`; `trapezoid`, with n + 1 points for n steps; `right`; or `gauss-legendre`, which
+            needs `steps`, because none of its points is used again with more steps.
+        steps: number of steps; then `tolerance` is ignored.
+        tolerance: share, as above.
+        most_steps: limit of the number of steps.
+        batch_size: number of inputs per forward pass. Memory grows with it, but not with the steps. By
+            default, the fastest size is searched for if x is an image (C, H, W); it is 18 otherwise.
+        watch: follows the points of the path. If it stops the computation, the result is the one before the
+            last trebling.
 
     Raises:
-        Stopped: nothing was known when the watch stopped the computation.
+        Stopped: the watch stopped the computation before the first result.
         UserError: no such rule, no steps, or Gauss-Legendre without a number of steps.
     """
     if rule not in _RULES:
         raise UserError(f"there is no rule {rule!r}; choose from {', '.join(_RULES)}")
     if steps is None and rule not in _KNOWN:
-        raise UserError(f"{rule} needs a number of steps: the points for more of them are all others")
+        raise UserError(f"{rule} needs a number of steps, because more steps have none of the same points")
     if steps is not None and steps < 1:
         raise UserError(f"cannot integrate in {steps} steps")
     with torch.no_grad():
@@ -103,20 +109,23 @@ def integrated_gradients(
         steps, values, change = _adaptive(path, rule, ends, tolerance, most_steps)
     score, baseline_score = ends.unbind(-1)
     if ends.dim() == 1:
-        values, score, baseline_score = values[0], float(score), float(baseline_score)
+        return Attributions(values[0], float(score), float(baseline_score), steps, path.evaluations, change)
     return Attributions(values, score, baseline_score, steps, path.evaluations, change)
 
 
 def _adaptive(
     path: "_Path", rule: str, ends: Tensor, tolerance: float, most_steps: int
 ) -> tuple[int, Tensor, float]:
-    """Return the steps taken, the values (T, …), and the share of energy that the last trebling moved."""
+    """Return the number of steps, the values (T, …) and their relative change at the last trebling."""
     difference = (ends[..., 0] - ends[..., 1]).view(-1)
     steps = FIRST_STEPS // GROWTH
-    values, change = path.integral(*_RULES[rule](steps)), math.inf  # so few steps count for nothing yet
+    # These first steps only give the values that those of FIRST_STEPS are compared with.
+    values, change = path.integral(*_RULES[rule](steps)), math.inf
     while True:
         steps, before = steps * GROWTH, values
         alphas, weights = _RULES[rule](steps)
+        # The old points are every third of the new ones, with a third of their old weights: only the others
+        # are computed.
         fresh = [i for i in range(len(alphas)) if i % GROWTH != _KNOWN[rule]]
         try:
             more = path.integral([alphas[i] for i in fresh], [weights[i] for i in fresh])
@@ -131,20 +140,29 @@ def _adaptive(
 
 
 def _change(before: Tensor, after: Tensor) -> float:
+    """Return Σ (after − before)² / Σ after², the largest of the T scores."""
     before, after = before.cpu().double().flatten(1), after.cpu().double().flatten(1)
     moved, energy = (after - before).square().sum(1), after.square().sum(1)
     return float(torch.where(moved > 0, moved / energy, 0.0).max())
 
 
 class _Path:
-    """The straight line from a baseline to x, and how many gradients were taken on it."""
+    """The straight line from a baseline to x, and the number of points at which gradients were computed."""
 
-    def __init__(self, scores, x: Tensor, baseline: Tensor, batch_size: int | None, watch: Watch):
+    def __init__(
+        self,
+        scores: Callable[[Tensor], Tensor],
+        x: Tensor,
+        baseline: Tensor,
+        batch_size: int | None,
+        watch: Watch,
+    ) -> None:
         self.scores, self.x, self.baseline = scores, x.detach(), baseline.detach()
         self.watch = watch
         self.evaluations = 0
-        # Photographs differ by half in speed from size to size; what is small fits the caches anyhow.
-        measured = batch_size is None and x.dim() == 3 and batch_sizes.first(x) < SMALL_BATCH
+        # The batch size changes the speed for photographs by up to a half; small inputs fit the caches
+        # anyway.
+        measured = batch_size is None and x.dim() == 3 and not batch_sizes.is_small(x)
         self.tuner = BatchSizeTuner(batch_sizes.largest(x), batch_sizes.first(x)) if measured else None
         self.batch_size = batch_size or SMALL_BATCH
 
@@ -152,7 +170,7 @@ class _Path:
         """Return (x − x′) ⊙ Σ_i w_i ∂F/∂x (x′ + α_i (x − x′)), (T, …).
 
         Raises:
-            Stopped: the watch said so before the sum was complete.
+            Stopped: the watch stopped the computation before the sum was complete.
         """
         self.watch.expect(len(alphas))
         total: Tensor | float = 0.0
@@ -175,10 +193,11 @@ class _Path:
         return (self.x - self.baseline) * total
 
     def _gradients(self, alphas: Tensor) -> Iterator[Tensor]:
-        """The gradient of each of the T scores at points of the path, (S, …), in turn."""
+        """Yield, for each of the T scores, its gradients (S, …) at the points of the path."""
         points = torch.lerp(self.baseline, self.x, alphas.view(-1, *[1] * self.x.dim()))
         points.requires_grad_()
         with torch.enable_grad():
+            # One backward pass for the sum over the points, because each point affects only its own score.
             values = self.scores(points).view(-1, len(points)).sum(1).unbind()
         for index, value in enumerate(values):
             more = index + 1 < len(values)
@@ -203,7 +222,7 @@ def _gauss_legendre(steps: int) -> tuple[Sequence[float], Sequence[float]]:
     return ((1 + points) / 2).tolist(), (weights / 2).tolist()
 
 
-# Steps to the points α in [0, 1] and the weights of the gradients there, which add up to 1.
+# Functions from the number of steps to points α in [0, 1] and their weights, which add up to 1.
 _RULES = {
     "midpoint": _midpoint,
     "trapezoid": _trapezoid,
@@ -212,5 +231,5 @@ _RULES = {
 }
 RULES = tuple(_RULES)
 
-# Of three points in a row, the one that was there when there were a third as many steps.
+# After a trebling: which of three points in a row (0, 1 or 2) is an old point.
 _KNOWN = {"midpoint": 1, "trapezoid": 0, "right": 2}

@@ -1,9 +1,12 @@
-"""Pairwise Shapley interactions of a game (Grabisch & Roubens 1999), exact or from evaluations there are.
+"""Pairwise Shapley interactions of a game (Grabisch & Roubens 1999), exact or estimated.
 
-I_ij is the mean of v(S ∪ ij) − v(S ∪ i) − v(S ∪ j) + v(S) over coalitions S of the others, all sizes alike:
-above 0 where two players say more together than each by himself, below where they say the same. Only the
-even part u(S) = (v(S) + v(Sᶜ)) / 2 of a game has interactions of pairs, and the complementary pairs of
-evaluations that Shapley values were estimated from know it.
+I_ij is the mean of v(S ∪ ij) − v(S ∪ i) − v(S ∪ j) + v(S) over coalitions S of the other players, in which
+all sizes have equal weight. It is positive if two players contribute more together than the sum of what they
+contribute alone, and negative if their contributions overlap.
+
+Only the even part u(S) = (v(S) + v(Sᶜ)) / 2 of a game has interactions of pairs; those of the odd part
+cancel, because replacing S by its complement among the others changes the sign of the second difference. The
+complementary pairs that Shapley values are estimated from give u without further evaluations.
 """
 
 import math
@@ -17,7 +20,8 @@ from lib.explain import variance_components
 from lib.explain.kernels import exponents, near_weights, quadrature, subset_products
 from lib.explain.spatial_process import EXACT, ROWS_AT_ONCE, ROWS_OF_LIKELIHOOD
 
-# So small that in sums over subsets those of two players outweigh all larger ones a million times.
+# Weight g of a player in kernels of second order. The prior variance of a monomial is ∝ Π g, a million times
+# larger for two players than for four.
 SECOND_ORDER = 1e-3
 
 
@@ -25,13 +29,16 @@ SECOND_ORDER = 1e-3
 class EvenProducts:
     """k(s, t) = Σ_j Σ_{A even, not ∅} Π_{a∈A} g_ja s_a t_a / N = Σ_j (c_j cosh(Σ_a b_ja s_a t_a) − 1) / N.
 
-    The even counterpart of `lib.explain.kernels.Products`, with c and b from there. In each monomial over A
-    the players i and j that it holds have the interaction 4 / (|A| − 1): the second difference is 4 times
-    the monomial of the others, of even number, whose mean over coalitions that hold each of them with
-    probability q is (2q − 1)^(|A|−2); and ∫₀¹ (2q − 1)^(|A|−2) dq = 1 / (|A| − 1) = ∫₀¹ ζ^(|A|−2) dζ.
+    This is the even counterpart of `lib.explain.kernels.Products`, with c and b as there; N normalises k(s,
+    s) to 1.
+
+    In the monomial over A, any two of its players i and j have the interaction 4 / (|A| − 1). Derivation: z_i
+    and z_j are ±1, so the second difference is 4 times the monomial over the other |A| − 2 players. If each
+    of them is present with probability q, that monomial has the mean (2q − 1)^(|A|−2), and q is uniform on
+    [0, 1]. As |A| is even, ∫₀¹ (2q − 1)^(|A|−2) dq = 1 / (|A| − 1) = ∫₀¹ ζ^(|A|−2) dζ.
 
     Attributes:
-        weights: g (J, n), in [0, 1): a row a neighbourhood.
+        weights: g (J, n), in [0, 1), one row per neighbourhood.
     """
 
     weights: Tensor
@@ -42,6 +49,7 @@ class EvenProducts:
         return float(self._sum(everyone, everyone))
 
     def _sum(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return N · k of every row of `s` (S, n) with every row of `t` (T, n), (S, T)."""
         result = s.new_zeros(len(s), len(t))
         for left, right, cosine in exponents(self.weights, s, t):
             result.add_(torch.cosh(left @ right).mul_(cosine).sub_(1))
@@ -52,10 +60,14 @@ class EvenProducts:
         return self._sum(s, t) / self._norm
 
     def interactions(self, t: Tensor, alpha: Tensor) -> Tensor:
-        """Return those of s → Σ_m alpha_mt k(s, t_m), for each column of alpha (M, T): (T, n, n).
+        """Return the interactions (T, n, n) of the functions s → Σ_m alpha_mt k(s, t_m), for alpha (M, T).
 
-        The products over the others than i and j are P±, those over all, divided by what i and j are in
-        them: 2 ∫ Σ_j Σ_± P±_j g_i t_i / (1 ± ζ g_i t_i) · g_j t_j / (1 ± ζ g_j t_j) dζ / N.
+        The sum over all even A with i and j is half of the sum over both signs of the products over the other
+        players. Such a product is P±, the one over all players, divided by the factors of i and j. With the
+        neighbourhoods numbered by r, the interaction of i and j in s → k(s, t) is
+
+            4 · ½ · ∫₀¹ Σ_r Σ_± P±_r · g_ri t_i / (1 ± ζ g_ri t_i) · g_rj t_j / (1 ± ζ g_rj t_j) dζ / N,
+            P±_r = Π_a (1 ± ζ g_ra t_a).
         """
         n = t.shape[1]
         result = t.new_zeros(alpha.shape[1], n, n)
@@ -72,7 +84,7 @@ class EvenProducts:
 
 
 def even_kernels(positions: Tensor) -> list[EvenProducts]:
-    """Return the kernels of an even function of image patches at `positions` (n, 2)."""
+    """Return kernels for the even part of a game of image patches at `positions` (n, 2)."""
     everywhere = torch.ones_like(positions[:, 0])[None]
     near = near_weights(positions)
     scales = (SECOND_ORDER, 0.05, 0.2, 0.5)
@@ -83,11 +95,16 @@ def even_kernels(positions: Tensor) -> list[EvenProducts]:
 
 
 def estimate(coalitions: Tensor, outcomes: Tensor, positions: Tensor) -> Tensor:
-    """Return the interactions (T, n, n) of T games from evaluations that hold complementary pairs.
+    """Return the interactions (T, n, n) of T games, estimated from evaluations of complementary pairs.
+
+    The even part is a Gaussian process with the kernels above and a constant; the interactions, which are
+    linear in it, have the posterior mean Σ_m α_m I(k(·, t_m)) with α = K⁻¹ y (see
+    `lib.explain.spatial_process`).
 
     Args:
-        coalitions, outcomes: (S, n) and (S, T) as in `lib.explain.shapley.Estimate`, both ends among them.
-        positions: (n, 2) as there.
+        coalitions, outcomes: (S, n) and (S, T), as in `lib.explain.shapley.Estimate`; the empty and the full
+            coalition are among them.
+        positions: (n, 2), as in `lib.explain.shapley.odd_gp`.
     """
     first, second = _complements(coalitions)[:ROWS_AT_ONCE].T
     even = (outcomes[first] + outcomes[second]) / 2
@@ -96,21 +113,21 @@ def estimate(coalitions: Tensor, outcomes: Tensor, positions: Tensor) -> Tensor:
     y = (even - mean) / torch.where(scale > 0, scale, 1)
     kernels = even_kernels(positions)
     noise = torch.ones_like(y[:, 0])
-    noise[0] = EXACT
+    noise[0] = EXACT  # the pair of the full and the empty coalition
     grams = torch.stack([kernel.gram(z, z) for kernel in kernels] + [torch.ones(len(z), len(z)).double()])
     few = slice(ROWS_OF_LIKELIHOOD)
     start = torch.tensor([-3.0] * len(grams) + [-4.0]).double()
     log_theta = variance_components.fit(grams[:, few, few], noise[few], y[few], start).log_theta
     lower = torch.linalg.cholesky(variance_components.covariance(grams, noise, log_theta))
     alpha = torch.cholesky_solve(y, lower) * scale
-    parts = zip(log_theta.exp().tolist(), kernels, strict=False)  # the constant and the noise have none
-    return sum(weight * kernel.interactions(z, alpha) for weight, kernel in parts)
+    parts = zip(log_theta.exp().tolist(), kernels, strict=False)  # the constant has no interactions
+    return sum((weight * kernel.interactions(z, alpha) for weight, kernel in parts), start=torch.zeros(()))
 
 
 def _complements(coalitions: Tensor) -> Tensor:
-    """Return the rows of each coalition that holds the last player, and of its complement: (P, 2).
+    """Return the row numbers (P, 2) of each coalition with the last player, and of its complement.
 
-    The grand coalition comes first.
+    Coalitions whose complement is missing are left out. The full coalition comes first.
     """
     rows = {row.tobytes(): number for number, row in enumerate(coalitions.numpy())}
     inverses = [row.tobytes() for row in (~coalitions).numpy()]
@@ -131,7 +148,7 @@ def exact(coalitions: Tensor, outcomes: Tensor) -> Tensor:
     absent = 1 - present
 
     def weights(others: Tensor) -> Tensor:
-        """1 / ((n − 1) C(n − 2, s)) of s of the n − 2 others, times the outcomes; 0 where there are none."""
+        """Return outcomes / ((n − 1) C(n − 2, s)) for s of the n − 2 others, 0 if s is impossible."""
         possible = (others >= 0) & (others <= n - 2)
         s = others.clamp(0, n - 2)
         log_count = math.lgamma(n - 1) - torch.lgamma(s + 1) - torch.lgamma(n - 1 - s)

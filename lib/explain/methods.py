@@ -1,8 +1,7 @@
-"""The methods that explain a network's answer about an image: one table, which every script reads.
+"""The table of methods that explain a network's answer about an image.
 
-A new method is one function and one entry here. Scripts, `--help`, titles, records and values files read the
-table. Nothing here imports torch when it is imported, so that `--help` answers at once: functions import what
-they need.
+A new method needs one function and one entry in this table. The scripts, `--help`, titles, records and files
+of values are made from the table. The functions import torch when they are called, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -21,16 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a method is asked.
+    """The arguments of a method.
 
     Attributes:
-        model: normalised images (B, C, H, W) to logits (B, classes).
+        model: network from normalised images (B, C, H, W) to logits (B, classes).
         images: normalised, (B, C, H, W), on the model's device.
-        scores: y, logits (B, classes) to (T, B): T numbers of each image, one for each target.
+        scores: y, a function from logits (B, classes) to (T, B): T numbers per image, one for each target.
         layers: dotted names of modules, for methods that explain by the maps of layers.
-        baseline: what an image shows where something is taken away, of the shape of `images`; None for zeros.
+        baseline: replaces the parts of the images that are taken away, in the shape of `images`; None for
+            zeros.
         settings: values of the method's own options, by name.
-        watch: follows long computations, and may stop them.
+        watch: follows a long computation, and may stop it.
     """
 
     model: nn.Module
@@ -43,13 +43,13 @@ class Request:
 
 
 class Explanation(NamedTuple):
-    """What a method found.
+    """The result of a method.
 
     Attributes:
-        values: of each layer, maps (T, B, h, w) at the layer's resolution; or, under the name "", values of
-            each pixel (T, B, H, W), or of each number of the input (T, B, C, H, W).
-        output: of the network, (B, classes).
-        forward_passes, backward_passes: how many images went through the network.
+        values: for each layer, maps (T, B, h, w) at the layer's resolution; or, under the name "", values of
+            pixels (T, B, H, W) or of elements of the input (T, B, C, H, W).
+        output: the network's output (B, classes).
+        forward_passes, backward_passes: number of images that passed the network, forwards and backwards.
     """
 
     values: dict[str, Tensor]
@@ -59,7 +59,7 @@ class Explanation(NamedTuple):
 
 
 class Option(NamedTuple):
-    """A setting of one method: the name of its flag, its least value, its help. The default is None."""
+    """A setting of one method: name of the flag, smallest value, help text. Its default is None."""
 
     name: str
     minimum: int
@@ -71,15 +71,15 @@ class Method:
     """An entry of the table.
 
     Attributes:
-        name: as it is typed and recorded.
-        title: as it is drawn.
-        paper: where it is from.
-        explain: the function.
-        at_layers: it explains by the maps of layers, which `--layer` names.
-        signed: negative values speak against the class; otherwise there are none.
-        needs_baseline: it replaces parts of the image by a baseline.
-        options: settings of its own.
-        formula: of a class activation map; None for other methods.
+        name: the name on the command line and in records.
+        title: the name in figures.
+        paper: the method's source.
+        explain: the function that computes it.
+        at_layers: whether it explains by the maps of layers, which `--layer` names.
+        signed: whether there are negative values, which speak against the class.
+        needs_baseline: whether it replaces parts of the image by a baseline.
+        options: settings of this method only.
+        formula: formula of a class activation map; None for other methods.
     """
 
     name: str
@@ -93,50 +93,52 @@ class Method:
     formula: Formula | None = None
 
 
-# From A, what a layer puts out, and G = ∂y/∂A, both (B, K, h, w), to a map (B, h, w) before its ReLU.
+# Function from a layer's output A and G = ∂y/∂A, both (B, K, h, w), to a map (B, h, w), to which ReLU is
+# applied.
 Formula = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 def _grad_cam(features: Tensor, gradient: Tensor) -> Tensor:
-    """Σ_k mean(G_k) A_k, the mean over space."""
+    """Return Σ_k mean(G_k) A_k, with the mean over space."""
     import torch
 
     return torch.einsum("bk,bkhw->bhw", gradient.mean((2, 3)), features)
 
 
 def _hires_cam(features: Tensor, gradient: Tensor) -> Tensor:
-    """Σ_k G_k ⊙ A_k."""
+    """Return Σ_k G_k ⊙ A_k."""
     return (gradient * features).sum(1)
 
 
 def _layer_cam(features: Tensor, gradient: Tensor) -> Tensor:
-    """Σ_k ReLU(G_k) ⊙ A_k."""
+    """Return Σ_k ReLU(G_k) ⊙ A_k."""
     return (gradient.relu() * features).sum(1)
 
 
 def _grad_cam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
-    """Σ_k w_k A_k, w_k = Σ ReLU(G_k) ⊙ α_k, α_k = 1 / (2 + G_k Σ ReLU(A_k)) where G_k > 0; sums over space.
+    """Return Σ_k w_k A_k, w_k = Σ ReLU(G_k) ⊙ α_k, α_k = 1 / (2 + G_k Σ ReLU(A_k)); sums over space.
 
-    The paper's A is what a ReLU puts out: of another layer's A, the sum might make α infinite.
+    In the paper, A is the output of a ReLU. The ReLU here keeps α finite for the output of any other layer.
     """
     import torch
 
-    # The paper's α = G² / (2 G² + G³ Σ A), divided through by G², which may be too small for a float.
-    # Its y is exp(score); that factor is the same all over a map, and left out.
+    # The paper has α = G² / (2 G² + G³ Σ A). Here G² is cancelled, because it may underflow. The paper's y is
+    # exp(score), which multiplies G by a factor that is the same for the whole map, and is left out. Only
+    # positive G count in w, so α is not needed for the others.
     alpha = 1 / (2 + gradient.relu() * features.relu().sum((2, 3), keepdim=True))
     weights = (gradient.relu() * alpha).sum((2, 3))
     return torch.einsum("bk,bkhw->bhw", weights, features)
 
 
 def _xgrad_cam(features: Tensor, gradient: Tensor) -> Tensor:
-    """Σ_k w_k A_k, w_k = Σ (G_k ⊙ A_k) / Σ A_k, the sums over space; without channels whose sum is zero."""
+    """Return Σ_k w_k A_k, w_k = Σ (G_k ⊙ A_k) / Σ A_k; sums over space, channels with Σ A_k = 0 left out."""
     sums = features.sum((2, 3), keepdim=True)
     weights = (gradient * features).sum((2, 3), keepdim=True) / sums
     return (weights.where(sums != 0, 0.0) * features).sum(1)
 
 
 def _class_activation(formula: Formula) -> Callable[[Request], Explanation]:
-    """Return the method that draws ReLU(`formula`) at each layer, after one forward pass for all of them."""
+    """Return the method that computes ReLU(`formula`) at each layer; all layers share one forward pass."""
 
     def explain(request: Request) -> Explanation:
         from lib.explain import gradients
@@ -152,21 +154,21 @@ def _class_activation(formula: Formula) -> Callable[[Request], Explanation]:
 
 
 def _score_cam(request: Request) -> Explanation:
-    """ReLU(Σ_k w_k A_k), w = softmax_k(y(x ⊙ H_k)), H_k the map A_k enlarged and scaled to [0, 1]."""
+    """Return ReLU(Σ_k w_k A_k), w = softmax_k(y(x ⊙ H_k)); H_k is A_k, enlarged and scaled to [0, 1]."""
     from lib.explain import perturbation
 
     return perturbation.score_cam(request)
 
 
 def _occlusion(request: Request) -> Explanation:
-    """y(x) − y(x with a square replaced by the baseline): at each pixel the mean over squares on it."""
+    """Return y(x) − y(x with a square replaced by the baseline), averaged over the squares on each pixel."""
     from lib.explain import perturbation
 
     return perturbation.occlusion(request)
 
 
 def _input_x_gradient(request: Request) -> Explanation:
-    """x ⊙ ∂y/∂x."""
+    """Return x ⊙ ∂y/∂x."""
     from lib.explain import gradients
 
     found = gradients.input_gradients(request.model, request.images, request.scores)
@@ -174,7 +176,7 @@ def _input_x_gradient(request: Request) -> Explanation:
 
 
 def _rectified(rule: str) -> Callable[[Request], Explanation]:
-    """Return the method of gradients with respect to the image in which ReLUs pass back by `rule`."""
+    """Return the method that backpropagates to the image with this `rule` for ReLUs."""
 
     def explain(request: Request) -> Explanation:
         from lib.explain import gradients
@@ -191,7 +193,7 @@ def _of_input(values: Tensor, output: Tensor) -> Explanation:
 
 
 def _cam(name: str, title: str, paper: str, formula: Formula) -> Method:
-    """Return the entry of a class activation map."""
+    """Return the table entry of a class activation map."""
     return Method(name, title, paper, _class_activation(formula), at_layers=True, formula=formula)
 
 
@@ -210,7 +212,9 @@ _TABLE = (
         signed=True,
         needs_baseline=True,
         options=(
-            Option("occlusion-side", 1, "side of the square that is replaced, in pixels; default: an eighth"),
+            Option(
+                "occlusion-side", 1, "side of the replaced square in pixels; default: an eighth of the image"
+            ),
             Option("occlusion-stride", 1, "pixels from one square to the next; default: half of its side"),
         ),
     ),

@@ -1,7 +1,7 @@
-"""Explanations by forward passes alone: what happens to the scores when parts of the image are taken away."""
+"""Explanations by forward passes only: how the scores change if parts of the image are taken away."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -12,25 +12,23 @@ from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.methods import Explanation, Request
 from lib.explain.progress import Stopped
 from lib.models.layers import evaluating
-from lib.models.spatial_maps import spatial_map
 
 
 def score_cam(request: Request) -> Explanation:
     """Return Score-CAM's maps ReLU(Σ_k w_k A_k), w = softmax_k(y(x ⊙ H_k)) (Wang et al. 2020, section 3.2).
 
-    A_k is channel k of what the layer puts out, and H_k that map, enlarged to the size of the image and
-    scaled to [0, 1]. (The paper subtracts y(0) from the scores before the softmax, which changes nothing.)
-    One forward pass for each channel, shared by all targets.
+    A_k is channel k of the layer's output, and H_k is this map enlarged to the size of the image and scaled
+    to [0, 1]. (The paper subtracts y(0) from the scores before the softmax, which changes nothing.) Each
+    channel takes one forward pass, shared by all targets.
 
     Raises:
-        UserError: as `lib.explain.gradients.class_activation` does.
-        Stopped: the watch ended it.
+        UserError: as in `lib.explain.gradients.feature_maps`.
+        Stopped: the watch stopped the computation.
     """
     model, images = request.model, request.images.detach()
     with evaluating(model), activations.tap(model, request.layers) as tapped, torch.no_grad():
         output = model(images)
-        gradients.check_maps(model, request.layers, images, tapped)
-    layers = {name: spatial_map(model, tapped[name].detach(), images) for name in request.layers}
+        layers = gradients.feature_maps(model, request.layers, images, tapped)
     request.watch.expect(sum(len(images) * features.shape[1] for features in layers.values()))
     tuner = _tuner(images)
     maps = {}
@@ -49,7 +47,7 @@ def _score_cam_of_one(request: Request, tuner: BatchSizeTuner, image: Tensor, fe
     low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
 
     def masked(first: int, end: int) -> Tensor:
-        # A channel that is the same everywhere hides all of the image; 1e-8 is the authors' own.
+        # A constant channel becomes a mask of zeros. The 1e-8 is from the authors' code.
         part = slice(first, end)
         return image * ((masks[part] - low[part]) / (high[part] - low[part] + 1e-8))[:, None]
 
@@ -58,13 +56,13 @@ def _score_cam_of_one(request: Request, tuner: BatchSizeTuner, image: Tensor, fe
 
 
 def occlusion(request: Request) -> Explanation:
-    """Return y(x) − y(x′), x′ with the baseline in a square: at each pixel the mean over the squares on it.
+    """Return y(x) − y(x′), where x′ has the baseline in a square: per pixel, the mean over the squares on it.
 
-    Squares at the right and lower edge may be smaller. As Zeiler & Fergus 2014, section 4.2, who draw y(x′);
-    the mean over overlapping squares is Captum's.
+    Squares at the right and lower edge may be smaller. The method is that of Zeiler & Fergus 2014, section
+    4.2, who draw y(x′); the mean over overlapping squares is that of Captum.
 
     Raises:
-        Stopped: the watch ended it.
+        Stopped: the watch stopped the computation.
     """
     images = request.images.detach()
     height, width = images.shape[2:]
@@ -100,16 +98,19 @@ def occlusion(request: Request) -> Explanation:
 
 
 def _starts(length: int, side: int, stride: int) -> range:
-    """Return where squares begin along an edge such that the last one reaches its end."""
+    """Return where squares begin along an edge, such that the last square reaches the end of the edge."""
     return range(0, -(-(length - side) // stride) * stride + 1, stride)
 
 
 def _tuner(images: Tensor) -> BatchSizeTuner:
+    """Return a search for the batch size for inputs like `images`."""
     return BatchSizeTuner(batch_size.largest(images[0]), batch_size.first(images[0]))
 
 
-def _scored(request: Request, tuner: BatchSizeTuner, count: int, inputs) -> Iterator[Tensor]:
-    """Yield the scores (T, part) of `count` inputs, made by `inputs(first, end)`, batch by batch."""
+def _scored(
+    request: Request, tuner: BatchSizeTuner, count: int, inputs: Callable[[int, int], Tensor]
+) -> Iterator[Tensor]:
+    """Yield the scores (T, part) of `count` inputs batch by batch; `inputs(first, end)` makes a batch."""
     done = 0
     while done < count:
         if request.watch.is_stopped():

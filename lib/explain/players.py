@@ -1,7 +1,7 @@
-"""The players of a game about an image: patches, superpixels, or the regions of a label image."""
+"""The players of the game of an image: patches, superpixels, or the regions of a label image."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +12,13 @@ from lib.runtime.errors import UserError
 MOST_PLAYERS = 400
 
 
-class Players(NamedTuple):
-    """Which part of an image each player is.
+@dataclass(frozen=True)
+class Players:
+    """A partition of an image into players.
 
     Attributes:
-        map: (H, W) long, the player that each pixel belongs to, from 0.
-        note: what is to be said about them; empty if nothing is.
+        map: (H, W) int64, the player of each pixel, counted from 0.
+        note: a remark for the user; empty if there is none.
     """
 
     map: Tensor
@@ -25,12 +26,15 @@ class Players(NamedTuple):
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of players n."""
         return int(self.map.max()) + 1
 
     @property
     def positions(self) -> Tensor:
-        """Their centroids (n, 2), row and column, float64, in units of the spacing of as many squares."""
+        """The players' centroids (n, 2), row and column, float64.
+
+        The unit is the spacing of n squares that would fill the image, √(H · W / n) pixels.
+        """
         height, width = self.map.shape
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         players = self.map.flatten()
@@ -40,7 +44,9 @@ class Players(NamedTuple):
 
 
 def patches(size: int, side: int) -> Players:
-    """Return squares of `side` pixels of an image of `size`; the last row and column may be smaller.
+    """Return squares of `side` × `side` pixels as the players of an image of `size` × `size` pixels.
+
+    The squares in the last row and column are smaller if `side` does not divide `size`.
 
     Raises:
         UserError: a square is larger than the image, or there would be too many.
@@ -62,27 +68,27 @@ def patches(size: int, side: int) -> Players:
 
 
 def superpixels(pixels: Tensor, segments: int) -> Players:
-    """Return about so many superpixels of an image (C, H, W) in [0, 1], by SLIC (Achanta et al. 2012)."""
+    """Return about `segments` superpixels of an image (C, H, W) in [0, 1], by SLIC (Achanta et al. 2012)."""
     from skimage.segmentation import slic
 
     colours = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
     labels = slic(colours.permute(1, 2, 0).cpu().numpy().astype(np.float64), segments, start_label=0)
     found = _numbered(labels, f"--segments {segments}", "fewer segments")
     if found.count != segments:
-        return found._replace(note=f"SLIC made {found.count} superpixels where {segments} were asked for")
+        return replace(found, note=f"SLIC made {found.count} superpixels where {segments} were asked for")
     return found
 
 
 def from_labels(values: np.ndarray, size: int, path: str | Path) -> Players:
-    """Return a player for each value that a label image has, in increasing order of the values.
+    """Return one player for each distinct value of a label image, in increasing order of the values.
 
     Args:
         values: (H, W) or (H, W, C), grey values, palette entries or colours.
-        size: side of the image that the network sees, which is the label image's too.
-        path: the file that the values are from, for a complaint.
+        size: side of the network's input, which the label image must have, too.
+        path: file of the label image, for error messages.
 
     Raises:
-        UserError: another size, or too many values.
+        UserError: the label image has another size, or too many values.
     """
     if values.shape[:2] != (size, size):
         height, width = values.shape[:2]
@@ -93,6 +99,7 @@ def from_labels(values: np.ndarray, size: int, path: str | Path) -> Players:
 
 
 def _numbered(labels: np.ndarray, source: str, advice: str) -> Players:
+    """Return the players of `labels` (H, W), numbered from 0 without gaps."""
     values, numbers = np.unique(labels, return_inverse=True)
     if len(values) > MOST_PLAYERS:
         raise UserError(f"{source} makes {len(values)} players, more than {MOST_PLAYERS}: {advice}")

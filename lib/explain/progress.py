@@ -1,11 +1,11 @@
-"""What a long explanation tells those who wait for it, and how they can end it early."""
+"""Progress reports of long explanations, and requests to stop them early."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 
 class Stopped(Exception):
-    """The computation was told to stop before it knew anything worth keeping."""
+    """The computation was stopped before it had a usable result."""
 
 
 def _ignore(_count: int) -> None:
@@ -14,12 +14,12 @@ def _ignore(_count: int) -> None:
 
 @dataclass(frozen=True)
 class Watch:
-    """Follows a computation of many forward passes, and may stop it between two of them.
+    """Callbacks of a computation of many forward passes, which is stopped between two of them on request.
 
     Attributes:
-        expect: is told how many more evaluations are planned.
-        advance: is told how many more are done.
-        is_stopped: is asked before each batch of evaluations.
+        expect: called with the number of evaluations that are planned, in addition to those before.
+        advance: called with the number of evaluations done since the last call.
+        is_stopped: called before each batch of evaluations; True stops the computation.
     """
 
     expect: Callable[[int], object] = _ignore

@@ -1,8 +1,9 @@
-"""What a ReLU passes back, by another rule than its derivative, however a network spells its ReLUs."""
+"""Modified backpropagation through ReLUs, in whatever form a network calls them."""
 
 import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from lib.runtime.errors import UserError
 
 RULES = ("guided", "deconvnet")
 
-# They stand in a ReLU's place, and are none. Sigmoid and tanh do not: they gate or squash.
+# Activation functions that are used in place of a ReLU. Sigmoid and tanh are not listed, because networks use
+# them as gates or to limit a range.
 _OTHER_ACTIVATIONS = (
     "celu",
     "elu",
@@ -29,7 +31,7 @@ _OTHER_ACTIVATIONS = (
 
 
 class _Call(NamedTuple):
-    """A call of min(max(0, x), ceiling)."""
+    """The arguments of a call of min(max(0, x), ceiling)."""
 
     x: Tensor
     ceiling: float = math.inf
@@ -50,25 +52,25 @@ def _hardtanh(
     return _Call(input, max_val, inplace) if min_val == 0 else None
 
 
-# By name, because `torch.relu`, `Tensor.relu` and `functional.relu` are different objects that share one.
-_SPELLINGS = {"relu": _relu, "relu6": _relu6, "hardtanh": _hardtanh}
+# By name, because `torch.relu`, `Tensor.relu` and `functional.relu` are different objects with the same name.
+_SPELLINGS: dict[str, Callable[..., _Call | None]] = {"relu": _relu, "relu6": _relu6, "hardtanh": _hardtanh}
 
 
 class RectifierRule(TorchFunctionMode):
-    """Within this context, every ReLU that is called passes gradients back by a rule.
+    """Context in which every ReLU that is called passes gradients back by a rule.
 
-    Modules, functions, methods and their forms in place all arrive here as functions (a hook on `nn.ReLU`
-    would miss all but the first), and do forward what they always do.
+    A `TorchFunctionMode` intercepts modules, functions, methods and their in-place variants alike, whereas a
+    hook on `nn.ReLU` would miss all but the first. The forward pass is unchanged.
 
     Attributes:
-        intercepted: how many ReLUs were called.
-        others: how often activations were called that are no ReLU, by name.
+        intercepted: number of calls of ReLUs.
+        others: number of calls of other activation functions, by name.
 
     Raises:
         UserError: no such rule.
     """
 
-    def __init__(self, rule: str):
+    def __init__(self, rule: str) -> None:
         super().__init__()
         if rule not in RULES:
             raise UserError(f"there is no rule {rule!r}; choose from {', '.join(RULES)}")
@@ -76,7 +78,13 @@ class RectifierRule(TorchFunctionMode):
         self.intercepted = 0
         self.others: Counter[str] = Counter()
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         plain = name.removesuffix("_")
@@ -89,10 +97,13 @@ class RectifierRule(TorchFunctionMode):
         return _Rectifier.apply(call.x, call.ceiling, self.rule == "guided", in_place)
 
     def check(self, network: str) -> None:
-        """Complain if a rule for ReLUs says nothing, or not all there is to say, about a network.
+        """Refuse networks for which the rule is not defined; call this after the forward pass.
+
+        Args:
+            network: name of the network, for error messages.
 
         Raises:
-            UserError: the `network` called no ReLU, or also activations of another kind.
+            UserError: the network called no ReLU, or it also called other activation functions.
         """
         others = ", ".join(sorted(self.others))
         if others:
@@ -104,19 +115,24 @@ class RectifierRule(TorchFunctionMode):
 
 
 class _Rectifier(torch.autograd.Function):
+    """min(max(0, x), ceiling) with a modified gradient.
+
+    The gradient g at the output becomes ReLU(g) at the input; with `guided`, only where 0 < x < ceiling.
+    """
+
     @staticmethod
-    def forward(ctx, x: Tensor, ceiling: float, guided: bool, in_place: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, ceiling: float, guided: bool, in_place: bool) -> Tensor:
         rectified = x.clamp_(0, ceiling) if in_place else x.clamp(0, ceiling)
         if in_place:
             ctx.mark_dirty(rectified)
-        # What came out tells as well as what went in, which in place is gone, where the ReLU was open.
+        # The output shows where the ReLU was open as well as the input, which an in-place ReLU overwrites.
         ctx.save_for_backward(*([rectified] if guided else []))
         ctx.ceiling = ceiling
         return rectified
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         passed = gradient.relu()
         for rectified in ctx.saved_tensors:
             passed = torch.ops.aten.hardtanh_backward(passed, rectified, 0, ctx.ceiling)

@@ -1,4 +1,4 @@
-"""Scores: what an explanation explains, a function of a network's output to one number a target and image."""
+"""Scores, the quantities that are explained: functions of a network's output, one per target and image."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lib.runtime.errors import UserError
 
-# (B, classes) -> (T, B): one number for each of T targets and each image.
+# Function from (B, classes) to (T, B): one number for each of T targets and each image.
 Scores = Callable[[Tensor], Tensor]
 
 
@@ -16,18 +16,18 @@ def class_scores(targets: Tensor | Sequence[int], kind: str = "logit") -> Scores
 
     Args:
         targets: T classes (T,), the same for all images, or (T, B), T for each image.
-        kind: `logit`, z_c; `log-odds`, z_c − log Σ_{j≠c} exp z_j, the logit of the class's probability;
-            or `probability`, which saturates where the network is sure.
+        kind: `logit`, z_c; `log-odds`, z_c − log Σ_{j≠c} exp z_j = log(p_c / (1 − p_c)); or `probability`,
+            p_c, whose gradient vanishes if the network is certain.
 
     Raises:
-        UserError: no such kind; later, from the scores themselves, a class that the network does not have.
+        UserError: no such kind; later, when the scores are computed, a class that the network does not have.
     """
     score = _kind(kind)
-    targets = torch.as_tensor(targets, dtype=torch.long)
-    targets = targets.view(-1, 1) if targets.dim() < 2 else targets
+    chosen = torch.as_tensor(targets, dtype=torch.long)
+    chosen = chosen.view(-1, 1) if chosen.dim() < 2 else chosen
 
     def scores(output: Tensor) -> Tensor:
-        classes = targets.to(output.device)
+        classes = chosen.to(output.device)
         if (classes < 0).any() or (classes >= output.shape[1]).any():
             wrong = classes[(classes < 0) | (classes >= output.shape[1])][0]
             raise UserError(f"there is no class {wrong}: the network tells {output.shape[1]} apart, from 0")
@@ -37,17 +37,17 @@ def class_scores(targets: Tensor | Sequence[int], kind: str = "logit") -> Scores
 
 
 def top_scores(k: int, kind: str = "logit") -> Scores:
-    """Return the scores of each image's k likeliest classes, which are found from the same output.
+    """Return the scores of the k most probable classes of each image, found from the same output.
 
     Raises:
-        UserError: no such kind; later, from the scores themselves, fewer than k classes.
+        UserError: no such kind; later, when the scores are computed, fewer than k classes.
     """
     score = _kind(kind)
     return lambda output: score(output, top_classes(output, k))
 
 
 def top_classes(output: Tensor, k: int) -> Tensor:
-    """Return the k likeliest classes of each image, likeliest first, (k, B), from output (B, classes).
+    """Return the k most probable classes of each image (k, B), in falling order, from output (B, classes).
 
     Raises:
         UserError: there are fewer than k classes, or k is not positive.

@@ -1,14 +1,15 @@
 """Shapley values of a game (Shapley 1953), exact or estimated, with their standard errors.
 
-A game is a function of coalitions (S, n), booleans, to values (S, T) float64 of T games with the same
-players. A game that is stopped answers for the first of the coalitions only.
+A game is a function from coalitions (S, n) bool to the values (S, T) float64 of T games with the same
+players. A game that is stopped returns the values of the first coalitions only.
 
     exact         all 2ⁿ coalitions
-    odd-gp        a Gaussian process with a spatial prior, on complementary pairs (`spatial_process`)
-    permutation   antithetic orders, each player's gain as he joins (Castro et al. 2009; Mitchell et al. 2022)
-    per-patch     for each player by himself, random coalitions with him and without
+    odd-gp        Gaussian process with a spatial prior, on complementary pairs (`spatial_process`)
+    permutation   gains of the players as they join in antithetic random orders (Castro et al. 2009; Mitchell
+                  et al. 2022)
+    per-patch     for each player separately, random coalitions with that player and without
 
-Whatever the estimator, the values add up to v(N) − v(∅).
+With every estimator, the values add up to v(N) − v(∅).
 """
 
 import math
@@ -27,21 +28,22 @@ from lib.runtime.errors import RunFailed
 Game = Callable[[Tensor], Tensor]
 
 CONFIDENCE = 0.95
-HALF_WIDTH = 1.96  # standard errors: half of an interval of that confidence
+HALF_WIDTH = 1.96  # half width of a 95 % interval, in standard errors
 FEWEST_EVALUATIONS_A_PLAYER = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much an estimate may cost, and when it is good enough.
+    """The cost limit and the stopping rule of an estimate.
 
     Attributes:
-        budget: of evaluations.
-        tolerance: stop as soon as all values of a game are within it of the truth with a probability of
-            95 %, which is a little more than that no 95 % interval is wider; None for the whole budget.
-        seed: of the coalitions drawn.
-        report: is told the largest half-width so far, at every look.
-        watched: whether to look before the budget is spent, though there is no tolerance.
+        budget: largest number of evaluations.
+        tolerance: stop as soon as, with a probability of 95 %, all values of a game are within this distance
+            of the truth; None to spend the whole budget. This is stricter than the condition that each 95 %
+            interval is within the tolerance.
+        seed: seed of the random coalitions.
+        report: called with the largest half width so far, whenever an estimate is made.
+        watched: whether to make estimates before the budget is spent even if there is no tolerance.
     """
 
     budget: int
@@ -55,11 +57,12 @@ class Estimate(NamedTuple):
     """Shapley values of T games with n players.
 
     Attributes:
-        values: (T, n) float64.
-        standard_errors: (T, n); 0 if exact, infinite where one sample says nothing of its spread.
-        empty, full: v(∅) and v(N), (T,).
-        coalitions: (S, n) all that were evaluated, and `outcomes` (S, T) their values.
-        converged: False if the game was stopped, or the budget spent before the tolerance was met.
+        values: Shapley values (T, n) float64.
+        standard_errors: (T, n); 0 if exact, infinite if there is only one sample.
+        empty, full: v(∅) and v(N), each (T,).
+        coalitions: all evaluated coalitions (S, n).
+        outcomes: their values (S, T).
+        converged: False if the game was stopped, or if the budget was spent before the tolerance was met.
     """
 
     values: Tensor
@@ -72,7 +75,7 @@ class Estimate(NamedTuple):
 
     @property
     def evaluations(self) -> int:
-        """How many values of the game were asked for."""
+        """The number of evaluated coalitions."""
         return len(self.outcomes)
 
     @property
@@ -90,10 +93,10 @@ def choose(n: int, budget: int) -> str:
 
 
 def exact(game: Game, positions: Tensor, plan: Plan) -> Estimate:
-    """Return Σ_S |S|! (n − 1 − |S|)! / n! · (v(S ∪ i) − v(S)), by asking about every coalition.
+    """Return Σ_S |S|! (n − 1 − |S|)! / n! · (v(S ∪ i) − v(S)), from the values of all coalitions.
 
-    Pairs of complements are asked in random order: a game that is stopped leaves a sample of them, which
-    `odd-gp` can work with. Arguments as for `odd_gp`; the tolerance plays no part.
+    Complementary pairs are evaluated in random order, so that `odd-gp` can estimate from them if the game is
+    stopped. Arguments as for `odd_gp`; the tolerance is ignored.
     """
     n = len(positions)
     halves = draw.all_coalitions(n)[1 : max(1, 2 ** (n - 1))]
@@ -108,7 +111,10 @@ def exact(game: Game, positions: Tensor, plan: Plan) -> Estimate:
 
 
 def shapley_weights(coalitions: Tensor) -> Tensor:
-    """Return how much each value v(S) counts in each player's Shapley value, (S, n)."""
+    """Return the weight (S, n) of each value v(S) in each player's Shapley value.
+
+    It is (|S| − 1)! (n − |S|)! / n! for players in S, and −|S|! (n − 1 − |S|)! / n! for the others.
+    """
     n = coalitions.shape[1]
     size = coalitions.sum(1, keepdim=True).double()
     log_factorial = torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64))
@@ -118,12 +124,12 @@ def shapley_weights(coalitions: Tensor) -> Tensor:
 
 
 def odd_gp(game: Game, positions: Tensor, plan: Plan) -> Estimate:
-    """Return the posterior mean and deviation of a Gaussian process on the odd part of the game.
+    """Return the posterior mean and standard deviation under a Gaussian process on the odd part of the game.
 
     Args:
-        game: as above.
-        positions: (n, 2) float64, of the players' centres in units of their mean spacing.
-        plan: its budget is to hold three evaluations a player.
+        game: see the docstring of this module.
+        positions: the players' centres (n, 2) float64, in units of their mean spacing.
+        plan: budget and stopping rule; the budget must be at least three evaluations per player.
     """
     n = len(positions)
     pairs = draw.distinct_pairs(n, (plan.budget - 2) // 2, draw.generator_of(plan.seed))
@@ -136,6 +142,11 @@ def odd_gp(game: Game, positions: Tensor, plan: Plan) -> Estimate:
 
 
 def _odd_gp_posterior(sample: "_Sample", positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values and standard errors (T, n) from a sample of complementary pairs.
+
+    Raises:
+        RunFailed: the game was stopped after too few evaluations.
+    """
     coalitions, outcomes = sample.units
     if 2 * len(outcomes) + 2 < min(FEWEST_EVALUATIONS_A_PLAYER * len(positions), 2 ** len(positions)):
         raise RunFailed(f"stopped after {2 * len(outcomes) + 2} evaluations: too few to say anything")
@@ -149,9 +160,10 @@ def _odd_gp_posterior(sample: "_Sample", positions: Tensor) -> tuple[Tensor, Ten
 
 
 def permutation(game: Game, positions: Tensor, plan: Plan) -> Estimate:
-    """Return the mean gain of each player as he joins those before him, in antithetic random orders.
+    """Return each player's mean gain from joining the players before it, over antithetic random orders.
 
-    Arguments as for `odd_gp`; the standard errors are those of the mean over pairs of orders.
+    Arguments as for `odd_gp`. The standard errors are those of the mean over pairs of an order and its
+    reverse.
     """
     n = len(positions)
     count = max(1, (plan.budget - 2) // (2 * max(1, n - 1)))
@@ -171,9 +183,9 @@ def permutation(game: Game, positions: Tensor, plan: Plan) -> Estimate:
 
 
 def per_patch(game: Game, positions: Tensor, plan: Plan) -> Estimate:
-    """Return each player's mean gain over random coalitions of the others, drawn for him alone.
+    """Return each player's mean gain over random coalitions of the others, drawn for that player only.
 
-    Arguments as for `odd_gp`. This is what is easiest to write, and here to compare with.
+    Arguments as for `odd_gp`. This is the simplest estimator, for comparison.
     """
     n = len(positions)
     count = max(1, (plan.budget - 2) // (2 * n))
@@ -203,15 +215,21 @@ def _mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Sample:
-    """Coalitions to be evaluated in units that belong together, and what is known of them.
+    """Coalitions to evaluate, in units of k coalitions that are used together, and their values.
+
+    Args:
+        game: evaluated at once for the empty and the full coalition.
+        design: the other coalitions (U, k, n), evaluated later by `take`.
 
     Attributes:
-        empty, full: v(∅) and v(N), (T,).
-        is_stopped: the game has left coalitions unanswered.
+        empty, full: v(∅) and v(N), each (T,).
+        is_stopped: whether the game has left coalitions without a value.
+
+    Raises:
+        RunFailed: the game was stopped before these two evaluations.
     """
 
-    def __init__(self, game: Game, design: Tensor):
-        """Ask about both ends; `design` (U, k, n) holds what else is to be asked, k coalitions a unit."""
+    def __init__(self, game: Game, design: Tensor) -> None:
         self._game = game
         self._design = design
         n = design.shape[2]
@@ -224,11 +242,11 @@ class _Sample:
         self.is_stopped = False
 
     def __len__(self) -> int:
-        """How many units there are."""
+        """Return the number of units."""
         return len(self._design)
 
     def take(self, count: int) -> None:
-        """Evaluate the first `count` units, as far as that is not yet done."""
+        """Evaluate those of the first `count` units that have no values yet."""
         wanted = self._design[:count].flatten(0, 1)
         fresh = self._game(wanted[len(self._outcomes) :])
         if len(fresh):
@@ -245,7 +263,7 @@ class _Sample:
 
     @property
     def evaluated(self) -> tuple[Tensor, Tensor]:
-        """All coalitions (S, n) that were evaluated, and their values (S, T)."""
+        """All evaluated coalitions (S, n), the empty and the full one first, and their values (S, T)."""
         coalitions = self._design.flatten(0, 1)[: len(self._outcomes)]
         ends = torch.stack([self.empty, self.full])
         return torch.cat([self._ends, coalitions]), torch.cat([ends, self._outcomes])
@@ -254,9 +272,10 @@ class _Sample:
 def _in_stages(
     sample: _Sample, estimate: Callable[[], tuple[Tensor, Tensor]], first: int, plan: Plan
 ) -> Estimate:
-    """Evaluate, and look whether that is enough, at `first` units and whenever their number has doubled.
+    """Evaluate in stages until the estimate is good enough, each with twice as many units as the one before.
 
-    A look does not change what is drawn or estimated later.
+    The first stage has at least `first` units, the last one all. The coalitions do not depend on the stages,
+    so the estimate from all units is the same with earlier estimates and without.
     """
     total = len(sample)
     stages = [total]
@@ -277,19 +296,21 @@ def _in_stages(
 
 
 def _confidence(errors: Tensor, tolerance: float) -> float:
-    """Return how probable it is that no value is off by more than `tolerance`, in the worst of T games.
+    """Return the probability that no value is off by more than `tolerance`, the smallest of the T games.
 
-    Of 64 intervals of 95 %, three are expected to miss: who asks for values to a tolerance means all of them.
+    All values must hold at once, because of 64 intervals of 95 % each, three are expected to miss the truth.
+    The errors are taken as independent and normal: P(|e| ≤ tolerance) = erf(tolerance / (√2 σ)).
     """
     each = torch.erf(tolerance / (math.sqrt(2) * errors.clamp_min(1e-300)))
     return float(each.prod(dim=1).min())
 
 
 def _finish(sample: _Sample, values: Tensor, errors: Tensor, converged: bool) -> Estimate:
-    """Return the estimate, with what is missing from v(N) − v(∅) shared out.
+    """Return the estimate, adjusted so that the values add up to v(N) − v(∅).
 
-    Each player gets a share in proportion to the variance of his value, the least change for its likelihood:
-    who is known without error stays as he is.
+    The difference is distributed in proportion to the values' variances σ². These are the most likely
+    corrections δ for independent normal errors: minimising Σ δ² / σ² with Σ δ given makes δ ∝ σ². Values
+    without error stay the same.
     """
     missing = sample.full - sample.empty - values.sum(1)
     variance = errors.square()

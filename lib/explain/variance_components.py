@@ -1,13 +1,19 @@
-"""Hyper-parameters of a Gaussian process whose covariance is a weighted sum: how large each part is.
+"""Hyper-parameters of a Gaussian process whose covariance is a weighted sum of given matrices.
 
-The data y (m, T), T columns with the same covariance
+The data y (m, T) have T independent columns with the same covariance
 
-    K = Σ_k θ_k K_k + θ_ε diag(d) + 1e-10 I,
+    K = Σ_k θ_k K_k + θ_ε diag(d) + 1e-10 I.
 
-have the negative log marginal likelihood ½ tr(yᵀ K⁻¹ y) + T/2 log|K|. With α = K⁻¹ y its gradient is
-½ (T tr(K⁻¹ K_k) − tr(αᵀ K_k α)), and its Hessian lies near the “average information”
-½ tr(αᵀ K_k K⁻¹ K_l α), which takes no more matrix products (Gilmour, Thompson & Cullis 1995, Biometrics 51).
-That makes Newton's method cheap: some six steps where a method without curvature takes forty.
+Up to a constant, the negative log marginal likelihood is ½ tr(yᵀ K⁻¹ y) + T/2 log|K|. With α = K⁻¹ y and
+∂K/∂θ_k = K_k, its derivatives are
+
+    gradient    ½ (T tr(K⁻¹ K_k) − tr(αᵀ K_k α))
+    Hessian     tr(αᵀ K_k K⁻¹ K_l α) − T/2 tr(K⁻¹ K_k K⁻¹ K_l)
+
+The second term of the Hessian needs products of matrices. Its expectation is minus half of that of the first
+term, so the Hessian is near the “average information” ½ tr(αᵀ K_k K⁻¹ K_l α), which needs no further product
+(Gilmour, Thompson & Cullis 1995, Biometrics 51). Newton's method with it takes about six steps where a method
+without curvature takes forty.
 """
 
 from typing import NamedTuple
@@ -15,17 +21,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-JITTER = 1e-10  # keeps K positive definite to rounding
+JITTER = 1e-10  # keeps K positive definite in spite of rounding
 LOWEST, HIGHEST = -25.0, 8.0  # of log θ, for data of mean square 1
 MOST_STEPS = 30
 LONGEST_STEP = 2.0  # in log θ
-ENOUGH = 0.3  # nats: a smaller gain in likelihood is not worth a step
-COARSEST_ROWS = 256
-PRIOR_DEVIATION = 4.0  # of log θ: weak, and keeps a part that the data do not speak of where it started
+ENOUGH = 0.3  # nats per column of y: the search ends if the expected gain of a step is smaller
+COARSEST_ROWS = 256  # the search begins with half of the rows if these are at least so many
+# Standard deviation of the prior of log θ. It is weak, and keeps θ of a part that the data do not determine
+# near the prior mean.
+PRIOR_DEVIATION = 4.0
 
 
 class Fit(NamedTuple):
-    """Hyper-parameters: log θ (K + 1,), the noise's last; the objective there; the Cholesky factor of K."""
+    """A point of the search: log θ (K + 1,), with log θ_ε last, the objective, the Cholesky factor of K."""
 
     log_theta: Tensor
     objective: float
@@ -33,7 +41,7 @@ class Fit(NamedTuple):
 
 
 def covariance(grams: Tensor, noise: Tensor, log_theta: Tensor) -> Tensor:
-    """Return K (m, m) of `grams` (K, m, m), the noise's diagonal `noise` (m,), and `log_theta` (K + 1,)."""
+    """Return K (m, m) from `grams` K_k (K, m, m), `noise` d (m,) and `log_theta` (K + 1,)."""
     theta = log_theta.exp()
     result = torch.tensordot(theta[:-1], grams, 1)
     result.diagonal().add_(theta[-1] * noise + JITTER)
@@ -41,25 +49,26 @@ def covariance(grams: Tensor, noise: Tensor, log_theta: Tensor) -> Tensor:
 
 
 def fit(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, start: Tensor | None = None) -> Fit:
-    """Return the log θ of greatest posterior density.
+    """Return the log θ of greatest posterior density, found by a damped Newton method.
 
     Args:
-        grams: (K, m, m) float64.
+        grams: K_k (K, m, m) float64.
         noise: d (m,).
-        y: (m, T), of mean square about 1.
-        prior: (K + 1,) what log θ is without data, the noise's last.
-        start: where to search from, if not there.
+        y: data (m, T), of mean square about 1.
+        prior: mean of the prior of log θ (K + 1,), with log θ_ε last.
+        start: where the search starts; by default at `prior`.
     """
     rows = len(y) // 2
-    if rows >= COARSEST_ROWS:  # most of the way is gone where a step costs an eighth
+    if rows >= COARSEST_ROWS:  # begin with half of the rows, where a step costs an eighth
         part = slice(rows)
         start = fit(grams[:, part, part], noise[part], y[part], prior, start).log_theta
     enough, damping = ENOUGH * y.shape[1], 1e-3
     point = _evaluate(grams, noise, y, prior, prior if start is None else start)
     gradient, curvature = _derivatives(grams, noise, y, prior, point)
     for _ in range(MOST_STEPS):
-        # What the average leaves out of the Hessian in log θ is the gradient, on its diagonal. Its size
-        # there keeps a part that hardly matters from overshooting, back and forth.
+        # The Hessian with respect to log θ has the gradient as a further term on its diagonal, which the
+        # average information lacks. Adding its absolute value keeps θ of an unimportant part from
+        # oscillating.
         damped = curvature + torch.diag(gradient.abs() + damping * curvature.diagonal())
         step = -torch.linalg.solve(damped, gradient).clamp(-LONGEST_STEP, LONGEST_STEP)
         if -float(gradient @ step + 0.5 * step @ curvature @ step) < enough:
@@ -74,6 +83,7 @@ def fit(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, start: Tensor | 
 
 
 def _evaluate(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, log_theta: Tensor) -> Fit:
+    """Return the point at `log_theta`; its objective is infinite if K is not positive definite."""
     lower, failed = torch.linalg.cholesky_ex(covariance(grams, noise, log_theta))
     if failed:
         return Fit(log_theta, float("inf"), lower)
@@ -84,7 +94,10 @@ def _evaluate(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, log_theta:
 
 
 def _derivatives(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor, point: Fit) -> tuple[Tensor, Tensor]:
-    """Return the gradient (K + 1,) and the curvature (K + 1, K + 1), both with respect to log θ."""
+    """Return the gradient (K + 1,) and the curvature (K + 1, K + 1) of the objective in log θ = u.
+
+    ∂/∂u = θ ∂/∂θ. The prior adds its gradient (u − prior) / s² and its curvature 1 / s².
+    """
     inverse = torch.cholesky_inverse(point.lower)
     alpha = inverse @ y
     theta = point.log_theta.exp()

@@ -1,1 +1,1 @@
-"""What every program needs and no task knows: errors, files, the log, checkpoints, ranks, signals, memory."""
+"""Services for every program, whatever its task: errors, files, logs, checkpoints, ranks, signals, memory."""

@@ -1,18 +1,18 @@
-"""Checkpoints: written whole or not at all, read without ever running code from the file.
+"""Checkpoints: saved atomically, and loaded without running code from the file.
 
 A checkpoint is a dictionary of plain values and tensors:
 
     format         1
-    task           what the network was trained for: 'image-classification', …
-    model          {'name': …, 'config': {…}}, what `lib.models.build` makes the network from
-    state_dict     the weights that validation saw (the averaged ones under --ema)
+    task           the task that the network was trained for: 'image-classification', …
+    model          {'name': …, 'config': {…}}, the arguments of `lib.models.build`
+    state_dict     the weights that were validated (the averaged ones under --ema)
     classes        list of class names
-    preprocessing  what turns a raw input into the network's: {'size': 28, 'mean': [0.0], …}
+    preprocessing  how a raw input becomes the network's input: {'size': 28, 'mean': [0.0], …}
     flags          the flags of the run
     run            the run's id in the log
     epoch, update  how far training had come
-    metrics        validation metrics of these weights; empty where they were not validated
-    training       only in checkpoint_last.pt: all that `--resume` needs besides
+    metrics        validation metrics of these weights; empty if they were not validated
+    training       only in checkpoint_last.pt: the rest of the state that `--resume` needs
 """
 
 import io
@@ -31,31 +31,32 @@ from lib.runtime.files import existing_file, write_atomically
 FORMAT = 1
 BEST = "checkpoint_best.pt"
 LAST = "checkpoint_last.pt"
-START = "checkpoint_start.pt"  # what the networks of an ensemble begin with, where that is not chance
+START = "checkpoint_start.pt"  # the initial weights of an ensemble's networks, if they are not random
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write `checkpoint` to `path`: a crash at any instant leaves the old file or the new one, whole.
+    """Write `checkpoint` to `path` atomically: a crash leaves either the old file or the new one, complete.
 
     Raises:
-        RunFailed: the disk is full or not writable. An older file at `path` is untouched.
+        RunFailed: the disk is full or not writable. An older file at `path` is left as it was.
     """
-    # Through memory: torch's own file writer reports a full disk as a bare RuntimeError, after the fact.
+    # Serialise in memory first: torch's own file writer reports a full disk only at the end, as a bare
+    # RuntimeError.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **checkpoint}, buffer)
     write_atomically(path, buffer.getbuffer())
 
 
 def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; a bare state_dict comes back as `{'state_dict': …}` alone.
+    """Read a checkpoint onto the CPU; a bare state_dict is returned as `{'state_dict': …}`.
 
     Args:
         path: the file.
-        task: what the caller can use; a checkpoint of another task is refused.
+        task: the task that the caller needs; a checkpoint of another task is refused. None accepts any.
 
     Raises:
-        UserError: no such file, not a checkpoint, damaged, of another task or format, or a pickle
-            that would run code. It is never run.
+        UserError: no such file, not a checkpoint, damaged, of another task or format, or a pickle that
+            would run code (the code is never run).
     """
     path = existing_file(path)
     content = _unpickle(path)
@@ -72,24 +73,24 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
 
 
 def _unpickle(path: Path) -> Any:
-    # weights_only is the wall between a downloaded file and code execution.
+    # weights_only keeps a downloaded file from executing code.
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about pickles that it then refuses
+            warnings.simplefilter("ignore")  # torch warns about pickles that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "unsupported global" in str(error).lower():
             raise UserError(f"{path} is refused: it holds more than plain values and tensors") from None
         raise UserError(f"{path} is not a checkpoint, or is damaged") from None
-    except Exception:  # bytes that are no pickle make the unpickler raise nearly anything
+    except Exception:  # on bytes that are not a pickle, the unpickler may raise nearly any exception
         raise UserError(f"{path} is not a checkpoint, or is cut short") from None
 
 
 def _check(path: Path, content: dict) -> None:
-    """Raise a UserError where something that every checkpoint has is missing or of the wrong kind."""
+    """Raise a UserError if a required entry of the checkpoint is missing or has the wrong type."""
     missing = [key for key in ("task", "model", "state_dict", "flags") if key not in content]
     if missing:
-        raise UserError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+        raise UserError(f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}")
     model = content["model"] if isinstance(content["model"], dict) else {}
     sound = {
         "task": isinstance(content["task"], str),
@@ -98,7 +99,7 @@ def _check(path: Path, content: dict) -> None:
     }
     for key, is_sound in sound.items():
         if not is_sound:
-            raise UserError(f"{path} is no checkpoint of this project: its {key} is not what it should be")
+            raise UserError(f"{path} is not a checkpoint of this project: its {key} has the wrong type")
     _check_state_dict(path, content["state_dict"])
 
 
@@ -117,18 +118,18 @@ def _check_state_dict(path: Path, weights: Any) -> None:
 def _bare_state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:
     weights = content.get("state_dict", content)
     _check_state_dict(path, weights)
-    # DistributedDataParallel and torch.compile put these before every name.
+    # DistributedDataParallel and torch.compile add these prefixes to every name.
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
 
 
 def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Load `weights` into `model`; `source` names them in a complaint.
+    """Load `weights` into `model`; error messages call the weights `source`.
 
     Raises:
-        UserError: names or shapes differ; says how many, and the first.
+        UserError: names or shapes differ. The message gives the first difference and the number of others.
     """
     own = model.state_dict()
-    # Files from before PyTorch 0.4.1 lack batch normalisation's counter, which nothing here reads.
+    # Files older than PyTorch 0.4.1 lack the batch counter of batch normalisation, which nothing here reads.
     needed = (name for name in own if not name.endswith("num_batches_tracked"))
     problems = [f"no {name}" for name in needed if name not in weights]
     problems += [f"unknown {name}" for name in weights if name not in own]

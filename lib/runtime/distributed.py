@@ -1,6 +1,6 @@
-"""Where this process runs: its device, and its rank among the processes that torchrun started.
+"""The device of this process, and its rank among the processes that torchrun started.
 
-Without torchrun every function here answers for a world of one, at no cost.
+Without torchrun there is one rank, and every function here returns at once without communicating.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from lib.runtime.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` takes CUDA, then MPS, then the CPU.
+    """Return the device called `name`; `auto` prefers CUDA, then MPS, then the CPU.
 
-    Under torchrun each process takes the CUDA device of its local rank.
+    Under torchrun each process uses the CUDA device of its local rank.
 
     Raises:
-        UserError: the device is not there.
+        UserError: this machine has no such device.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -41,13 +41,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextManager:
-    """Compute in bf16 where it pays; it has float32's range, so no loss scaling is needed."""
+    """Autocast to bf16 if `enabled`. bf16 has the range of float32, so the loss needs no scaling."""
     return torch.autocast(device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes of a `torchrun` for the length of the block."""
+    """Within the block, this process belongs to the process group of its `torchrun`, if there is one."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -67,7 +67,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the one process that logs and saves."""
+    """Tell whether this is rank 0, the process that logs and saves."""
     return rank() == 0
 
 
@@ -81,7 +81,7 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def any_rank(value: int, device: torch.device) -> int:
-    """Return the largest `value` of all ranks, so that they decide alike."""
+    """Return the maximum of `value` over all ranks, so that all of them take the same decision."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, device=device)
@@ -90,9 +90,11 @@ def any_rank(value: int, device: torch.device) -> int:
 
 
 def mean_factor(count: torch.Tensor | int, device: torch.device) -> torch.Tensor | float:
-    """Return what turns this rank's sum over `count` examples into a mean over all ranks' examples.
+    """Return the factor by which each rank scales its loss sum over `count` examples before `backward`.
 
-    DistributedDataParallel divides gradients by the number of ranks, which is undone here.
+    The gradient becomes that of the mean loss over the examples of all ranks. DistributedDataParallel
+    averages the gradients of W ranks, (1/W) Σ_r ∇(f · sum_r). With f = W / Σ_r count_r that is
+    ∇(Σ_r sum_r / Σ_r count_r).
     """
     if world_size() == 1:
         return 1.0 / count
@@ -100,23 +102,24 @@ def mean_factor(count: torch.Tensor | int, device: torch.device) -> torch.Tensor
 
 
 def share_buffers(model: torch.nn.Module) -> None:
-    """Give every rank rank 0's buffers: each has seen its own batches' statistics."""
+    """Copy the buffers of rank 0 to all ranks (each rank has the statistics of its own batches)."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def share_weights(model: torch.nn.Module) -> None:
-    """Give every rank rank 0's weights and buffers."""
+    """Copy the weights and buffers of rank 0 to all ranks."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def seed(number: int, device: torch.device) -> None:
-    """Seed the random numbers of the CPU and of `device`.
+    """Seed the random number generators of the CPU and of `device`.
 
-    Not `torch.manual_seed`: where CUDA is compiled in but idle, it keeps a stack trace of every call.
+    `torch.manual_seed` is not used, because it stores a stack trace at every call where PyTorch was built
+    with CUDA and CUDA is not in use.
     """
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
@@ -127,7 +130,7 @@ def seed(number: int, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """Let rank 0 go through the block alone (a download, say) before the others do."""
+    """Let rank 0 finish the block (a download, say) before the other ranks enter it."""
     if world_size() == 1:
         yield
         return

@@ -1,15 +1,15 @@
-"""The ways a run can end early; `cli.run` turns each into one line and an exit status. And warnings."""
+"""The exceptions that end a run, which `cli.run` turns into one line and an exit status; and warnings."""
 
 import contextlib
 import sys
 
 
 class UserError(Exception):
-    """The user's input was wrong. The message says what was found and what would be right (exit 2)."""
+    """The user's input is wrong. The message says what was found and what would be right (exit 2)."""
 
 
 class RunFailed(Exception):
-    """The input was right, but the run could not go on: a full disk, a non-finite loss (exit 1)."""
+    """The input is right, but the run cannot go on: a full disk, a non-finite loss (exit 1)."""
 
 
 class Interrupted(Exception):
@@ -21,11 +21,11 @@ class Interrupted(Exception):
 
 
 def warn(message: str) -> None:
-    """Tell the user, on standard error, of something that does not end the run."""
+    """Print a warning to standard error; the run goes on."""
     say(f"warning: {message}")
 
 
 def say(line: str) -> None:
-    """Print a line to standard error; a standard error that cannot be written to is no reason to stop."""
+    """Print a line to standard error; if that cannot be written, the line is dropped and the run goes on."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr)

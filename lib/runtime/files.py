@@ -1,4 +1,4 @@
-"""Files and folders: found readable, made writable, written whole or not at all."""
+"""Files and folders: checks that they can be read or written, and atomic replacement of files."""
 
 import contextlib
 import glob
@@ -13,14 +13,14 @@ from typing import BinaryIO
 
 from lib.runtime.errors import RunFailed, UserError
 
-ABANDONED = 600  # seconds since a process that is gone wrote to a temporary file
+ABANDONED = 600  # seconds without a write, after which the temporary file of a dead process is removed
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Make the folder `path` where it is missing and return it.
+    """Return the folder `path`, created if it is missing.
 
     Raises:
-        UserError: it is a file, or may not be written to.
+        UserError: it is a file, or is not writable.
     """
     folder = Path(path)
     try:
@@ -33,32 +33,36 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def writable_file(path: str | Path) -> Path:
-    """Return `path` as a `Path`, in a folder that is made where it is missing.
+    """Return `path` as a `Path`; its folder is created if it is missing.
 
     Raises:
-        UserError: it is a folder, a device or a pipe, or its folder may not be written to.
+        UserError: it is a folder, a device or a pipe, or its folder is not writable.
     """
     file = Path(path)
     if os.path.isdir(file):
         raise UserError(f"{file} is a folder, not a file")
     if os.path.exists(file) and not os.path.isfile(file):
-        raise UserError(f"{file} is no regular file, and would be replaced by one")
+        raise UserError(f"{file} is not a regular file, and would be replaced by one")
     writable_folder(file.parent)
     return file
 
 
 def spare(output: str | None, *inputs: str | Sequence[str] | None) -> None:
-    """Complain if a file that is to be written, if any, is one of those that are to be read.
+    """Refuse to overwrite an input file with the output.
+
+    Args:
+        output: file to be written; None or empty if there is none.
+        inputs: files to be read, each argument one name, several or None.
 
     Raises:
-        UserError: it is, under whatever name.
+        UserError: `output` is one of the inputs, also under another name (a link).
     """
     if not output or not os.path.exists(output):
         return
     names = itertools.chain.from_iterable([each] if isinstance(each, str) else each or () for each in inputs)
     for name in names:
         if os.path.exists(name) and os.path.samefile(name, output):
-            raise UserError(f"{output} would be written over {name}, which is read")
+            raise UserError(f"{output} would be written over {name}, which is an input")
 
 
 def existing_file(path: str | Path) -> Path:
@@ -70,7 +74,7 @@ def existing_file(path: str | Path) -> Path:
     file = Path(path)
     if os.path.isdir(file):
         raise UserError(f"{file} is a folder, not a file")
-    if not os.path.exists(file):  # unlike Path.exists(), it survives a name that no file could have
+    if not os.path.exists(file):  # Path.exists() raises an OSError for a name that is too long
         raise UserError(f"there is no file {file}")
     if not os.access(file, os.R_OK):
         raise UserError(f"no permission to read {file}")
@@ -78,7 +82,7 @@ def existing_file(path: str | Path) -> Path:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace the file at `path` by `content` in one step, or leave it as it was.
+    """Replace the file at `path` by `content` atomically: an error leaves the old file as it was.
 
     Raises:
         RunFailed: the disk is full or not writable.
@@ -89,12 +93,12 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that takes the place of the one at `path` when the block ends; not when it fails.
+    """Yield a temporary file that replaces the one at `path` when the block ends without an error.
 
     Raises:
         RunFailed: the disk is full or not writable.
     """
-    target = Path(os.path.realpath(path))  # a link stays one, and what it points to is replaced
+    target = Path(os.path.realpath(path))  # of a symbolic link, the file that it points to is replaced
     _remove_abandoned(target)
     temporary = target.with_name(f"{_prefix(target)}{os.getpid()}.tmp")
     try:
@@ -115,26 +119,26 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 
 def _prefix(target: Path) -> str:
-    """What the names of temporary files for `target` begin with, before the number of the process.
+    """Return the beginning of the names of temporary files for `target`; the process id follows.
 
-    So several processes may write at once, and the last one stays. A name may have 255 bytes, and each of
-    its characters up to four.
+    With the process id in the name, several processes may write the same target at once, and the last one
+    wins. A long name is cut, because file systems allow 255 bytes and a character takes up to four.
     """
     name = target.name
     return f".{name}." if len(name) <= 48 else f".{name[:40]}{zlib.crc32(os.fsencode(name)):08x}."
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what processes left that were killed while they wrote `target`."""
+    """Remove temporary files of processes that were killed while they wrote `target`."""
     for path in target.parent.glob(f"{glob.escape(_prefix(target))}*.tmp"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
+        with contextlib.suppress(OSError):  # another process removed it, or we lack the permission
             if time.time() - path.stat().st_mtime > ABANDONED and not _is_alive(path.name.split(".")[-2]):
                 path.unlink()
 
 
 def _is_alive(process: str) -> bool:
-    """Whether there is a process of that number here, which may be waiting for what it is to write."""
-    if os.name == "nt":  # where a signal 0 is no question
+    """Tell whether the process with this id is alive, and may thus still write to its temporary file."""
+    if os.name == "nt":  # where signal 0 is CTRL_C_EVENT, and would interrupt the process
         return False
     try:
         os.kill(int(process), 0)
@@ -146,7 +150,7 @@ def _is_alive(process: str) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename survives a power cut only once its folder is on disk too. Windows cannot open folders.
+    # A rename survives a power cut only once its folder is on the disk, too. Windows cannot open folders.
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

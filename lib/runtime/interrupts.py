@@ -1,19 +1,20 @@
-"""Ctrl-C and SIGTERM, noted for a moment that suits."""
+"""Deferred handling of Ctrl-C and SIGTERM: the run stops at its next safe point."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class Signals:
-    """Within the block Ctrl-C and SIGTERM are noted and end nothing; a second Ctrl-C ends the process.
+    """Context in which Ctrl-C and SIGTERM are only recorded; a second Ctrl-C raises KeyboardInterrupt.
 
     Attributes:
-        received: number of the signal; 0 if there was none.
+        received: number of the signal received; 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -22,23 +23,23 @@ class Signals:
         self._is_waiting = False
 
     def __enter__(self) -> "Signals":
-        # Only the main thread may set handlers; elsewhere whoever owns the process handles its signals.
+        # Python lets only the main thread set handlers; in another thread, signals are left as they are.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *_error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def until_received(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield `items` until a signal comes, also while the next of them is waited for (standard input)."""
+        """Yield `items` until a signal arrives, even during the wait for the next one (on standard input)."""
         iterator = None
         while True:
             try:
                 with self._waiting():
-                    # Asked for an iterator, a DataLoader begins to wait for its first items.
+                    # `iter` belongs inside, because that of a DataLoader already waits for its first items.
                     if iterator is None:
                         iterator = iter(items)
                     item = next(iterator)
@@ -48,7 +49,7 @@ class Signals:
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Within the block a signal is raised as an exception, which ends a system call that waits."""
+        """Within the block, a signal raises an exception, which interrupts a blocking system call."""
         self._is_waiting = True
         try:
             if self.received:
@@ -57,7 +58,7 @@ class Signals:
         finally:
             self._is_waiting = False
 
-    def _note(self, number: int, _frame) -> None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
@@ -66,4 +67,4 @@ class Signals:
 
 
 class _SignalReceived(KeyboardInterrupt):
-    """Not an `Exception`, so that nothing between the signal and `until_received` takes it for an error."""
+    """Raised by a signal; not an `Exception`, so that no `except Exception` on the way catches it."""

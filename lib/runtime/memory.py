@@ -1,18 +1,19 @@
-"""The memory of this process, where the C library is GNU's."""
+"""Settings of the memory allocator of the GNU C library; without effect with other C libraries."""
 
 import ctypes
 
 # From malloc.h. https://man7.org/linux/man-pages/man3/mallopt.3.html
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_THRESHOLD = 32 * 2**20  # that it takes; what is larger is given back when it is freed, as before
+_LARGEST_THRESHOLD = 32 * 2**20  # the largest that mallopt accepts; larger blocks still go back when freed
 _MOST = 2**31 - 1
 
 
 def keep_what_is_freed() -> None:
-    """Let the next update use the memory that one has freed.
+    """Keep freed memory in the process, so that the next update can reuse it.
 
-    By default it goes back to the system, which hands it out anew page by page, each filled with zeros:
-    some quarter of an update of fast-cnn on two cores. The process then stays as large as it once was.
+    By default, freed memory goes back to the system, which fills every page with zeros before it hands it out
+    again. That took about a quarter of an update of fast-cnn on two cores. In return, the process stays as
+    large as it was at its peak.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""The folder that holds a run's checkpoints: one run at a time, and never a mixture of two."""
+"""The folder of a run's checkpoints, which holds one run at a time and never a mixture of two."""
 
 import contextlib
 import glob
@@ -16,17 +16,17 @@ _MEMBER_FOLDER = re.compile(r"member-\d+")
 
 
 def default_name(flags: Mapping[str, Any], usual_dataset: str) -> str:
-    """Return `ckpts/MODEL`, or `ckpts/MODEL-DATASET` where the data set is not the script's usual one."""
+    """Return `ckpts/MODEL`, or `ckpts/MODEL-DATASET` if the data set is not the script's default."""
     dataset = flags["dataset"]
     return f"ckpts/{flags['model']}" + ("" if dataset == usual_dataset else f"-{dataset}")
 
 
 def newest(model: str, dataset: str | None) -> str | None:
-    """Return the default folder that was written to last of those that hold a run of `model` to resume.
+    """Return the default folder with the newest resumable run of `model`; None if there is none.
 
     Args:
         model: name of the network.
-        dataset: name of the data set that the run learns from; None for any.
+        dataset: name of the run's training data set; None for any.
     """
     found = []
     for folder in Path("ckpts").glob(f"{glob.escape(model)}*"):
@@ -40,9 +40,9 @@ def newest(model: str, dataset: str | None) -> str | None:
         )
         if state is None:
             continue
-        with contextlib.suppress(UserError):  # what cannot be read cannot be resumed by default
+        with contextlib.suppress(UserError):  # a damaged checkpoint is skipped
             its = checkpoint.load(state).get("flags", {}).get("dataset")
-            # Earlier versions put the runs on every data set into ckpts/MODEL.
+            # Earlier versions put every run into ckpts/MODEL, whatever its data set.
             if folder.name in (model, f"{model}-{its}") and dataset in (None, its):
                 found.append((state.stat().st_mtime, str(folder)))
     return max(found)[1] if found else None
@@ -54,34 +54,34 @@ def member(folder: str | Path, number: int) -> Path:
 
 
 def epoch_file(folder: Path, number: int) -> Path:
-    """Return the file that keeps the weights of an epoch, counted from 1."""
+    """Return the path of the checkpoint of an epoch, counted from 1."""
     return folder / f"checkpoint_epoch_{number}.pt"
 
 
 def refuse_other_run(folder: str | Path, task: str, flags: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Complain if `folder` holds a run of another network or of other data than that of `flags`.
+    """Refuse a `folder` that holds a run of another network or of other data than `flags` say.
 
     Args:
-        folder: where checkpoints are to be saved.
-        task: of the new run.
-        flags: its settled flags.
-        names: the flags that say what its network and its data are.
+        folder: where the new run is to save its checkpoints.
+        task: task of the new run.
+        flags: its flags, with defaults filled in.
+        names: names of the flags that determine its network and its data.
 
     Raises:
-        UserError: the folder holds such a run, or checkpoints of which nobody can say what they are.
+        UserError: the folder holds another run, or checkpoints that do not say which run they belong to.
     """
     files = sorted(_checkpoints(Path(folder)))
     if not files:
         return
     remedy = "give another --checkpoint-dir, or --overwrite to replace what is there"
-    # The latest state says most of a run; what else there is was written by the same run.
+    # Prefer checkpoint_last.pt, the most complete; the other files in the folder are of the same run.
     file = next((file for file in files if file.name == checkpoint.LAST), files[0])
     try:
         saved = checkpoint.load(file)
     except UserError as error:
         raise UserError(f"{folder} holds a checkpoint that cannot be read ({error}): {remedy}") from None
     if "flags" not in saved:
-        raise UserError(f"{file} holds weights alone, so it is not known whose they are: {remedy}")
+        raise UserError(f"{file} holds only weights, and does not say which run they are from: {remedy}")
     if saved["task"] != task:
         raise UserError(f"{folder} holds a run for {saved['task']}: {remedy}")
     for name in names:
@@ -101,15 +101,15 @@ def _given(flag: str, value: Any) -> str:
 
 
 def clear(folder: str | Path, keep: Sequence[str] = ()) -> None:
-    """Remove the checkpoints of an older run, its members' too, but for the file names in `keep`.
+    """Remove the checkpoints of an older run and of its ensemble members, except the file names in `keep`.
 
-    So `--resume` cannot go on with the older run, and its epochs are not taken for the new run's.
+    Otherwise `--resume` could pick up the older run, or its epochs could be taken for those of the new run.
     """
     for file in _checkpoints(Path(folder)):
         if file.parent != Path(folder) or file.name not in keep:
             file.unlink(missing_ok=True)
     for inner in _members(Path(folder)):
-        with contextlib.suppress(OSError):  # something else is in it
+        with contextlib.suppress(OSError):  # the folder holds other files, too
             inner.rmdir()
 
 

@@ -1,9 +1,9 @@
-"""The log line: written here, parsed here, nowhere else.
+"""The format of log lines. This module alone writes and parses them.
 
-One event a line, `YYYY-MM-DD HH:MM:SS,mmm - NAME - LEVEL - [TAG] key=value key=value`. The keys that
-training writes, and that the curves are drawn from:
+One event per line, `YYYY-MM-DD HH:MM:SS,mmm - NAME - LEVEL - [TAG] key=value key=value`. Training writes
+these keys, and the curves are drawn from them:
 
-    [RUN] id=… name=… dataset=… model=… seed=…          a run begins; with Resume_step=N it goes on
+    [RUN] id=… name=… dataset=… model=… seed=…          a run begins; with Resume_step=N it is resumed
     [PLAN] Steps_per_epoch=469
     [TRAIN] Epoch=0 Step=250 Training_loss=0.41231 Learning_rate=0.001 Examples_per_second=…
     [VALID] Epoch=0 Step=250 Valid_loss=0.3811 Valid_accuracy=0.8831
@@ -18,23 +18,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeGuard
 
 from lib.runtime import streams
 from lib.runtime.errors import UserError, warn
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 class RunLog:
-    """Writes events as log lines, flushed one by one, and mirrors their numbers to TensorBoard.
+    """Writer of log lines, each flushed at once, with a copy of their numbers for TensorBoard.
 
-    A line that cannot be written (the reader of a pipe is gone, the disk is full) never ends the run: one
-    warning says so, and the run goes on without its log.
+    If a line cannot be written (the reader of a pipe is gone, the disk is full), the run goes on without its
+    log, after one warning.
 
     Args:
-        name: who writes, the NAME of every line.
-        stream: where the lines go; None for whatever `sys.stdout` is when a line is written.
-        tensorboard: folder for TensorBoard's files; None for none.
-        enabled: False writes nothing at all (every rank but the first).
+        name: the NAME in every line.
+        stream: where the lines go; None for the current `sys.stdout`, looked up at every line.
+        tensorboard: folder for TensorBoard's files; None for no such files.
+        enabled: whether to write at all; False on every rank but the first.
     """
 
     def __init__(
@@ -44,45 +47,45 @@ class RunLog:
         stream: TextIO | None = None,
         tensorboard: str | Path | None = None,
         enabled: bool = True,
-    ):
+    ) -> None:
         self._name = name
         self._stream = stream
         self._folder = tensorboard
         self._enabled = enabled
         self._is_lost = False
-        self._writer = None
+        self._writer: SummaryWriter | None = None
 
-    def event(self, tag: str, /, **fields) -> None:
-        """Write `[TAG] key=value …`: floats with six significant digits, strings quoted where needed.
+    def event(self, tag: str, /, **fields: Any) -> None:
+        """Write `[TAG] key=value …`: floats with six significant digits, strings in quotes if they need them.
 
-        Where there is a field `Step`, TensorBoard gets the other numbers as scalars `TAG/key` at it.
+        If there is a field `Step`, TensorBoard gets the other numbers as scalars `TAG/key` at that step.
 
         Raises:
-            UserError: TensorBoard is missing, or its folder cannot be written.
+            UserError: TensorBoard is not installed, or its folder cannot be written.
         """
         if not self._enabled:
             return
         fields = {key: _plain(value) for key, value in fields.items()}
         self._write(tag, " ".join(f"{key}={_spell(value)}" for key, value in fields.items()))
         if self._folder is not None:
-            self._mirror(tag, fields)
+            self._mirror(self._folder, tag, fields)
 
     def text(self, tag: str, text: str) -> None:
-        """Write `[TAG] text`, one log line for each line of `text`. Raises as `event` does."""
+        """Write `[TAG] text`, one log line for each line of `text`; TensorBoard gets nothing."""
         if self._enabled:
             for line in text.splitlines():
                 self._write(tag, line)
 
     def close(self) -> None:
-        """Finish TensorBoard's file; the stream stays open, for it is not ours."""
+        """Finish TensorBoard's file. The stream stays open, because this class did not open it."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def __enter__(self):
+    def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, tag: str, text: str) -> None:
@@ -100,9 +103,10 @@ class RunLog:
             why = "its reader is gone" if gone else f"it cannot be written ({error.strerror})"
             warn(f"the log ends here, because {why}; files are written as before")
 
-    def _mirror(self, tag: str, fields: dict) -> None:
+    def _mirror(self, folder: str | Path, tag: str, fields: dict[str, Any]) -> None:
+        """Write the numbers of an event to TensorBoard's files in `folder`."""
         if self._writer is None:
-            self._writer = _summary_writer(self._folder, fields.get("Resume_step"))
+            self._writer = _summary_writer(folder, fields.get("Resume_step"))
         if "Step" not in fields:
             return
         for key, value in fields.items():
@@ -110,8 +114,8 @@ class RunLog:
                 self._writer.add_scalar(f"{tag}/{key}", value, fields["Step"])
 
 
-def _summary_writer(folder: str | Path, resume_step: int | None):
-    """Open TensorBoard's writer; on resume it hides what a killed run wrote after `resume_step`."""
+def _summary_writer(folder: str | Path, resume_step: int | None) -> "SummaryWriter":
+    """Open TensorBoard's writer; in a resumed run it hides the killed run's scalars after `resume_step`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -122,28 +126,29 @@ def _summary_writer(folder: str | Path, resume_step: int | None):
         raise UserError(f"cannot write to the TensorBoard folder {folder}: {error.strerror}") from None
 
 
-def is_number(value) -> bool:
-    """Tell whether a field's value is a number (nan and inf are, True is not)."""
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Tell whether a field's value is a number. NaN and infinity count as numbers, True and False do not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _plain(value):
-    """Return a field's value as a Python number, word or string; what is none of them as its `str`."""
+def _plain(value: Any) -> bool | int | float | str | None:
+    """Return a field's value as a plain Python value: a number, bool, None or string, else its `str`."""
     if hasattr(value, "item"):  # a NumPy scalar, a one-element tensor
         value = value.item()
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _spell(value) -> str:
-    """Return `value` as it stands behind `key=`, such that `_fields` gives it back."""
+def _spell(value: bool | int | float | str | None) -> str:
+    """Return the text of `value` after `key=`, which `_fields` parses back to the same value."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if not isinstance(value, str):
         return str(value)
     if value.isprintable() and '"' not in value and _fields(f"key={value}") == {"key": value}:
         return value
-    # Quoted: it has blanks, or unquoted it would be read as a number or a word such as None. Letters of
-    # any script stay legible; only what cannot be printed (a lone surrogate, a newline) is escaped.
+    # Quote a string with blanks, and one that would be parsed as a number or as a word such as None. Letters
+    # of all scripts stay as they are, unless the string has unprintable characters (a lone surrogate, a
+    # newline): then it is escaped.
     return json.dumps(value, ensure_ascii=not value.isprintable())
 
 
@@ -152,9 +157,9 @@ class Run:
     """One run of a log.
 
     Attributes:
-        id: what [RUN] calls it; `run 1`, `run 2`, … where the log has no [RUN] lines.
-        fields: the fields of its [RUN] line; empty where there is none.
-        events: the events of each tag, in the order of the log, each a dict of fields.
+        id: the id in its [RUN] line; `run 1`, `run 2`, … if the log has no [RUN] lines.
+        fields: the fields of its [RUN] line; empty if there is none.
+        events: for each tag, the fields of its events in the order of the log.
     """
 
     id: str
@@ -162,9 +167,9 @@ class Run:
     events: dict[str, list[dict]] = field(default_factory=dict)
 
     def series(self, tag: str, key: str, x: str = "Step") -> tuple[list[float], list[float]]:
-        """Return `(xs, values)` of the events of `tag` where both `x` and `key` are numbers.
+        """Return `(xs, values)` of the events of `tag` in which both `x` and `key` are numbers.
 
-        The values may be nan or infinite; the xs are finite.
+        The values may be NaN or infinite; the xs are finite.
         """
         pairs = [
             (event[x], event[key])
@@ -174,41 +179,43 @@ class Run:
         return [x for x, _ in pairs], [value for _, value in pairs]
 
     def keys(self, tag: str) -> list[str]:
-        """Return the names of the fields that hold a number in any event of `tag`, first seen first."""
+        """Return the fields that hold a number in any event of `tag`, in order of first appearance."""
         events = self.events.get(tag, [])
         return list(dict.fromkeys(key for event in events for key in event if is_number(event[key])))
 
     def steps_per_epoch(self) -> float | None:
-        """Return the steps of an epoch; None where no event tells its epoch.
+        """Return the number of steps in an epoch; None if no event has a field `Epoch`.
 
-        What [PLAN] says under `Steps_per_epoch`, or the fewest with which every step lies in its epoch.
+        This is `Steps_per_epoch` of the last [PLAN] line, or else the smallest number n for which every event
+        lies within its epoch e, that is Step ≤ (e + 1) · n.
         """
         stated = [event.get("Steps_per_epoch") for event in self.events.get("PLAN", [])]
-        if stated and is_number(stated[-1]) and stated[-1] > 0:
-            return stated[-1]
+        latest = stated[-1] if stated else None
+        if is_number(latest) and latest > 0:
+            return latest
         pairs = [pair for tag in self.events for pair in zip(*self.series(tag, "Epoch"), strict=True)]
-        # Logs from elsewhere may count their epochs from one.
+        # Logs of other programs may count epochs from one.
         first = 1 if not self.fields and all(epoch >= 1 for _, epoch in pairs) else 0
         return max((step / (epoch + 1 - first) for step, epoch in pairs if epoch >= first), default=None)
 
 
 @dataclass(frozen=True)
 class ParsedLog:
-    """The runs of a log, the newest last, and how many lines could not be read (blank ones aside)."""
+    """The runs of a log, newest last, and the number of lines that could not be parsed (blank ones aside)."""
 
     runs: list[Run]
     skipped: int
 
 
 def parse(lines: Iterable[str | bytes]) -> ParsedLog:
-    """Read log lines as a file yields them, each with its newline. No input is an error.
+    """Parse log lines as a file yields them, each with its newline. No input raises an error.
 
-    A line without its newline is still being written, or was cut short by a kill: it is skipped, for
-    the `0.4` it ends in may be the beginning of `0.41231`.
+    A line without a newline is still being written, or was cut short by a kill. It is skipped, because the
+    `0.4` at its end may be the beginning of `0.41231`.
 
-    A [RUN] line begins a run. With the id of an earlier run it goes on with that one: the events after
-    `Resume_step` were lost in a kill, come again, and are dropped; without a `Resume_step`, all are.
-    Where there are no [RUN] lines, a step that falls begins a run.
+    A [RUN] line begins a run, or resumes the run with the same id. Events of that run after `Resume_step` are
+    dropped, because the resumed run repeats these steps; without a `Resume_step`, all its events are dropped.
+    In a log without [RUN] lines, a new run begins where `Step` decreases.
     """
     reader = _Reader()
     for line in lines:
@@ -218,8 +225,9 @@ def parse(lines: Iterable[str | bytes]) -> ParsedLog:
 
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - ", re.ASCII)
 _TAGGED = re.compile(r"(?:.*? - )?\[(\w+)\](?:\s|$)")
-# Possessive, and begun only behind a blank: linear in the length of any line. More than 300 digits are
-# read as a float, infinite: every int here can become a float.
+# Possessive quantifiers, and matches that begin only after a blank, keep the time linear in the length of a
+# line. An integer of more than 300 digits is read as an infinite float, so that every int here can become a
+# float.
 _FIELD = re.compile(
     r"""(?:^|(?<=\s)) ([^\s=]++) =
     (?: ([+-]?\d{1,300}+)
@@ -233,16 +241,17 @@ _WORDS = {"True": True, "False": False, "None": None}
 
 
 class _Reader:
-    """Sorts the lines of a log into runs."""
+    """Parser of log lines, which sorts the events into runs."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.runs: list[Run] = []
         self.skipped = 0
 
     def read(self, line: str) -> None:
         if not line.strip():
             return
-        # A kill can cut a line anywhere; the next run then writes on behind it, on the same line.
+        # A kill can cut a line anywhere, and the next run then appends its first line to the rest. So a time
+        # stamp within a line begins the event, and the text before it is skipped.
         *cut_off, rest = _STAMP.split(line)
         tagged = _TAGGED.match(rest)
         self.skipped += any(map(str.strip, cut_off))
@@ -254,7 +263,7 @@ class _Reader:
     def _take(self, tag: str, fields: dict) -> None:
         if tag != "RUN":
             self._add(tag, fields)
-        elif "id" in fields:  # without one, it is a remark about the run
+        elif "id" in fields:  # a [RUN] line without an id is a remark about the run
             self._begin(fields)
 
     def _begin(self, fields: dict) -> None:
@@ -269,7 +278,7 @@ class _Reader:
         self.runs.append(run)
 
     def _add(self, tag: str, fields: dict) -> None:
-        if "Total_step" in fields:  # as older logs say in [VALID]
+        if "Total_step" in fields:  # the name of `Step` in [VALID] lines of older logs
             fields["Step"] = fields.pop("Total_step")
         if not self.runs or self._starts_over(tag, fields):
             self.runs.append(Run(f"run {len(self.runs) + 1}"))
@@ -283,19 +292,19 @@ class _Reader:
 
 
 def _forget_after(run: Run, step: float | None) -> None:
-    """Drop the events of `run` after `step`, all with a step for None; those without one stay."""
+    """Drop the events of `run` after `step`, or all if `step` is None; events without a step stay."""
     last = {"Step": step if is_number(step) else -math.inf}
     for tag, events in run.events.items():
         run.events[tag] = [event for event in events if not _less(last, event, "Step")]
 
 
 def _less(a: dict, b: dict, key: str) -> bool:
-    """Tell whether both events have a number under `key` and that of `a` is the smaller."""
+    """Tell whether both events have a number under `key`, and the one of `a` is smaller."""
     return is_number(a.get(key)) and is_number(b.get(key)) and a[key] < b[key]
 
 
 def _fields(text: str) -> dict:
-    """Return the `key=value` pairs of `text`; what stands between them is passed over."""
+    """Return the `key=value` pairs of `text`; other text between them is ignored."""
     return {
         key: int(whole) if whole else float(real) if real else _string(quoted, bare)
         for key, whole, real, quoted, bare in _FIELD.findall(text)
@@ -307,5 +316,5 @@ def _string(quoted: str, bare: str) -> str | bool | None:
         return _WORDS.get(bare, bare)
     try:
         return json.loads(quoted)
-    except ValueError:  # not written here: quotes of someone else's making
+    except ValueError:  # quotes of another program, which are not valid JSON
         return quoted

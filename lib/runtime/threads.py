@@ -1,24 +1,25 @@
-"""The threads that a computation on the CPU is shared out over. Torch is imported only where it is used."""
+"""The number of CPU threads, and how they wait. Torch is imported only inside the function that needs it."""
 
 import os
 
-# How often a thread that has finished its part of a layer looks for the next one before it sleeps. By default
-# it looks some milliseconds long, and meanwhile keeps from its core the very thread that it waits for, if
-# other programs use the cores. An update of lenet5 (128 images, two threads) took 277 ms so, and 20 ms with
-# 1,000 looks; on idle cores, 16 ms either way. fast-cnn: 3,560 and 1,348 ms beside others, 356 and 296 alone.
-_LOOKS_BEFORE_SLEEP = "1000"
+# How many times a thread that has finished its part of a layer spins in a loop before it sleeps. By default
+# it spins for some milliseconds. If other programs use the cores, that can keep a core from the very thread
+# that it waits for. Milliseconds per update with two threads, default → 1,000 spins:
+#   lenet5 (128 images)   cores shared 277 → 20       cores idle 16 → 16
+#   fast-cnn              cores shared 3,560 → 1,348  cores idle 356 → 296
+_SPINS_BEFORE_SLEEP = "1000"
 
 
 def share_cores_with_others() -> None:
-    """Let waiting threads sleep soon; to be called before torch, and with it GNU's OpenMP, is loaded."""
-    os.environ.setdefault("GOMP_SPINCOUNT", _LOOKS_BEFORE_SLEEP)
+    """Make waiting threads sleep early. To be called before torch, and GNU OpenMP with it, is loaded."""
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS_BEFORE_SLEEP)
 
 
 def suitable(is_small: bool) -> int:
-    """Return how many threads to compute with, where the user does not say.
+    """Return the default number of threads.
 
     Args:
-        is_small: the work gains nothing from a second thread; see `lib.models.is_small`.
+        is_small: whether the network is too small to gain from a second thread; see `lib.models.is_small`.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")  # torchrun sets it to share the cores among its processes
     if is_small:
@@ -27,14 +28,14 @@ def suitable(is_small: bool) -> int:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def use(count: int) -> None:
-    """Compute with `count` threads from now on."""
+    """Make torch compute with `count` threads from now on."""
     import torch
 
     torch.set_num_threads(count)

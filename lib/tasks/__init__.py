@@ -1,1 +1,1 @@
-"""What the scripts do, step by step: where data, networks, training, explanations and pictures meet."""
+"""Steps of the scripts, which combine data, networks, training, explanations and figures."""

@@ -1,4 +1,4 @@
-"""What run-grad-cam.py does: class activation maps, guided backpropagation, the check by re-drawn weights."""
+"""Steps of run-grad-cam.py: class activation maps, guided backpropagation, check by re-drawn weights."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from lib.tasks.image_explanation import Answer, Panel, Question, Session, answer
 
 
 def list_layers(run: Session) -> None:
-    """Write a line for each layer that has a spatial map: name, kind and size; the default one is marked."""
+    """Print name, kind and size of each layer with a spatial map; the default layer is marked."""
     for subject in run.subjects:
         example = _example(subject)
         chosen = activations.default_layer(subject.model, example)
@@ -42,7 +42,7 @@ def _example(subject: Subject) -> Tensor:
 
 
 def check(flags: SimpleNamespace, typed: Mapping[str, Any]) -> None:
-    """Raise a UserError where flags do not suit the method, before anything is loaded."""
+    """Raise a UserError if a flag does not suit the method, before anything is loaded."""
     method = METHODS[flags.method]
     if not method.at_layers:
         for name in ("layer", "guided"):
@@ -58,10 +58,10 @@ def check(flags: SimpleNamespace, typed: Mapping[str, Any]) -> None:
 
 
 def explain(run: Session) -> None:
-    """Answer every question of the run: a row of panels for each image, network and layer.
+    """Explain every question of the run: a row of panels for each image, network and layer.
 
     Raises:
-        Interrupted: Ctrl-C; what was known by then is drawn.
+        Interrupted: Ctrl-C; the results obtained by then are drawn.
     """
     questions = [question for asked in run.questions() for question in asked]
     layer_names = {id(subject): _layer_names(run, subject) for subject in run.subjects}
@@ -80,9 +80,9 @@ def _layer_names(run: Session, subject: Subject) -> Sequence[str]:
 
 
 def _rows(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
-    """Return the panels of each layer: of the network as it is, then with more and more layers re-drawn."""
+    """Return the panels of each layer: of the trained network, then with more and more layers re-drawn."""
     originals = _panels(run, question, layer_names, watch)
-    # From the most layers down, for there may be fewer: that is to be said before much is computed.
+    # From the largest number of layers down, so that a number too large is reported before much is computed.
     depths = [
         _with_redrawn(run, question, originals, count, watch) for count in range(run.flags.randomise, 0, -1)
     ]
@@ -92,7 +92,7 @@ def _rows(run: Session, question: Question, layer_names: Sequence[str], watch: W
 def _with_redrawn(
     run: Session, question: Question, originals: Sequence[Sequence[Panel]], count: int, watch: Watch
 ) -> list[list[Panel]]:
-    """Return the panels as `originals`, but of the network with its last `count` layers re-drawn."""
+    """Return panels like `originals`, but of the network with its last `count` layers re-drawn."""
     names = [row[0].layer for row in originals]
     with gradients.randomised(question.subject.model, count, run.flags.seed) as redrawn:
         rows = _panels(run, question, names, watch)
@@ -113,8 +113,8 @@ def _redrawn(panel: Panel, original: Panel, names: Sequence[str]) -> Panel:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's correlation of two maps, the measure of Adebayo et al. 2018; NaN if one is flat."""
-    from scipy import stats  # slow to import, and seldom needed
+    """Return Spearman's rank correlation of two maps (Adebayo et al. 2018); NaN if one is constant."""
+    from scipy import stats  # imported here because it is slow to import and seldom needed
 
     ranks = [stats.rankdata(values) for values in (a.flatten().numpy(), b.flatten().numpy())]
     if min(map(np.ptp, ranks)) == 0:
@@ -123,7 +123,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 def _panels(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
-    """Return, for each layer, the panels of each class in turn."""
+    """Return, for each layer, the panels of all classes."""
     rows = _maps(run, question, layer_names, watch)
     if not run.flags.guided:
         return rows
@@ -140,7 +140,7 @@ def _scores(run: Session, question: Question) -> Scores:
 
 
 def _maps(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
-    """Return, for each layer (or for the image itself), the map of each class that `--method` finds."""
+    """Return the maps of `--method`, for each layer (or for the image itself) and each class."""
     flags, subject, started = run.flags, question.subject, time.perf_counter()
     method = METHODS[flags.method]
     baseline = baseline_of(flags, question, cropped=True)[None] if method.needs_baseline else None
@@ -177,7 +177,7 @@ def _maps(run: Session, question: Question, layer_names: Sequence[str], watch: W
 
 
 def _guided(run: Session, question: Question) -> tuple[Tensor, dict[str, float]]:
-    """Return the gradients of each class by the rule, (T, C, H, W), and what they cost."""
+    """Return the gradients of each class by `--rule`, (T, C, H, W), and their costs."""
     flags, subject, started = run.flags, question.subject, time.perf_counter()
     images, scores = subject.normalise(question.pixels), _scores(run, question)
     rule = METHODS[flags.rule]
@@ -194,8 +194,9 @@ def _guided(run: Session, question: Question) -> tuple[Tensor, dict[str, float]]
 
 
 def _with_guided(cam: Panel, values: Tensor, run: Session, costs: dict) -> list[Panel]:
-    """Return a class activation map, its class's gradients (C, H, W) by a rule, and their product."""
+    """Return panels of a class activation map, of its class's gradients (C, H, W), and of their product."""
     flags = run.flags
+    assert cam.raw_map is not None  # `check` allows --guided only for maps of layers, which are upsampled
     product = gradients.guided_grad_cam(cam.raw_map[None, None], values[None, None])[0, 0]
     found = {flags.rule: values, f"{flags.rule}-{flags.method}": product}
     return [

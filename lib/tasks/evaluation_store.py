@@ -1,8 +1,9 @@
-"""The evaluations of a game that were paid for, kept in a file from run to run."""
+"""A file of evaluations of games, so that later runs need not repeat them."""
 
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +17,16 @@ SECONDS_BETWEEN_SAVES = 5.0
 
 
 class EvaluationStore:
-    """The values of a game that were paid for, kept in a file from run to run.
+    """The known values of a game, kept in a file so that later runs can reuse them.
 
-    The file is an .npz that holds several games; of each, its coalitions, packed, and its values (S, T).
+    The file is an .npz for several games: for each, its coalitions as packed bits, and their values (S, T).
 
     Args:
-        path: of the file; made at the first save where there is none.
-        key: names the game, and changes with whatever its values depend on.
+        path: path of the file; created at the first save if missing.
+        key: fingerprint of the game and of everything that its values depend on.
 
     Raises:
-        UserError: the file is no such record.
+        UserError: the file is not such a store, or is damaged.
     """
 
     def __init__(self, path: Path, key: str):
@@ -35,29 +36,29 @@ class EvaluationStore:
         self._is_dirty = False
 
     def knows(self, coalitions: Tensor) -> Tensor:
-        """Return which of the coalitions (S, n) are in the record, (S,) bool."""
+        """Return whether each of the coalitions (S, n) is in the store, (S,) bool."""
         return torch.tensor([key in self._values for key in _packed(coalitions)])
 
     def values(self, coalitions: Tensor) -> Tensor:
-        """Return the values (S, T) of coalitions that are all known."""
+        """Return the values (S, T) of coalitions (S, n), which must all be in the store."""
         return torch.from_numpy(np.stack([self._values[key] for key in _packed(coalitions)]))
 
     def add(self, coalitions: Tensor, values: Tensor) -> None:
-        """Keep the values (S, T) of coalitions (S, n), in the file at the latest some seconds later."""
+        """Add the values (S, T) of coalitions (S, n); save the file if the last save was some seconds ago."""
         self._values.update(zip(_packed(coalitions), values.numpy(), strict=True))
         self._is_dirty = True
         if time.monotonic() > self._saved + SECONDS_BETWEEN_SAVES:
             self.save()
 
     def save(self) -> None:
-        """Write the file, if there is anything new; rank 0 does so for all.
+        """Write the file if there are new values; only rank 0 writes.
 
         Raises:
-            RunFailed: it cannot be written.
+            RunFailed: the file cannot be written.
         """
         if not self._is_dirty or not distributed.is_main():
             return
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{self._key}/coalitions": np.stack([np.frombuffer(key, np.uint8) for key in self._values]),
             f"{self._key}/values": np.stack(list(self._values.values())),
         }
@@ -70,8 +71,8 @@ def _packed(coalitions: Tensor) -> list[bytes]:
     return [row.tobytes() for row in np.packbits(coalitions.numpy(), axis=1)]
 
 
-def _read_record(path: Path, key: str) -> tuple[dict[str, np.ndarray], dict[bytes, np.ndarray]]:
-    """Return the arrays of other games, and the values of this one by its coalitions."""
+def _read_record(path: Path, key: str) -> tuple[dict[str, Any], dict[bytes, np.ndarray]]:
+    """Return the arrays of other games, and the values of this game by packed coalition."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)

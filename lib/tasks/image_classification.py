@@ -1,4 +1,4 @@
-"""What the scripts that classify images do with a run, a network and data: load, train, report, predict."""
+"""Steps of the scripts that classify images: load the data, build, train, evaluate, predict."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,35 +32,40 @@ from lib.training.objectives import classification
 from lib.training.session import Session
 from lib.training.train import Batches, evaluate, full_rate
 
-# Of ImageNet's pixels, which torchvision's weights are used to; other photographs are much alike.
+# Mean and standard deviation of ImageNet's pixels, with which torchvision's weights were trained; those of
+# other photographs are similar.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Published weights see the middle 224 of 256 pixels: what matters is seldom at the edge.
+# Published weights are evaluated on the central 224 of 256 pixels, because objects are seldom at the edge.
 RESIZE_SHARE = 256 / 224
 
 WHITENING_IMAGES = 1000
-WHITENING_PIXELS = 2**24  # in all; of large images, a few have as many patches as are needed
+WHITENING_PIXELS = 2**24  # in all; a few large images already have enough patches
 
 INPUT_BATCH = 64
 
 
 class Given(NamedTuple):
-    """What `--weights` names: a state_dict, and how its network's inputs were prepared, if that is known."""
+    """The weights that `--weights` names, and the preprocessing of their network, if known."""
 
     weights: dict[str, Tensor]
     preprocessing: Preprocessing | None
 
 
 def check_input(files: Sequence[str]) -> None:
-    """Complain of the first of some image files that cannot be read, before anything is loaded or logged."""
+    """Check, before anything is loaded or logged, that all image files can be read.
+
+    Raises:
+        UserError: one cannot; the message names the first.
+    """
     for file in files:
         photographs.read(file)
 
 
 def given_weights(run: Session) -> Given | None:
-    """Return what a new run begins with; None where it begins with nothing, or goes on from a checkpoint.
+    """Return the initial weights of a new run, or None for random ones and for runs with a checkpoint.
 
     Raises:
-        UserError: no such network or weights, or they are another network's.
+        UserError: there is no such network or no such weights, or the weights are of another network.
     """
     flags = run.flags
     models.check_name(flags.model)
@@ -72,7 +77,9 @@ def given_weights(run: Session) -> Given | None:
         name = saved["model"]["name"]
         if name != flags.model:
             raise UserError(f"{flags.weights} holds the weights of {name}, not of {flags.model}")
-        return Given(saved["state_dict"], Preprocessing.of(saved.get("preprocessing"), flags.weights))
+        # Any: a file may hold anything, and `of` refuses whatever is no preprocessing.
+        how: Any = saved.get("preprocessing")
+        return Given(saved["state_dict"], Preprocessing.of(how, flags.weights))
     if own:
         return Given(saved["state_dict"], None)
     found = pretrained.load(flags.model, flags.weights)
@@ -80,9 +87,9 @@ def given_weights(run: Session) -> Given | None:
 
 
 def load(run: Session) -> ImageData:
-    """Return the grey images that the run's flags name, prepared for its network.
+    """Load the grey images that the run's flags name, normalised for its network.
 
-    Where only image files are asked about, no examples are loaded: the checkpoint knows classes and sizes.
+    With `--input` no examples are loaded, because the checkpoint has the classes and the preprocessing.
     """
     flags = run.flags
     how = Preprocessing(flags.size, 1, (flags.mean,), (flags.std,))
@@ -107,7 +114,7 @@ def load(run: Session) -> ImageData:
 
 
 def check_dataset_flags(flags: SimpleNamespace) -> None:
-    """Raise a UserError where a flag was given that the data set does not have."""
+    """Raise a UserError if a flag was given that does not suit the data set."""
     own = () if flags.dataset == datasets.FOLDER else datasets.find(flags.dataset).choices
     for choice in datasets.choices(tuple(datasets.DATASETS)):
         if getattr(flags, choice.name, None) is not None and choice not in own:
@@ -135,11 +142,11 @@ def _load_folder(run: Session, how: Preprocessing) -> ImageData:
 
 
 def load_photographs(run: Session, given: Given | None) -> ImageData:
-    """Return the coloured images that the run's flags name, prepared for its network; as `load` does.
+    """Load the colour images that the run's flags name, normalised for its network, like `load`.
 
     Raises:
-        UserError: as `lib.data.cifar.load` and `lib.data.image_files.load` do; other classes than those of
-            the checkpoint; a network that takes no colours.
+        UserError: as `lib.data.cifar.load` and `lib.data.image_files.load` do; the classes differ from the
+            checkpoint's; the network takes grey images.
     """
     flags = run.flags
     check_dataset_flags(flags)
@@ -157,7 +164,7 @@ def load_photographs(run: Session, given: Given | None) -> ImageData:
 
 
 def _preprocessing(run: Session, given: Given | None) -> Preprocessing:
-    """What the checkpoint says, or else the given weights, or else what is usual; at the flags' size."""
+    """Return the preprocessing of the checkpoint, or of the given weights, or the usual one, at `--size`."""
     flags = run.flags
     found = given and given.preprocessing
     if "preprocessing" in run.saved:
@@ -187,9 +194,14 @@ def _load_in_memory(run: Session, how: Preprocessing) -> ImageData:
     flags = run.flags
     entry = datasets.find(flags.dataset)
     splits, names = entry.read(Path(flags.data_dir), entry.options(vars(flags)))
-    divided = images.divide(splits, flags.valid_fraction, flags.limit)
-    resized = [split and split.resized(how.size) for split in divided]
-    return ImageData(*resized, names, images.unscaled(how))
+    train, valid, test = images.divide(splits, flags.valid_fraction, flags.limit)
+    return ImageData(
+        train.resized(how.size),
+        valid.resized(how.size),
+        test and test.resized(how.size),
+        names,
+        images.unscaled(how),
+    )
 
 
 def _check_classes(run: Session, data: ImageData) -> None:
@@ -203,10 +215,10 @@ def _check_classes(run: Session, data: ImageData) -> None:
 
 
 def build(run: Session, data: ImageData, given: Given | None = None) -> nn.Module:
-    """Return the network for images like those of `data`, with the trunk of the given weights.
+    """Build the network for the images and classes of `data`, with the trunk of the given weights, if any.
 
     Raises:
-        UserError: a flag that the network does not have; weights that do not fit it.
+        UserError: the network lacks an option that was given, or the weights do not fit it.
     """
     flags = run.flags
     own = {}
@@ -239,13 +251,13 @@ def _some_images(split: Examples, size: int, seed: int) -> Tensor:
 
 
 def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
-    """With `--freeze`, leave nothing of `model` to be trained but its head, and return what it trains on.
+    """With `--freeze`, freeze all of `model` but its head, and return the data to train on.
 
-    Where the images are always the same (no augmentation, no windows, one view), that is their
-    features, computed once.
+    If the images never change (no augmentation, no windows, one view), the data are their features, computed
+    once.
 
     Raises:
-        UserError: there are no weights worth freezing, or the frozen ones are to have a learning rate.
+        UserError: the weights to freeze are random, or `--trunk-lr` is given for them.
     """
     flags = run.flags
     if not flags.freeze:
@@ -258,20 +270,19 @@ def freeze(run: Session, model: nn.Module, data: ImageData) -> ImageData:
     if flags.augment or flags.windows or flags.test_views > 1 or not transfer.has_features(model):
         return data
     started = time.perf_counter()
-    splits = [_features(run, model, split) for split in (data.train, data.valid, data.test)]
-    run.log.event("FEATURES", Size=splits[0].images.shape[1], Seconds=round(time.perf_counter() - started, 1))
-    return replace(data, train=splits[0], valid=splits[1], test=splits[2])
+    train, valid = (_features(run, model, split) for split in (data.train, data.valid))
+    test = data.test and _features(run, model, data.test)
+    run.log.event("FEATURES", Size=train.images.shape[1], Seconds=round(time.perf_counter() - started, 1))
+    return replace(data, train=train, valid=valid, test=test)
 
 
-def _features(run: Session, model: nn.Module, split: Examples | None) -> Split | None:
-    if split is None:
-        return None
+def _features(run: Session, model: nn.Module, split: Examples) -> Split:
     with distributed.autocast(run.device, run.flags.amp):
         return Split(*transfer.features(model, split.in_order(distributed_over_ranks=False)))
 
 
 def trunk_rate(run: Session, model: nn.Module) -> Callable[[str], float]:
-    """Return what multiplies the learning rate of a parameter: less for the trunk's, with `--trunk-lr`."""
+    """Return a function from a parameter's name to its learning rate's factor; see `--trunk-lr`."""
     flags = run.flags
     if flags.trunk_lr is None:
         return full_rate
@@ -280,7 +291,7 @@ def trunk_rate(run: Session, model: nn.Module) -> Callable[[str], float]:
 
 
 def fit(run: Session, model: nn.Module, data: ImageData, rate_of: Callable[[str], float] = full_rate) -> None:
-    """Train `model` on `data` as the run's flags say; it has its best weights afterwards."""
+    """Train `model` on `data` as the run's flags say; afterwards it has its best weights."""
     flags, how = run.flags, data.preprocessing
     run.fit(
         model,
@@ -293,7 +304,7 @@ def fit(run: Session, model: nn.Module, data: ImageData, rate_of: Callable[[str]
 
 
 def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
-    """Return the augmented batches: of windows at first, if they are asked for, and then of whole images."""
+    """Return the augmented batches: with `--windows` first of windows, then of whole images."""
     flags, how = run.flags, data.preprocessing
 
     def batches(window: int | None) -> Shuffled:
@@ -304,7 +315,7 @@ def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
             seed=flags.seed,
         )
 
-    found = batches(None)
+    found: Shuffled | Phases = batches(None)
     for share, until in reversed(getattr(flags, "windows", None) or ()):
         side = round(share * how.size)
         try:
@@ -314,15 +325,16 @@ def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
                 f"{flags.model} does not take windows of {side} px of images of {how.size} px: "
                 "give other --windows, or none"
             ) from None
-        # 0.29 × 100 is 28.999…: a hundredth of an epoch more than said is still what was said.
-        found = Phases(batches(side), int(until * flags.max_epoch + 0.01), found)
+        # In floating point 0.29 × 100 is 28.999…, so a hundredth of an epoch is added before truncation.
+        # A cast, because `Phases` needs only the length and the epochs of what follows, and has both itself.
+        found = Phases(batches(side), int(until * flags.max_epoch + 0.01), cast(Shuffled, found))
     return found
 
 
 def report(run: Session, model: nn.Module, data: ImageData) -> None:
-    """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` where examples were held out.
+    """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` if examples were held out.
 
-    Where answers are the mean over several views of an image, those are in lines of their own, `[VIEWS]`.
+    With `--test-views`, the results of averaged views are logged too, as `[VIEWS]`.
     """
 
     def metrics(name: str, split: Examples, count: int = 1) -> dict[str, float]:
@@ -340,12 +352,14 @@ def report(run: Session, model: nn.Module, data: ImageData) -> None:
 
 
 def predict(run: Session, model: nn.Module, data: ImageData) -> None:
-    """Write a line of tab-separated values for each validation image, or for each `--input` file.
+    """Write the prediction for each validation image, or each `--input` file, as tab-separated values.
 
     Raises:
-        Interrupted: Ctrl-C; the answers that were known by then are written.
+        Interrupted: Ctrl-C; the predictions made by then are written.
     """
     path = writable_file(run.flags.out_file) if run.flags.out_file else None
+    names: Sequence[str | int]
+    batches: Iterable[tuple[Tensor, Tensor]]
     if run.flags.input:
         names, batches = run.flags.input, _input_batches(run, data)
     else:
@@ -376,7 +390,7 @@ def _write_predictions(
     for name, label, answer, probabilities in answers:
         truth = [data.classes[label]] if labelled else []
         chosen = [data.classes[answer], f"{probabilities[answer]:.6f}"]
-        # A name may hold what would end its cell, or its line.
+        # A file name may contain tabs and line breaks, which would end its cell or its line.
         cells = [re.sub(r"[\t\n\r]", " ", str(name)), *truth, *chosen]
         lines.append("\t".join([*cells, *(f"{p:.6f}" for p in probabilities)]))
     if not distributed.is_main():
@@ -389,7 +403,7 @@ def _write_predictions(
 
 
 def _input_batches(run: Session, data: ImageData) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the `--input` files as the network takes them, a few at a time, with labels that say nothing."""
+    """Yield batches of the `--input` files, normalised, with zeros in place of labels."""
     how, files = data.preprocessing, run.flags.input
     with (
         tqdm(total=len(files), desc="predicting", unit=" images", leave=False, disable=None) as bar,
@@ -406,11 +420,11 @@ def _input_batches(run: Session, data: ImageData) -> Iterator[tuple[Tensor, Tens
 def predictions_of(
     run: Session, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> views.Predictions:
-    """Return what `model` says of all examples of batches that are the same on every rank."""
+    """Return the predictions of `model` for all examples of `batches`, which are the same on every rank."""
     with distributed.autocast(run.device, run.flags.amp):
         return views.predict(OfViews(model, run.flags.test_views), batches)
 
 
 def list_models(recipes: Mapping[str, Mapping[str, Any]], also: str = "") -> None:
-    """Write a table of the networks that have a recipe to standard output, and a line about others."""
+    """Print a table of the networks that have a recipe, then the line `also`, if any."""
     sys.stdout.write("\n".join([*models.table(recipes), *([also] if also else [])]) + "\n")

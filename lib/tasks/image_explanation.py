@@ -1,4 +1,4 @@
-"""What scripts that explain answers about images do around their method: whose, about what, the sheet."""
+"""Shared steps of the scripts that explain images: load networks, choose targets, draw the sheet."""
 
 import contextlib
 import itertools
@@ -33,18 +33,18 @@ from lib.runtime.interrupts import Signals
 from lib.runtime.memory import keep_what_is_freed
 from lib.runtime.runlog import RunLog
 
-# On one line of a sheet, beside the image.
+# The most panels on one line of a sheet, beside the image.
 MOST_PANELS = 9
 
 
 @dataclass(frozen=True)
 class Question:
-    """Why a network gives an image its scores: what one row of a sheet, or several, answer.
+    """A network, an image, and the classes whose scores are to be explained: one or more rows of a sheet.
 
     Attributes:
         subject: the network.
         picture: the image.
-        classes: indices of the classes that are asked about.
+        classes: indices of the classes to explain.
     """
 
     subject: Subject
@@ -61,10 +61,12 @@ def baseline_of(flags: SimpleNamespace, question: Question, *, cropped: bool) ->
     """Return the baseline (C, H, W) in [0, 1] that `--baseline` names, on the network's device.
 
     Args:
-        cropped: a file is cropped as images are; otherwise it must have the size that the network sees.
+        flags: the run's flags.
+        question: the network and the image for which the baseline is made.
+        cropped: whether to crop a baseline file like an image; if not, it must have the input size.
 
     Raises:
-        UserError: it has not.
+        UserError: the file has another size.
     """
     subject, name = question.subject, flags.baseline
     if name in KINDS:
@@ -81,7 +83,7 @@ def baseline_of(flags: SimpleNamespace, question: Question, *, cropped: bool) ->
 
 
 class Answer(NamedTuple):
-    """What a network says of a class: its index, its probability in [0, 1] and its score."""
+    """A network's output for a class: the class index, its probability in [0, 1] and its score."""
 
     target: int
     probability: float
@@ -89,7 +91,13 @@ class Answer(NamedTuple):
 
 
 def answers(question: Question, output: Tensor, kind: str) -> list[Answer]:
-    """Return what logits (1, classes) say of each class that is asked about; `kind` is that of the score."""
+    """Return the probability and the score, of the given kind, of each class of `question`.
+
+    Args:
+        question: names the classes.
+        output: logits (1, classes) of the image.
+        kind: kind of the score: `logit`, `log-odds` or `probability`.
+    """
     probabilities = output[0].softmax(0)[list(question.classes)]
     scores = class_scores(question.classes, kind)(output)[:, 0]
     return [
@@ -99,19 +107,19 @@ def answers(question: Question, output: Tensor, kind: str) -> list[Answer]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One map: what of an image speaks for a class.
+    """One explanation map: the evidence in an image for a class.
 
     Attributes:
-        question: what it answers.
-        answer: what the network says of the class.
-        method: e.g. `grad-cam`.
+        question: the network, the image and the classes.
+        answer: the network's output for the class of this map.
+        method: name of the method, e.g. `grad-cam`.
         map: (H, W) at the size of the image, on the CPU.
-        layer: whose map it is; empty if it is the input's own.
+        layer: name of the layer of the map; empty for a map of the input.
         raw_map: (h, w) the map before it was upsampled; None if it was not.
-        signed: negative values speak against the class.
-        redrawn: names of the layers whose weights were random, the last first.
-        note: what stands over it besides the class and its probability.
-        numbers: what else is to be said about it on standard output.
+        signed: whether negative values are evidence against the class.
+        redrawn: names of the layers with re-initialised weights, the last first.
+        note: text above the map, in addition to the class and its probability.
+        numbers: further numbers for standard output and `--json`.
     """
 
     question: Question
@@ -132,11 +140,11 @@ class Panel:
 
     @property
     def values(self) -> Tensor:
-        """The map as the method found it."""
+        """The map as the method computed it, before upsampling."""
         return self.map if self.raw_map is None else self.raw_map
 
     def record(self) -> dict[str, Any]:
-        """Return its numbers, as standard output and `--json` have them."""
+        """Return the numbers of the panel for standard output and `--json`."""
         subject, values = self.question.subject, self.values
         return {
             "image": self.question.picture.name,
@@ -157,15 +165,15 @@ class Panel:
 
 @contextlib.contextmanager
 def start(name: str, typed: dict, defaults: dict) -> Iterator["Session"]:
-    """Check the flags that all methods share, load the networks, open the log: a `Session` for the block.
+    """Check the shared flags, load the networks and open the log; yield a `Session`.
 
     Args:
-        name: of the method, as pictures and log lines have it.
+        name: name of the method in file names and log lines.
         typed, defaults: from `lib.cli.Parser.parse_typed`.
 
     Raises:
-        UserError: flags that do not go together, a network that cannot be loaded, a place that cannot be
-            written to.
+        UserError: the flags contradict each other, a network cannot be loaded, or an output cannot
+            be written.
     """
     flags = SimpleNamespace(**(defaults | typed))
     _check(flags, typed)
@@ -193,22 +201,22 @@ def start(name: str, typed: dict, defaults: dict) -> Iterator["Session"]:
 
 
 def _by_age(networks: list[Subject]) -> list[Subject]:
-    """Return checkpoints of one network in the order of their epochs, which names of files seldom are in."""
-    ages = [each.epoch for each in networks]
-    if len({each.name for each in networks}) > 1 or None in ages:
+    """Return checkpoints of one network sorted by epoch (file names seldom sort so); others unchanged."""
+    aged = [(each.epoch, each) for each in networks if each.epoch is not None]
+    if len({each.name for each in networks}) > 1 or len(aged) < len(networks):
         return networks
-    return sorted(networks, key=lambda each: each.epoch)
+    return [each for _, each in sorted(aged, key=lambda pair: pair[0])]
 
 
 def _check(flags: SimpleNamespace, typed: dict) -> None:
     if not flags.ptm and not flags.restore_file:
-        raise UserError("whose answers? --ptm NAME, e.g. resnet18, or --restore-file CHECKPOINT")
+        raise UserError("no network given: use --ptm NAME (e.g. resnet18) or --restore-file CHECKPOINT")
     if flags.weights and not flags.ptm:
         raise UserError("--weights goes with --ptm alone: a checkpoint brings its own")
     if getattr(flags, "animate", False) and len(flags.restore_file or ()) < 2:
         raise UserError("--animate shows how a network changes: give --restore-file two checkpoints or more")
     if not flags.input and not getattr(flags, "list_layers", False):
-        raise UserError("which images? --input FILE, or an example such as digits:7")
+        raise UserError("no image given: use --input FILE, or an example such as --input digits:7")
     if "target" in typed and "top_k" in typed:
         raise UserError("--top-k and --target both say which classes: choose one")
     if flags.save_values and not flags.save_values.endswith(".npz"):
@@ -228,12 +236,12 @@ def _check_baseline(name: str) -> None:
 
 @dataclass
 class Session:
-    """One run of a script that explains.
+    """One run of a script that explains images.
 
     Attributes:
-        name: of the method.
-        flags: as attributes.
-        log: standard output.
+        name: name of the method.
+        flags: the flags, as attributes.
+        log: the log on standard output.
         subjects: the networks, one or more.
     """
 
@@ -243,13 +251,13 @@ class Session:
     subjects: list[Subject]
 
     def questions(self) -> list[list[Question]]:
-        """Return, for each image, a question to each network.
+        """Return one question per network for each image.
 
-        Where all networks tell the same classes apart, they are checkpoints of one that learns: all are asked
-        about the likeliest classes of the last.
+        Networks with the same classes are taken for checkpoints of one training run: all explain the most
+        probable classes of the last one.
 
         Raises:
-            UserError: an image that cannot be read, a class that is not there.
+            UserError: an image cannot be read, or there is no such class.
         """
         flags = self.flags
         shown = [each.read(flags.input, flags.data_dir, invert=flags.invert) for each in self.subjects]
@@ -277,16 +285,17 @@ class Session:
         unit: str,
         animate: bool = False,
     ) -> None:
-        """Answer questions one by one, with a progress bar, and report what there is.
+        """Explain the questions one by one, with a progress bar, and report the results.
 
         Args:
-            questions: in the order of the sheet.
-            rows_of: answers one of them; it may raise `Stopped` when the watch says so.
-            unit: what the progress bar counts.
+            questions: questions in the order of the sheet.
+            rows_of: function that returns the panels of a question; it may raise `Stopped` if its `Watch`
+                says to stop.
+            unit: unit of the progress bar.
             animate: see `report`.
 
         Raises:
-            Interrupted: Ctrl-C; what was known by then is reported.
+            Interrupted: Ctrl-C; the results obtained by then are reported.
         """
         rows: list[list[Panel]] = []
         answered = 0
@@ -315,11 +324,11 @@ class Session:
             )
 
     def report(self, rows: Sequence[Sequence[Panel]], *, animate: bool = False) -> None:
-        """Log the panels' numbers, write them where the flags say, and draw the sheet.
+        """Log the panels' numbers, write the files that the flags name, and draw the sheet.
 
         Args:
-            rows: of panels, each row of one question.
-            animate: write a GIF, too, with the rows of one network after the other's.
+            rows: rows of panels; the panels of a row have the same question.
+            animate: also write a GIF, with one frame for each network.
         """
         panels = [panel for row in rows for panel in row]
         records = [panel.record() for panel in panels]
@@ -349,7 +358,7 @@ class Session:
 
 
 def as_json(records: Sequence[dict[str, Any]]) -> bytes:
-    """Return records of plain values as JSON, with null for numbers that are not finite: it has none."""
+    """Return records of plain values as JSON, which has no NaN or infinity: these become null."""
 
     def plain(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -359,24 +368,24 @@ def as_json(records: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _lines(rows: Iterable[Sequence[Panel]]) -> list[list[pictures.Tile]]:
-    """Return the lines of a sheet: a row of panels, or several where it would be too long to look at."""
+    """Return the lines of a sheet; a row with too many panels takes several lines."""
     return [_tiles(line) for row in rows for line in _broken(row)]
 
 
 def _broken(row: Sequence[Panel]) -> list[list[Panel]]:
-    """Break a row between networks re-drawn to different depths, or else between classes."""
+    """Split a row into lines between depths of re-initialisation, or else between classes."""
     several = len({panel.redrawn for panel in row}) > 1
     lines: list[list[Panel]] = [[]]
     for _, group in itertools.groupby(row, key=lambda p: p.redrawn if several else p.answer.target):
-        group = list(group)
-        if lines[-1] and len(lines[-1]) + len(group) > MOST_PANELS:
+        panels = list(group)
+        if lines[-1] and len(lines[-1]) + len(panels) > MOST_PANELS:
             lines.append([])
-        lines[-1] += group
+        lines[-1] += panels
     return lines
 
 
 def _tiles(row: Sequence[Panel]) -> list[pictures.Tile]:
-    """Return what a sheet shows of panels of one question: the image that the network saw, then the maps."""
+    """Return the tiles of a line: the image that the network sees, then the maps."""
     pixels = as_bytes(row[0].question.picture.pixels)
     return [
         pictures.Tile(_describe(row[0]), pixels),
@@ -393,7 +402,7 @@ def _tiles(row: Sequence[Panel]) -> list[pictures.Tile]:
 
 
 def _describe(panel: Panel) -> list[str]:
-    """Return what all panels of a row share: the image, the network and the layer."""
+    """Return the heading of a row: the image, the network and the layer."""
     subject, picture = panel.question.subject, panel.question.picture
     label = f" ({picture.label})" if picture.label else ""
     size = "" if panel.raw_map is None else " {}×{}".format(*panel.raw_map.shape)
@@ -401,7 +410,7 @@ def _describe(panel: Panel) -> list[str]:
 
 
 def described(subject: Subject) -> str:
-    """Return a network's name, and the epochs that it was trained for as files are named and people count."""
+    """Return a network's name and its number of training epochs, counted from 1 as in file names."""
     epochs = "" if subject.epoch is None else f", {subject.epoch + 1} epoch{'s' if subject.epoch else ''}"
     return subject.name + epochs
 
@@ -413,17 +422,17 @@ def as_bytes(pixels: Tensor) -> np.ndarray:
 
 
 def save_values(path: Path, panels: Sequence[Panel]) -> None:
-    """Write the arrays behind a sheet, one row a panel in reading order, as an .npz file.
+    """Save the arrays behind a sheet as an .npz file, one row per panel in reading order.
 
-    maps (P, H, W) at input size; raw_maps (P, h, w) where any are coarser, each in the upper left corner,
-    NaN beyond it, of raw_sizes (P, 2); inputs (P, H, W, 3) uint8; names, models, layers, methods, classes
-    redrawn (P,) text; targets, probabilities, scores (P,); epochs (P,), −1 where that is not known.
+    The arrays are maps (P, H, W) at input size; raw_maps (P, h, w) if any map was coarser, each in the upper
+    left corner, of size raw_sizes (P, 2), with NaN outside; inputs (P, H, W, 3) uint8; names, models, layers,
+    methods, classes, redrawn (P,) text; targets, probabilities, scores (P,); epochs (P,), −1 if unknown.
 
     Raises:
         RunFailed: the file cannot be written.
     """
     records = [panel.record() for panel in panels]
-    arrays = {
+    arrays: dict[str, Any] = {
         "maps": np.stack([panel.map.numpy() for panel in panels]),
         **_raw_maps(panels),
         "inputs": np.stack([as_bytes(panel.question.picture.pixels) for panel in panels]),
@@ -454,7 +463,7 @@ def _raw_maps(panels: Sequence[Panel]) -> dict[str, np.ndarray]:
 
 
 def _joined(names: Iterable[str]) -> str:
-    """Return names as a part of a file's name: all of few, or the first of many."""
+    """Return names as a part of a file name: all of them if there are at most three, else only the first."""
     parts = list(dict.fromkeys(re.sub(r"[^\w.+]+", "-", name).strip("-.") or "image" for name in names))
     shown = parts if len(parts) <= 3 else [parts[0], f"and-{len(parts) - 1}-more"]
     return "-".join(shown)[:100]

@@ -1,6 +1,7 @@
-"""What `--eval-only` draws of a network that classifies images: its mistakes, its layers, its filters."""
+"""Figures of `--eval-only` for image classifiers: mistakes, features of layers, filters, activations."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,25 +20,26 @@ from lib.tasks import inspection
 from lib.tasks.image_classification import predictions_of, report
 from lib.training.session import Session
 
-# The longest side of an image that stands for a point: a thousand of them fit on a sheet.
+# Largest side in pixels of an image drawn at its point, so that a thousand of them fit on a sheet.
 THUMBNAIL_SIDE = 64
-# Of what is a photograph, or made of colours: a palette would spoil it.
+# For figures with photographs or many colours, which a palette would degrade.
 ALL_COLOURS = None
 
 
 def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
-    """Report, and show what the network learnt.
+    """Log the metrics and draw what the network learnt.
 
     Logged: a table of classes, and one of the convolutions' activations. Drawn: the confusion matrix, the
     worst mistakes, the first filters, the activations, the layers' features, and with `--thumbnails` the
     images at their points.
 
     Raises:
-        UserError: a layer that is not there, too few samples for the perplexity, thumbnails in space, a
-            folder that cannot be written; all before anything is computed.
+        UserError: no such layer, too few samples for the perplexity, thumbnails in 3 dimensions, or a folder
+            that cannot be written; all are checked before anything is computed.
     """
     rows = inspection.sample(run, data.valid.labels.cpu()).to(data.valid.labels.device)
-    layer_names = list(layers.resolve(model, run.flags.layers or model.stages))
+    # A cast, because nn.Module does not declare the `stages` that every image classifier here has.
+    layer_names = list(layers.resolve(model, run.flags.layers or cast(Any, model).stages))
     if run.flags.thumbnails and run.flags.dims != 2:
         raise UserError("--thumbnails goes with --dims 2 alone")
     inspection.make_folders(run)
@@ -65,7 +67,7 @@ def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
 
 
 def _convolutions(run: Session, model: nn.Module, sample: Examples) -> None:
-    """Draw the first convolution's weights, and log and draw the activations of all, where there are any."""
+    """Draw the first convolution's weights, and log and draw the activations of all convolutions, if any."""
     first = next(((name, each) for name, each in model.named_modules() if isinstance(each, nn.Conv2d)), None)
     if first is None:
         return
@@ -100,7 +102,7 @@ def _embed(run: Session, model: nn.Module, data: ImageData, sample: Examples, la
 
 
 def _deepest_map(model: nn.Module, sample: Examples, layer_names: list[str]) -> str:
-    """The last of some layers that puts out maps of more than one pixel; of none, the last layer."""
+    """Return the last layer whose output is a map larger than 1×1, or the last layer if none is."""
     example = next(_images(sample))[:1]
     with (
         layers.evaluating(model),
@@ -121,7 +123,7 @@ def _thumbnails(data: ImageData, split: Examples) -> np.ndarray:
 
 
 def _coloured(data: ImageData, split: Examples, side: int) -> np.ndarray:
-    """The images of a split as (N, side, side, 3) uint8, made small batch by batch."""
+    """Return the images of a split as (N, side, side, 3) uint8, resized batch by batch."""
     parts = [np.zeros((0, side, side, 3), np.uint8)]
     for images in _images(split):
         pixels = resize(data.pixels(images), side)

@@ -1,4 +1,4 @@
-"""What `--eval-only` shows of every classifier, whatever it classifies: its answers, and its features."""
+"""Figures and tables of `--eval-only` that images and text share: confusion matrix and features."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ from lib.training.session import Session
 
 
 def sample(run: Session, labels: Tensor) -> Tensor:
-    """Return the numbers of the examples to embed, so many of each class.
+    """Return the indices of the examples to embed, a stratified sample.
 
     Raises:
-        UserError: there are too few for the perplexity.
+        UserError: the sample is too small for the perplexity.
     """
     rows = views.stratified_sample(labels, run.flags.samples)
     if _perplexity(run, len(rows)) >= len(rows):
@@ -33,10 +33,10 @@ def _perplexity(run: Session, samples: int) -> float:
 
 
 def make_folders(run: Session) -> None:
-    """Make the folders that pictures and the projector's files go to.
+    """Create the folders for pictures and for the projector's files.
 
     Raises:
-        UserError: one cannot be written.
+        UserError: a folder cannot be written.
     """
     for folder in (run.flags.out_dir, run.flags.projector):
         if folder:
@@ -44,7 +44,7 @@ def make_folders(run: Session) -> None:
 
 
 def show_answers(run: Session, predictions: views.Predictions, classes: Sequence[str]) -> None:
-    """Log a table of the classes, and draw which of them are taken for which."""
+    """Log a table of the metrics of each class, and draw the confusion matrix."""
     for line in views.per_class(predictions, classes):
         run.log.text("CLASSES", line)
     draw(run, "confusion", pictures.confusion_matrix(views.confusion(predictions), classes))
@@ -53,7 +53,7 @@ def show_answers(run: Session, predictions: views.Predictions, classes: Sequence
 def show_features(
     run: Session, features: Mapping[str, np.ndarray], labels: Tensor, classes: Sequence[str]
 ) -> views.Embedding:
-    """Draw the features (N, D) of each layer as PCA and t-SNE see them, and log how well they tell apart."""
+    """Draw the features (N, D) of each layer by PCA and t-SNE, and log their neighbour accuracies."""
     flags = run.flags
     perplexity = _perplexity(run, len(labels))
     embedding = views.embed_layers(features, labels, dims=flags.dims, perplexity=perplexity, seed=flags.seed)
@@ -69,6 +69,6 @@ def show_features(
 
 
 def draw(run: Session, what: str, figure: Figure, *, colours: int | None = 256) -> None:
-    """Save a picture, with so many colours or, if None, with all; and log where it is."""
+    """Save a figure with a palette of `colours` (None for full colour), and log its path."""
     path = Path(run.flags.out_dir) / f"{what}-{run.flags.dataset}.png"
     run.log.event("FIGURE", file=style.save(figure, path, show=run.flags.show, colours=colours))

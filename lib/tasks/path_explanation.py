@@ -1,4 +1,4 @@
-"""What run-integrated-gradients.py does: what each pixel adds to a score, and how well the sum comes out."""
+"""Steps of run-integrated-gradients.py: attributions of pixels, and how exactly they add up to the score."""
 
 import math
 import time
@@ -17,20 +17,20 @@ from lib.tasks.image_explanation import Answer, Panel, Question, Session, answer
 
 
 def explain(run: Session) -> None:
-    """Answer every question of the run: a row of panels for each image and network.
+    """Explain every question of the run: a row of panels for each image and network.
 
     Raises:
-        Interrupted: Ctrl-C; what was known by then is drawn.
+        Interrupted: Ctrl-C; the results obtained by then are drawn.
     """
     questions = [question for asked in run.questions() for question in asked]
     run.explain_each(questions, lambda question, watch: [_row(run, question, watch)], unit="gradients")
 
 
 def _row(run: Session, question: Question, watch: Watch) -> list[Panel]:
-    """Return the attributions of each class.
+    """Return a panel of attributions for each class.
 
     Raises:
-        Stopped: there are none yet.
+        Stopped: the run was interrupted before there were any.
     """
     flags, subject, started = run.flags, question.subject, time.perf_counter()
     start = baseline_of(flags, question, cropped=True)
@@ -67,7 +67,7 @@ def _row(run: Session, question: Question, watch: Watch) -> list[Panel]:
 
 
 class _Sums(NamedTuple):
-    """What is kept of the attributions of one noisy image; the fields are those of `Attributions`."""
+    """The scalars of the attributions of one (noisy) image; for the fields, see `Attributions`."""
 
     score: Tensor
     baseline_score: Tensor
@@ -82,16 +82,16 @@ class _Sums(NamedTuple):
 
 
 class _Completeness(NamedTuple):
-    """How well attributions add up: of one class, the mean over noisy images where there are several.
+    """How exactly the attributions of one class add up; difference and gap are means over noisy images.
 
     Attributes:
         baseline_score: F(x′).
         difference: F(x) − F(x′).
-        gap: of their sum from that.
-        change: that the last trebling of the steps made to the map, the largest; NaN if steps were given.
-        steps: the most there were.
-        evaluations: points at which gradients were taken, all of them.
-        images: how many (noisy) images there were.
+        gap: sum of the attributions less the difference.
+        change: largest relative change of the map at the last trebling of the steps; NaN with `--steps`.
+        steps: largest number of steps.
+        evaluations: total number of points at which gradients were computed.
+        images: number of (noisy) images.
     """
 
     baseline_score: float
@@ -121,7 +121,7 @@ class _Completeness(NamedTuple):
         return abs(self.gap / self.difference) if self.difference else math.inf if self.gap else 0.0
 
     def within(self, tolerance: float) -> bool:
-        """Tell whether the steps were enough. NaN, of steps that were given, is no change to complain of."""
+        """Return whether the steps were enough; a change of NaN (given number of steps) counts as small."""
         return self.gap_share <= tolerance and not self.change > tolerance
 
 

@@ -1,4 +1,4 @@
-"""What run-shapley-value.py does: who plays, how their values are estimated, and what is said of them."""
+"""Steps of run-shapley-value.py: choose the players and the estimator, estimate the values, draw them."""
 
 import contextlib
 import time
@@ -39,9 +39,10 @@ from lib.tasks.image_explanation import (
     described,
 )
 
-# Without --patch-side-len.
+# Default number of patches along a side, without --patch-side-len.
 PATCHES_A_SIDE = 8
-# Without --budget: where a forward pass takes little, all coalitions of few players are within reach.
+# Default budget, without --budget: this many evaluations per player. In small images, where a forward pass is
+# cheap, all coalitions of up to ENUMERATED_PLAYERS players are evaluated instead.
 EVALUATIONS_A_PLAYER = 32
 SMALL_IMAGE = 64
 ENUMERATED_PLAYERS = 16
@@ -53,15 +54,15 @@ class Explained:
 
     Attributes:
         question: image, network and classes.
-        answers: what the network says of each class, T of them.
+        answers: the network's outputs for each of the T classes.
         players: the parts of the image.
-        estimator: name of the one that was used.
-        estimate: their values.
-        budget: evaluations that there might have been.
-        interrupted: whether Ctrl-C made them fewer.
-        reused: evaluations that a record knew.
-        rate: forward passes a second; 0 if there were none.
-        seconds: from the first look at the image to the last value.
+        estimator: name of the estimator that was used.
+        estimate: the estimated values.
+        budget: number of evaluations allowed.
+        interrupted: whether Ctrl-C ended the estimation early.
+        reused: number of evaluations taken from the file of `--resume-values`.
+        rate: forward passes per second; 0 if there were none.
+        seconds: duration of the whole explanation.
     """
 
     question: Question
@@ -76,7 +77,7 @@ class Explained:
     seconds: float
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the numbers of each class, as standard output and `--json` have them."""
+        """Return the numbers of each class for standard output and `--json`."""
         found = self.estimate
         shared = {
             "image": self.question.picture.name,
@@ -106,16 +107,16 @@ class Explained:
 
     @property
     def maps(self) -> Tensor:
-        """Each pixel's player's value, (T, H, W)."""
+        """The value of each pixel's player, (T, H, W)."""
         return self.estimate.values[:, self.players.map]
 
 
 def explain(run: Session) -> None:
-    """Answer every question of the run: a picture of each image, the numbers of each class.
+    """Explain every question of the run: draw a figure for each image, and log the numbers of each class.
 
     Raises:
-        UserError: flags that do not go together or do not suit the image.
-        Interrupted: Ctrl-C; what was known by then is drawn.
+        UserError: the flags contradict each other or do not suit the image.
+        Interrupted: Ctrl-C; the results obtained by then are drawn.
     """
     device = run.subjects[0].device
     with distributed.process_group(device), Signals() as signals:
@@ -129,7 +130,7 @@ def explain(run: Session) -> None:
                 received = distributed.any_rank(signals.received, device)
                 if received:
                     break
-        finally:  # also if nothing could be said of the last image: what the others cost is not lost
+        finally:  # also if the last image failed, so that the results of the others are not lost
             if distributed.is_main() and done:
                 _write(run, done)
     if received:
@@ -142,7 +143,7 @@ def explain(run: Session) -> None:
 
 
 def check(flags: SimpleNamespace, typed: dict) -> None:
-    """Raise a UserError where flags do not go together, before anything is loaded."""
+    """Raise a UserError if the flags contradict each other, before anything is loaded."""
     if flags.players != "patches" and "patch_side_len" in typed:
         raise UserError("--patch-side-len goes with --players patches alone")
     if flags.players != "slic" and "segments" in typed:
@@ -212,7 +213,7 @@ def _explain_one(run: Session, question: Question, signals: Signals) -> Explaine
 def _record(
     flags: SimpleNamespace, game: MaskedImage, question: Question
 ) -> Iterator[EvaluationStore | None]:
-    """Yield the record that `--resume-values` names, if any, and write it however the block ends."""
+    """Yield the store that `--resume-values` names, if any, and save it however the block ends."""
     if not flags.resume_values:
         yield None
         return
@@ -234,7 +235,7 @@ def _players(flags: SimpleNamespace, question: Question) -> Players:
 
 
 def _settle(flags: SimpleNamespace, n: int, size: int) -> tuple[str, int]:
-    """Return the estimator for n players in an image of so many pixels a side, and its budget."""
+    """Return the estimator and its budget, for n players in an image of side `size`."""
     if flags.interactions and n < 2:
         raise UserError("--interactions needs two players or more: a smaller --patch-side-len")
     if flags.max_context:
@@ -243,17 +244,19 @@ def _settle(flags: SimpleNamespace, n: int, size: int) -> tuple[str, int]:
     budget = flags.budget or (2**n if affordable else EVALUATIONS_A_PLAYER * n)
     if flags.estimator == "exact" and not flags.budget and n <= ENUMERATED_PLAYERS:
         budget = 2**n
-    # Of one player there is nothing to estimate: he has all there is between the ends.
+    # With one player the value is v(N) − v(∅) exactly.
     chooses = flags.estimator == "auto" or n == 1
     estimator = shapley.choose(n, budget) if chooses else flags.estimator
     if estimator == "exact":
         if 2**n > budget:
             raise UserError(f"--estimator exact needs 2^{n} = {2**n} evaluations of {n} players: --budget")
         return estimator, 2**n
-    if budget < shapley.FEWEST_EVALUATIONS_A_PLAYER * n:
+    least = shapley.FEWEST_EVALUATIONS_A_PLAYER * n
+    least += least % 2  # evaluations come in complementary pairs
+    if budget < least:
         raise UserError(
             f"--budget {budget} is less than {shapley.FEWEST_EVALUATIONS_A_PLAYER} evaluations for each of "
-            f"{n} players: {shapley.FEWEST_EVALUATIONS_A_PLAYER * n} or more, or fewer players"
+            f"{n} players: {least} or more, or fewer players"
         )
     return estimator, budget
 
@@ -281,7 +284,7 @@ def _progress(question: Question, budget: int) -> Iterator[tqdm]:
 
 
 def _report(run: Session, explained: Explained, stem: str) -> None:
-    """Log the numbers of one question and draw its pictures, whose names begin with `stem`."""
+    """Log the numbers of one question and draw its figures; their file names begin with `stem`."""
     if not distributed.is_main():
         return
     for record in explained.records():
@@ -296,7 +299,7 @@ def _path(run: Session, stem: str, suffix: str = "") -> Path:
 
 
 def _stems(run: Session, questions: Sequence[Question]) -> list[str]:
-    """Return what the names of each question's pictures begin with, no two of them the same."""
+    """Return a distinct first part of the file names for each question's figures."""
     several_epochs = len({subject.name for subject in run.subjects}) < len(run.subjects)
     stems: list[str] = []
     for subject, picture in ((question.subject, question.picture) for question in questions):
@@ -327,14 +330,14 @@ def _figures(run: Session, explained: Explained) -> Iterator[tuple[str, Any]]:
 
 
 def _title(record: dict[str, Any]) -> str:
-    """Return what stands over a class's panel."""
+    """Return the title of a class's panel."""
     ends = f"v(N) {record['value_full']:.3g}, v(∅) {record['value_empty']:.3g}".replace("-", "−")
     error = f", ±{record['half_width']:.2g} (95 %)" if record["half_width"] else ""
     return f"{record['class']}: {record['probability']:.3f}\n{ends}{error}"
 
 
 def _heading(explained: Explained) -> list[str]:
-    """Return what stands over the image: its name, the network's, and how the values came about."""
+    """Return the title of the image: its name, the network, the estimator and its evaluations."""
     picture, found = explained.question.picture, explained.estimate
     label = f" ({picture.label})" if picture.label else ""
     how = f"{explained.estimator}, {found.evaluations} evaluations"
@@ -355,11 +358,12 @@ def _write(run: Session, done: Sequence[Explained]) -> None:
 
 
 def save_values(path: Path, done: Sequence[Explained]) -> None:
-    """Write the arrays behind the pictures, a row for each class of each image in turn, as an .npz file.
+    """Save the arrays behind the figures as an .npz file, with a row for each class of each image in turn.
 
-    maps (P, H, W) at input size; inputs (P, H, W, 3) uint8; names, models, classes (P,) text; targets,
-    probabilities, scores, empty_scores, evaluations (P,); values, standard_errors (P, players), NaN beyond an
-    image's players where others have more; player_map (H, W), or (P, H, W) where images have their own.
+    The arrays are maps (P, H, W) at input size; inputs (P, H, W, 3) uint8; names, models, classes (P,) text;
+    targets, probabilities, scores, empty_scores, evaluations (P,); values, standard_errors (P, players), NaN
+    at the end if an image has fewer players than others; player_map (H, W), or (P, H, W) if it differs
+    between images.
 
     Raises:
         UserError: the networks take images of different sizes.
@@ -371,7 +375,7 @@ def save_values(path: Path, done: Sequence[Explained]) -> None:
     rows = [explained for explained in done for _ in explained.answers]
     maps = [explained.players.map for explained in rows]
     same = all(torch.equal(each, maps[0]) for each in maps)
-    arrays = {
+    arrays: dict[str, Any] = {
         "maps": torch.cat([explained.maps for explained in done]).numpy(),
         "inputs": np.stack([as_bytes(explained.question.picture.pixels) for explained in rows]),
         "names": np.array([record["image"] for record in records]),
@@ -391,7 +395,7 @@ def save_values(path: Path, done: Sequence[Explained]) -> None:
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> np.ndarray:
-    """Return rows (T, n) of different lengths one below the other, NaN at their ends."""
+    """Return arrays (T, n) of different widths n stacked vertically, padded with NaN on the right."""
     width = max(part.shape[1] for part in parts)
     padded = [
         np.pad(part.numpy(), ((0, 0), (0, width - part.shape[1])), constant_values=np.nan) for part in parts

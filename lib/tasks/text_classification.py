@@ -1,4 +1,4 @@
-"""What the script that classifies phrases does with a run, a network and words."""
+"""Steps of the script that classifies phrases: build the reader and the network, train, evaluate, predict."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
 from lib.data.text import Split, TextData
 from lib.data.tokens import Encoded, Vocabulary, words_never_alone
 from lib.evaluation import views
-from lib.models.recurrent import Dropout, Ensemble
+from lib.models.recurrent import Dropout, Ensemble, PhraseClassifier
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.training.objectives import classification, with_neutral
@@ -23,23 +23,25 @@ from lib.training.train import Objective, by_accuracy, by_recency, evaluate
 
 NEUTRAL_WORDS_AN_UPDATE = 64
 
-# What the plain network has no choice of.
+PhraseNetwork = PhraseClassifier | Ensemble
+
+# Flags that the plain network does not have, with the only values that suit it.
 PLAIN = {"depth": 1, "bidirectional": False, "pooling": "last", "bigrams": 0, "bigram_dropout": 0.0}
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What a network reads and what it answers: a checkpoint keeps both."""
+    """The vocabulary and the class names of a network, as its checkpoint stores them."""
 
     vocabulary: Vocabulary
     classes: tuple[str, ...]
 
     @classmethod
     def of(cls, run: Session, data: TextData | None = None) -> "Reader":
-        """Return the reader of the run's checkpoint, or else one for the training split of `data`.
+        """Return the reader of the run's checkpoint, or else one made from the training split of `data`.
 
         Raises:
-            UserError: there is neither, or the two have other classes.
+            UserError: there is neither, or their classes differ.
         """
         if "vocabulary" in run.saved:
             reader = cls(Vocabulary(**run.saved["vocabulary"]), tuple(run.saved["classes"]))
@@ -62,14 +64,14 @@ class Reader:
         return self.vocabulary.encode(split.phrases).to(device), labels.to(device)
 
 
-def build(run: Session, reader: Reader) -> nn.Module:
-    """Make the network of the run's flags, or of its checkpoint, for the reader's words and classes.
+def build(run: Session, reader: Reader) -> PhraseNetwork:
+    """Build the network of the run's flags, or of its checkpoint, for the reader's words and classes.
 
     Raises:
-        UserError: a flag that the network does not have.
+        UserError: a flag was given that the network does not have.
     """
     flags = run.flags
-    config = {
+    config: dict[str, Any] = {
         "words": len(reader.vocabulary.words),
         "ngrams": len(reader.vocabulary.ngrams),
         "classes": len(reader.classes),
@@ -84,6 +86,7 @@ def build(run: Session, reader: Reader) -> nn.Module:
             raise UserError(f"--{name.replace('_', '-')} goes with --model lstm alone")
     encoded = reader.vocabulary.encode([reader.vocabulary.words[1:4]])
     model = run.build(encoded.phrases(encoded.rows(torch.zeros(1, dtype=torch.long))), **config)
+    assert isinstance(model, PhraseNetwork)  # the flags and checkpoints of this task name no other
     shares = Dropout(
         word=flags.word_dropout,
         bigram=flags.bigram_dropout,
@@ -95,11 +98,11 @@ def build(run: Session, reader: Reader) -> nn.Module:
     return model
 
 
-def fit(run: Session, data: TextData, reader: Reader) -> nn.Module:
-    """Train the network, or each of an ensemble, and return it with the weights that were kept.
+def fit(run: Session, data: TextData, reader: Reader) -> PhraseNetwork:
+    """Train the network, or each member of an ensemble, and return it with the weights of `--keep`.
 
     Raises:
-        UserError: validation is not to choose the weights, but is to end the run; an ensemble to begin with.
+        UserError: `--patience` with `--keep last`, or the initial weights are an ensemble's.
     """
     if run.saved.get("model", {}).get("name") == "ensemble":
         raise UserError("an ensemble is not trained further: --restore-file a checkpoint of one network")
@@ -110,11 +113,13 @@ def fit(run: Session, data: TextData, reader: Reader) -> nn.Module:
         _fit_one(run, model, data, reader)
         return model
     members = run.members(run.flags.ensemble)
-    networks = []
+    networks: list[PhraseClassifier] = []
     for member in members:
         member.log_start()
-        networks.append(build(member, reader))
-        _fit_one(member, networks[-1], data, reader)
+        network = build(member, reader)
+        assert isinstance(network, PhraseClassifier)  # an ensemble was refused above
+        networks.append(network)
+        _fit_one(member, network, data, reader)
     ensemble = Ensemble(networks)
     run.save_ensemble(ensemble, members, reader.plain())
     return ensemble
@@ -142,7 +147,7 @@ def _fit_one(run: Session, model: nn.Module, data: TextData, reader: Reader) -> 
 
 
 def _objective(run: Session, data: TextData, reader: Reader) -> Objective:
-    """What to train for: the labels, the answers of `--teacher`, and that `--neutral-words` are neutral."""
+    """Return the training objective: labels, predictions of `--teacher`, and `--neutral-words`."""
     flags = run.flags
     objective = classification(
         flags.label_smoothing,
@@ -172,7 +177,7 @@ def _teacher(run: Session, reader: Reader) -> nn.Module:
 
 
 def describe(run: Session, data: TextData) -> None:
-    """Log the size of each split, and how many of its phrases are duplicates or contradict each other."""
+    """Log the size of each split, and its numbers of duplicate and of contradictory phrases."""
     for name in ("train", "valid", "test"):
         split = getattr(data, name)
         if split:
@@ -180,9 +185,9 @@ def describe(run: Session, data: TextData) -> None:
 
 
 def report(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
-    """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` where there is one.
+    """Log loss and accuracy on each split: `[EVAL]`, and `[TEST]` if there is a test split.
 
-    The accuracies of splits that were not learnt from come with their 95 % interval.
+    The accuracies on the validation and test splits come with 95 % confidence intervals.
     """
 
     def metrics(name: str, split: Split) -> dict[str, float]:
@@ -201,7 +206,13 @@ def report(run: Session, model: nn.Module, data: TextData, reader: Reader) -> No
 
 
 def interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `count` (Wilson 1927)."""
+    """Return Wilson's 95 % confidence interval for a share of `count` examples (Wilson 1927).
+
+    Args:
+        share: observed share.
+        count: number of examples.
+        z: quantile of the normal distribution; the default gives 95 %.
+    """
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return centre - reach, centre + reach
@@ -210,21 +221,21 @@ def interval(share: float, count: int, z: float = 1.959964) -> tuple[float, floa
 def answer(
     model: nn.Module,
     reader: Reader,
-    phrases: Sequence[Sequence[str]],
+    phrases: Sequence[tuple[str, ...]],
     device: torch.device,
     amp: bool = False,
 ) -> views.Predictions:
-    """Return what `model` says of phrases, in their order."""
+    """Return the predictions of `model` for phrases, in their order."""
     return answer_split(model, reader, Split(phrases, None), device, amp)
 
 
 def answer_split(
     model: nn.Module, reader: Reader, split: Split, device: torch.device, amp: bool = False
 ) -> views.Predictions:
-    """Return what `model` says of the phrases of a split, in their order, and how that meets their labels."""
+    """Return the predictions of `model` for the phrases of a split, in their order, with the labels."""
     batches = PhrasesInOrder(
         *reader.encode(split, device), max_tokens=8192, distributed_over_ranks=False
-    )  # of the sizes tried, that with the most phrases a second
+    )  # 8192 gave the most phrases per second of the sizes tried
     with distributed.autocast(device, amp):
         found = views.predict(model, batches)
     return views.Predictions(
@@ -233,6 +244,6 @@ def answer_split(
 
 
 def load(flags) -> TextData:
-    """Load what the flags name; see `lib.data.text.load`."""
+    """Load the data that the flags name; see `lib.data.text.load`."""
     files = {"train": flags.train_file, "valid": flags.valid_file, "test": flags.test_file}
     return text.load(flags.dataset, flags.data_dir, files, holdout=flags.holdout, limit=flags.limit)

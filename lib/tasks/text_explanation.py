@@ -1,11 +1,10 @@
-"""What each word of a phrase adds to the answer, in the terminal, as a picture and as a page."""
+"""Attributions of the words of a phrase, shown in the terminal, as a figure and as an HTML page."""
 
 import re
 import sys
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from lib.data.text import words_of
 from lib.data.tokens import UNKNOWN
@@ -17,17 +16,17 @@ from lib.models import layers
 from lib.runtime import distributed
 from lib.runtime.errors import UserError, warn
 from lib.runtime.files import writable_folder, write_atomically
-from lib.tasks.text_classification import Reader
+from lib.tasks.text_classification import PhraseNetwork, Reader
 from lib.training.session import Session
 
-TOLERANCE = 0.01  # of what does not add up, as a share of what should
+TOLERANCE = 0.01  # largest completeness gap, as a share of the difference of the log-odds
 
 
-def explain(run: Session, model: nn.Module, reader: Reader) -> None:
-    """Write what each word of `--explain` adds to the answer; draw it as a picture and as a page.
+def explain(run: Session, model: PhraseNetwork, reader: Reader) -> None:
+    """Print how much each word of `--explain` adds to the prediction, and draw it as a figure and as a page.
 
-    Standard output gets the words in colours, on a terminal, then a line a word and one of totals. Words that
-    are not in the network's vocabulary are marked.
+    Standard output shows the words in colour (only on a terminal), then a line per word and a line of totals.
+    Words that are not in the network's vocabulary are marked.
     """
     if not distributed.is_main():
         return
@@ -55,8 +54,8 @@ def explain(run: Session, model: nn.Module, reader: Reader) -> None:
             f"{len(unknown)} of {len(words)} words are not in the vocabulary that this network learnt, so it "
             f"knows at most parts of them: {', '.join(dict.fromkeys(unknown))}"
         )
-    difference = found.score - found.baseline_score
-    if abs(found.gap) > TOLERANCE * abs(difference):
+    difference = float(found.score - found.baseline_score)
+    if abs(float(found.gap)) > TOLERANCE * abs(difference):
         warn(
             f"{found.steps} steps do not bring the sum within {TOLERANCE:.0%} of the difference of the "
             f"log-odds: it misses {found.gap:.2g} of {difference:.2g}"
@@ -74,12 +73,12 @@ def explain(run: Session, model: nn.Module, reader: Reader) -> None:
 
 
 def attribute(
-    model: nn.Module, reader: Reader, words: Sequence[str], device: torch.device
+    model: PhraseNetwork, reader: Reader, words: Sequence[str], device: torch.device
 ) -> tuple[int, float, Attributions]:
-    """Return the class that `model` answers, its probability, and what each number of (T, D) adds to it.
+    """Return the class that `model` predicts, its probability, and its attributions (T, D) to word vectors.
 
-    Integrated gradients of the class's log-odds over the summed word vectors, against as many unknown words:
-    word dropout has shown these to the network, but never vectors of zero.
+    They are the integrated gradients of the class's log-odds. The baseline is a phrase of as many unknown
+    words, which the network has seen in training because of word dropout; it has never seen zero vectors.
     """
     encoded = reader.vocabulary.encode([words, [UNKNOWN] * len(words)]).to(device)
     phrases = encoded.phrases(encoded.rows(torch.arange(2, device=device)))

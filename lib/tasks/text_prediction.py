@@ -1,4 +1,4 @@
-"""Answers to phrases from a file, a string or standard input, in order, a chunk at a time."""
+"""Predictions for phrases from a file, a string or standard input, in order and in chunks."""
 
 import contextlib
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lib.data import text
 from lib.data.batches import start_worker
@@ -21,22 +21,22 @@ from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, warn
 from lib.runtime.files import replaced, writable_file
 from lib.runtime.interrupts import Signals
-from lib.tasks.text_classification import Reader, answer, load
+from lib.tasks.text_classification import PhraseNetwork, Reader, answer, load
 from lib.training.session import Session
 
-# What is read, answered and written at a time, whatever the length of the input.
+# Size of the chunks that are read, classified and written at a time, so that memory stays bounded.
 CHUNK_ROWS = 16384
 CHUNK_CHARACTERS = 4_000_000
-# A share of unknown words above which answers are guesses: phrases of SST-2 have a hundredth of them.
+# Share of unknown words above which predictions are guesses; SST-2 has about one per cent.
 MANY_UNKNOWN = 0.3
 
 
 class Chunk(NamedTuple):
-    """Phrases as they came, with their labels or None.
+    """Consecutive phrases of the input, each with its label or None.
 
     Attributes:
-        first: the number of the first phrase.
-        labelled: the first of all phrases is labelled with one of the network's classes.
+        first: number of the first phrase in the whole input.
+        labelled: whether the first phrase of the whole input has one of the network's classes as its label.
     """
 
     first: int
@@ -45,14 +45,14 @@ class Chunk(NamedTuple):
     labels: list[str | None]
 
 
-def predict(run: Session, model: nn.Module, reader: Reader) -> None:
-    """Write a line for each phrase of `--input`, or of the validation split, in the order they came in.
+def predict(run: Session, model: PhraseNetwork, reader: Reader) -> None:
+    """Write a prediction for each phrase of `--input`, or of the validation split, in the order of the input.
 
-    With `--glue`, in the format of a submission to it, of the test split where there is no `--input`. Phrases
-    are read, answered and written a chunk at a time, so memory does not grow with their number.
+    With `--glue` the output is a GLUE submission, for the test split if there is no `--input`. Phrases are
+    read, classified and written in chunks, so memory does not grow with their number.
 
     Raises:
-        Interrupted: Ctrl-C; the answers that were known by then are written.
+        Interrupted: Ctrl-C; the predictions made by then are written.
     """
     if not distributed.is_main():
         return
@@ -64,20 +64,20 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
         phrases = [words_of(phrase) for phrase in chunk.texts]
         probabilities = answer(model, reader, phrases, run.device, run.flags.amp).probabilities
         lines = "".join(f"{line}\n" for line in spell(chunk, probabilities, reader.classes))
-        # A tensor comes out of a worker in shared memory. A long text would wait for the pipe to be read: for
-        # ever, where this process has been killed.
+        # Return a tensor, because it leaves the worker in shared memory. A long text would have to wait until
+        # the pipe is read, and would wait for ever if the reading process had been killed.
         unknown = sum(len(reader.vocabulary.unknown(phrase)) for phrase in phrases)
         counts = Counts(len(phrases), sum(map(len, phrases)), unknown)
         return counts, torch.frombuffer(bytearray(lines, "utf-8", "replace"), dtype=torch.uint8)
 
-    # Somebody who types at a terminal is answered line by line.
+    # Input typed at a terminal is answered line by line.
     typing = run.flags.input == "-" and sys.stdin.isatty()
     chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS, reader.classes)
     done, where = Counts(0, 0, 0), run.flags.out_file or "standard output"
     with layers.evaluating(model), Signals() as signals, _destination(run.flags.out_file) as write_out:
         answers = map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device)
         for counts, lines in signals.until_received(answers):
-            write_out(str(lines.numpy(), "utf-8"))
+            write_out(lines.numpy().tobytes().decode())
             done = Counts(*(a + b for a, b in zip(done, counts, strict=True)))
     run.log.event(
         "PREDICT", Examples=done.phrases, Words=done.words, Unknown_words=done.unknown_words, file=where
@@ -92,15 +92,15 @@ def predict(run: Session, model: nn.Module, reader: Reader) -> None:
 
 
 class Counts(NamedTuple):
-    """How many phrases were answered, of how many words, of which so many are not in the vocabulary."""
+    """Numbers of classified phrases, of their words, and of words that are not in the vocabulary."""
 
     phrases: int
     words: int
     unknown_words: int
 
 
-class _Answers:
-    """The data set of a `DataLoader`: an item is what `answered` makes of a chunk, in one of its workers."""
+class _Answers(Dataset[tuple[Counts, Tensor]]):
+    """The data set of a `DataLoader`: applies `answered` to a chunk, in a worker process."""
 
     def __init__(self, answered: Callable):
         self.answered = answered
@@ -112,16 +112,16 @@ class _Answers:
 def _on_all_cores(
     answered: Callable, chunks: Iterator, device: torch.device
 ) -> Iterable[tuple[Counts, Tensor]]:
-    """Yield `answered(chunk)` of each chunk, in order; of a few chunks at a time, one on each core.
+    """Yield `answered(chunk)` for each chunk, in order; one worker process per core.
 
-    In processes: threads wait for each other wherever Python splits and writes text. Sharing out every step
-    of an LSTM over the cores instead is slower still, and ten times so where another process wants one.
+    Processes, not threads, because splitting and formatting text holds Python's global lock. Distributing
+    each step of the LSTM over the cores is slower still, and ten times slower if another process uses a core.
     """
     first, second = next(chunks, None), next(chunks, None)
     given = [chunk for chunk in (first, second) if chunk]
     if len(given) < 2 or device.type != "cpu" or sys.platform != "linux":
         return map(answered, chain(given, chunks))
-    # Workers that are forked have the network without its being sent to them.
+    # Forked workers share the network with this process; it need not be sent to them.
     return DataLoader(
         _Answers(answered),
         sampler=chain(given, chunks),
@@ -143,12 +143,13 @@ def _rows(run: Session) -> Iterable[Row]:
     if flags.glue:
         return text.unlabelled_rows(flags.dataset, flags.data_dir, flags.test_file)
     data = load(flags)
+    assert data.valid.labels is not None  # the validation split is always labelled
     facts = zip(data.valid.phrases, data.valid.labels, strict=True)
     return (Row("", " ".join(words), data.classes[label]) for words, label in facts)
 
 
 def _names_a_file(given: str) -> bool:
-    """Whether `--input` is a path: what is one, or what looks like one and like no phrase."""
+    """Return whether `--input` is a path: the file exists, or the text has a known suffix and no space."""
     return os.path.exists(given) or (" " not in given and Path(given).suffix in text.SUFFIXES)
 
 
@@ -169,18 +170,27 @@ def _chunks(rows: Iterable[Row], most: int, classes: Sequence[str]) -> Iterator[
 
 @contextlib.contextmanager
 def _destination(path: str | None) -> Iterator[Callable[[str], None]]:
-    """Yield what writes text to the file, or to standard output as soon as it has it."""
+    """Yield a function that writes text to the file, or at once to standard output."""
     if path is None:
-        yield lambda text: (sys.stdout.write(text), sys.stdout.flush())
+        yield _write_at_once
         return
     with replaced(writable_file(path)) as file:
-        yield lambda text: file.write(text.encode())
+
+        def write(text: str) -> None:
+            file.write(text.encode())
+
+        yield write
+
+
+def _write_at_once(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _as_tsv(chunk: Chunk, probabilities: Tensor, classes: Sequence[str]) -> Iterator[str]:
     if not chunk.first:
-        label = ["label"] if chunk.labelled else []
-        yield "\t".join(["sentence", *label, "prediction", "probability", *classes])
+        truth = ["label"] if chunk.labelled else []
+        yield "\t".join(["sentence", *truth, "prediction", "probability", *classes])
     for phrase, label, chosen, each in _answers(chunk, probabilities):
         truth = [_in_one_cell(label or "")] if chunk.labelled else []
         shares = [f"{share:.6f}" for share in each]

@@ -1,10 +1,9 @@
-"""What `--eval-only` shows of a network that classifies phrases: lengths, mistakes, features of layers."""
+"""Tables and figures of `--eval-only` for text classifiers: lengths, mistakes, features of layers."""
 
 import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from lib.data.phrases import PhrasesInOrder
 from lib.data.text import Split, TextData
@@ -14,20 +13,20 @@ from lib.models import layers
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 from lib.tasks import inspection
-from lib.tasks.text_classification import Reader, answer_split, interval, report
+from lib.tasks.text_classification import PhraseNetwork, Reader, answer_split, interval, report
 from lib.training.session import Session
 
-# The number of words up to which accuracies are told apart.
+# Upper ends, in words, of the ranges of lengths whose accuracies are logged.
 LENGTHS = (5, 10, 15, 20, 25, 30)
 MISTAKES = 12
 
 
-def look_inside(run: Session, model: nn.Module, data: TextData, reader: Reader) -> None:
-    """Report, log tables of classes, lengths and the worst mistakes, draw the confusion and the features.
+def look_inside(run: Session, model: PhraseNetwork, data: TextData, reader: Reader) -> None:
+    """Log metrics and tables of classes, lengths and mistakes; draw the confusion matrix and the features.
 
     Raises:
-        UserError: a layer that is not there or has no vector for a phrase, too few samples for the
-            perplexity, a folder that cannot be written; all before anything is computed.
+        UserError: no such layer, a layer without a vector per phrase, too few samples for the perplexity, or
+            a folder that cannot be written; all are checked before anything is computed.
     """
     sample = _sample(run, model, data.valid, reader)
     inspection.make_folders(run)
@@ -41,8 +40,8 @@ def look_inside(run: Session, model: nn.Module, data: TextData, reader: Reader) 
     _embed(run, model, sample, reader)
 
 
-def _sample(run: Session, model: nn.Module, split: Split, reader: Reader) -> Split:
-    """Return the phrases to embed, shortest first, when their layers have been found to put out vectors."""
+def _sample(run: Session, model: PhraseNetwork, split: Split, reader: Reader) -> Split:
+    """Return the phrases to embed, shortest first, after checking that the layers output one vector each."""
     flags = run.flags
     sample = split.rows(inspection.sample(run, torch.tensor(split.labels)).tolist())
     sample = sample.rows(sorted(range(len(sample)), key=lambda row: len(sample.phrases[row])))
@@ -80,20 +79,21 @@ def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, cl
         chosen = int(predictions.classes[row])
         run.log.event(
             "MISTAKE",
-            label=classes[predictions.labels[row]],
+            label=classes[int(predictions.labels[row])],
             prediction=classes[chosen],
             probability=float(predictions.probabilities[row, chosen]),
             sentence=" ".join(split.phrases[row]),
         )
 
 
-def _embed(run: Session, model: nn.Module, sample: Split, reader: Reader) -> None:
+def _embed(run: Session, model: PhraseNetwork, sample: Split, reader: Reader) -> None:
     flags = run.flags
     batches = _batches(run, sample, reader)
     with distributed.autocast(run.device, flags.amp):
         features = views.layer_features(model, flags.layers or model.stages, batches, "flatten")
     inspection.show_features(run, features, torch.tensor(sample.labels), reader.classes)
     if flags.projector:
+        assert sample.labels is not None  # the validation split is always labelled
         facts = zip(sample.labels, sample.phrases, strict=True)
         names = [f"{reader.classes[label]}: {' '.join(phrase)}" for label, phrase in facts]
         embed.write_projector(flags.projector, features, names)

@@ -1,4 +1,4 @@
-"""What networks are trained to do: objectives for `lib.training.train.fit`, one for each kind of task."""
+"""Objectives for `lib.training.train.fit`: the losses and the sums that it reports."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.training.train import Objective
+from lib.training.train import Objective, Sums
 
 
 def classification(
@@ -19,22 +19,23 @@ def classification(
 ) -> Objective:
     """Return the cross-entropy objective over batches of inputs (B, …) and labels (B,).
 
-    Besides `loss` and `count` it sums `accuracy`, the inputs whose largest logit is their label's. All the
-    arguments bear on training only, so that validation losses compare.
+    In validation it also sums `accuracy`, the number of inputs whose largest logit is that of their label.
+    The arguments affect only training, so that validation losses can be compared.
 
     Args:
-        label_smoothing: share of a label spread over all classes (Szegedy et al. 2016).
-        teacher: a network of the same inputs whose answers are learnt beside the labels; it is frozen, and
-            drops nothing (Hinton, Vinyals & Dean 2015, arXiv:1503.02531, at temperature 1).
+        label_smoothing: share of a label that is spread over all classes (Szegedy et al. 2016).
+        teacher: a network with the same inputs, whose answers are learnt besides the labels. It is frozen and
+            put into eval mode (Hinton, Vinyals & Dean 2015, arXiv:1503.02531, at temperature 1).
         teacher_weight: w in [0, 1]; the loss is (1 − w) · CE(label, p) + w · CE(teacher's answer, p).
-        r_drop: α of Wu et al. 2021, arXiv:2106.14448. Where it is not 0, each batch goes through the network
-            twice, with other parts dropped, to p and q, and the loss is half of the paper's:
+        r_drop: α, the weight of the KL term between two dropout passes (R-Drop, Wu et al. 2021,
+            arXiv:2106.14448). If it is not 0, each batch passes the network twice, with different dropout
+            masks, to p and q, and the loss is half of the paper's:
             (loss of p + loss of q) / 2 + α / 4 · (KL(p‖q) + KL(q‖p)).
     """
     if teacher:
         teacher.eval().requires_grad_(False)
 
-    def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Sums:
         inputs, labels = batch
         logits = model(inputs).float()
         if not model.training:
@@ -49,7 +50,7 @@ def classification(
         return {"loss": loss, "count": len(labels)}
 
     def _loss(inputs: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what makes logits (B, classes) the sum of their losses."""
+        """Return the function from logits (B, classes) to the sum of their losses."""
         if not teacher:
             return lambda logits: _from_labels(logits, labels)
         with torch.no_grad():
@@ -65,23 +66,24 @@ def classification(
 
 
 def with_neutral(objective: Objective, draw: Callable[[], Any], weight: float) -> Objective:
-    """Return a classification objective that also teaches that some inputs are of no class.
+    """Return a classification objective that also teaches equal probabilities for neutral inputs.
 
-    In training, for each example of a batch the loss grows by `weight` times the mean cross-entropy between
-    equal probabilities of all classes and the answers to what `draw()` returns.
+    `draw()` returns inputs that belong to no class. In training, the loss grows for each example of the batch
+    by `weight` times the mean cross-entropy between the uniform distribution and the answers to them.
     """
 
-    def objective_and_neutral(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def objective_and_neutral(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Sums:
         sums = objective(model, batch)
-        if model.training:
-            surprise = -model(draw()).float().log_softmax(1).mean()
-            sums["loss"] = sums["loss"] + weight * sums["count"] * surprise
-        return sums
+        if not model.training:
+            return sums
+        # The mean over classes is the cross-entropy with the uniform distribution, −Σ_c (1/C) log p_c.
+        surprise = -model(draw()).float().log_softmax(1).mean()
+        return {**sums, "loss": sums["loss"] + weight * sums["count"] * surprise}
 
     return objective_and_neutral
 
 
 def _disagreement(logits: Tensor, others: Tensor) -> Tensor:
-    """Return Σ KL(p‖q) + KL(q‖p) = Σ (p − q) · (log p − log q), of logits (B, classes) and others."""
+    """Return Σ KL(p‖q) + KL(q‖p) = Σ (p − q) · (log p − log q), for the logits (B, classes) of p and of q."""
     p, q = logits.log_softmax(1), others.log_softmax(1)
     return ((p.exp() - q.exp()) * (p - q)).sum()

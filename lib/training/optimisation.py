@@ -1,4 +1,4 @@
-"""How weights are moved: the settings of a run, its learning rates, its optimizer, its weight average."""
+"""Optimisation: the settings of a run, its learning rate schedule, its optimizer and its weight average."""
 
 import copy
 import math
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from lib.runtime.errors import UserError
 
-MUON_SIZE = 0.2  # the root mean square of AdamW's steps, as a share of the learning rate
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+MUON_SIZE = 0.2  # root mean square of the entries of AdamW's steps, as a share of the learning rate
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b and c of Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; `lib.cli.add_training_flags` has a flag for each field."""
+    """The settings of `fit`; `lib.cli.add_training_flags` has a flag for each field."""
 
     seed: int
     max_epoch: int
@@ -41,14 +41,15 @@ class Settings:
 
     @classmethod
     def of(cls, flags: dict[str, Any]) -> "Settings":
+        """Return the settings among `flags`, which may hold other flags, too."""
         return cls(**{each.name: flags[each.name] for each in fields(cls)})
 
 
 def learning_rate_factor(settings: Settings, update: int, updates: int) -> float:
-    """What to multiply the learning rate by in update number `update` of `updates`.
+    """Return the multiplier of the learning rate in update number `update` (from 0) of `updates`.
 
-    `one-cycle` rises linearly over the first `warmup` of the updates and falls to zero along a half
-    cosine (Smith & Topin 2019, arXiv:1708.07120, without its momentum cycle).
+    `one-cycle` rises linearly over the share `warmup` of the updates and then falls to zero along a half
+    cosine (Smith & Topin 2019, arXiv:1708.07120, without its momentum cycle). `constant` is always 1.
     """
     if settings.schedule == "constant":
         return 1.0
@@ -61,7 +62,15 @@ def learning_rate_factor(settings: Settings, update: int, updates: int) -> float
 def make_optimizer(
     model: nn.Module, settings: Settings, rate_of: Callable[[str], float]
 ) -> torch.optim.Optimizer:
-    """Return the optimizer over the trainable parameters; weight decay spares biases and norms."""
+    """Return the optimizer of the trainable parameters, without weight decay on biases and norms.
+
+    Each parameter group stores under "rate" what `rate_of` returns for the names of its parameters; `fit`
+    multiplies the learning rate by it.
+
+    Raises:
+        UserError: no parameter is trainable, or muon was chosen for a network without trainable kernels of
+            convolutions.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -72,71 +81,82 @@ def make_optimizer(
     described = [
         {"params": group, "rate": rate, "weight_decay": decay} for (rate, decay), group in groups.items()
     ]
-    # One fused kernel an update instead of a dozen small ones.
+    # A fused optimizer runs one kernel per update instead of a dozen small ones.
     device = next(model.parameters()).device.type
-    common = {"lr": settings.learning_rate, "fused": device in ("cpu", "cuda")}
+    common: dict[str, Any] = {"lr": settings.learning_rate, "fused": device in ("cpu", "cuda")}
     if settings.optimizer == "sgd":
         return torch.optim.SGD(described, momentum=settings.momentum, **common)
     common["betas"] = (0.9, settings.beta2)
     if settings.optimizer == "muon":
         if all(parameter.ndim <= 2 for parameters in groups.values() for parameter in parameters):
-            raise UserError("muon moves the kernels of convolutions, and none are to be trained: take adamw")
+            raise UserError("muon is for the kernels of convolutions, and none are to be trained: take adamw")
         return Muon(described, momentum=settings.momentum, **common)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(described, **common)
 
 
 class Muon(torch.optim.AdamW):
-    """Momentum made orthogonal, for the kernels of convolutions; AdamW for all other parameters.
+    """Orthogonalised momentum for the kernels of convolutions; AdamW for all other parameters.
 
-    A kernel (outputs, inputs, height, width) is taken as a matrix of one row an output. It moves by the
-    orthogonal matrix nearest to its momentum (Nesterov's), in which no direction outweighs the others
-    (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"). That is scaled to the
-    size of AdamW's steps, so that one learning rate and one weight decay suit both (Liu et al. 2025,
-    arXiv:2502.16982, equation 4).
+    A kernel (outputs, inputs, height, width) is flattened to a matrix with one row per output. Its step is
+    the orthogonal matrix nearest to its Nesterov momentum, in which all directions have the same size (Jordan
+    et al. 2024, "Muon: An optimizer for hidden layers in neural networks"). The entries of an (M, N) matrix
+    with orthonormal rows or columns have the root mean square 1/√max(M, N). The step is multiplied by
+    0.2 · √max(M, N), which makes it as large as a step of AdamW, so that the same learning rate and weight
+    decay suit both (Liu et al. 2025, arXiv:2502.16982, equation 4).
 
-    `torch.optim.Muon` takes matrices alone.
+    `torch.optim.Muon` accepts only matrices.
 
     Args:
         groups, options: as for `torch.optim.AdamW`.
-        momentum: share of the momentum so far that is kept in each update.
+        momentum: share of the old momentum that each update keeps.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, **options):
+    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, **options: Any) -> None:
         super().__init__(groups, **options)
         self.momentum = momentum
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Move every parameter that has a gradient; the gradients of kernels are gone afterwards."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update every parameter that has a gradient; afterwards kernels have no gradient any more.
+
+        Args:
+            closure: evaluates the model again and returns the loss, which is then returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for kernel in group["params"]:
                 if kernel.ndim > 2 and kernel.grad is not None:
-                    self._move(kernel, group["lr"], group["weight_decay"])
-                    kernel.grad = None  # AdamW passes over what has none
+                    self._move(kernel, kernel.grad, group["lr"], group["weight_decay"])
+                    kernel.grad = None  # AdamW skips parameters without a gradient
         super().step()
+        return loss
 
-    def _move(self, kernel: nn.Parameter, rate: float, decay: float) -> None:
+    def _move(self, kernel: nn.Parameter, gradient: Tensor, rate: float, decay: float) -> None:
         state = self.state[kernel]
-        if not state:  # AdamW looks for the step of everything that has a state, when that is loaded
+        if not state:  # when AdamW loads a state, it expects a "step" in that of every parameter
             state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(kernel))
         state["step"] += 1
-        momentum = state["momentum_buffer"].mul_(self.momentum).add_(kernel.grad)
-        direction = orthogonalised(kernel.grad.add(momentum, alpha=self.momentum).flatten(1))
+        momentum = state["momentum_buffer"].mul_(self.momentum).add_(gradient)
+        direction = orthogonalised(gradient.add(momentum, alpha=self.momentum).flatten(1))
         size = MUON_SIZE * math.sqrt(max(direction.shape))
         kernel.mul_(1 - rate * decay).add_(direction.view_as(kernel), alpha=-rate * size)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """Return the (M, N) matrix with its singular values replaced by about one: 0.7 to 1.2, but the smallest.
+    """Return an (M, N) matrix with its singular values mapped to about 1: to 0.7 … 1.2, except tiny ones.
 
-    Five Newton-Schulz steps X ← (a + b·XXᵀ + c·(XXᵀ)²)·X with Jordan's coefficients, which trade exactness
-    for speed. They are taken in the smaller of XXᵀ and XᵀX alone, of which all the factors are functions,
-    and X is multiplied once, at the end: some three times fewer multiplications for a wide X.
+    Five Newton-Schulz steps X ← F X with F = a + b·XXᵀ + c·(XXᵀ)² and Jordan's coefficients, which trade
+    exactness for speed. With G = XXᵀ, the next step has the Gram matrix F G Fᵀ = F G F, because F is a
+    polynomial in G and symmetric. So all steps are taken on G alone, the smaller of XXᵀ and XᵀX, and X is
+    multiplied once, by the product of the factors: about three times fewer multiplications for a wide X.
     """
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)
-    gram = x @ x.T  # in float32: rounded to bfloat16, its small eigenvalues may turn negative and grow
+    gram = x @ x.T  # in float32: rounding to bfloat16 may make small eigenvalues negative, and they then grow
     product = factor = _factor(gram)
     for _ in range(NEWTON_SCHULZ_STEPS - 1):
         gram = factor @ gram @ factor
@@ -147,7 +167,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def _factor(gram: Tensor) -> Tensor:
-    """a + b·G + c·G²."""
+    """Return a + b·G + c·G²."""
     a, b, c = NEWTON_SCHULZ
     factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal().add_(a)
@@ -157,10 +177,10 @@ def _factor(gram: Tensor) -> Tensor:
 class WeightAverage:
     """Exponential moving average of a model's weights (Polyak & Juditsky 1992), in `self.model`.
 
-    Its decay warms up as (1 + u) / (10 + u), so that a short run is not held back by its first weights.
+    The decay in update u is at most (1 + u) / (10 + u), so that in a short run the initial weights fade, too.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
 

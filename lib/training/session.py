@@ -1,7 +1,7 @@
-"""What a training script does around its task: settle the flags, start the log, train, restore.
+"""Runs of the training scripts: settle the flags, start the log, build, train and restore networks.
 
-A flag's value is the one typed, or else the one of the checkpoint that is restored or resumed, or else
-the one of the model's recipe, or else the parser's default.
+The value of a flag is the first of these that exists: the typed value, the value in the restored or resumed
+checkpoint, the value in the model's recipe, the parser's default.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ from lib.training.optimisation import Settings
 
 Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 
-# What else a run can do than train; each needs --restore-file.
+# Modes other than training; each needs --restore-file.
 _INSPECTIONS = ("eval_only", "predict_only", "explain")
 
-# The examples that a run learns from and is judged by.
+# Flags that choose the training and validation examples.
 _OF_THE_DATA = ("dataset", "split", "labels", "classes", "valid_fraction", "limit", "holdout")
 
-# What a checkpoint says of these is what a resumed run goes on with: typed otherwise, it is another run.
+# Flags of the training that a resumed run takes from its checkpoint; a different typed value is an error.
 _OF_ANY_RUN = (
     *_OF_THE_DATA,
     *("seed", "batch_size", "optimizer", "ema", "weights", "freeze", "teacher"),
 )
 
-# Flags that mean something in one mode alone, or with another flag.
+# Flags that are valid only together with another flag.
 _ONLY_WITH = {
     "input": "predict_only",
     "invert": "predict_only",
@@ -60,10 +60,10 @@ _ONLY_WITH = {
     "teacher_weight": "teacher",
 }
 
-# Two things to begin with.
+# Pairs of flags that both name the initial weights.
 _NOT_WITH = {"weights": "restore_file"}
 
-# What a run does now, and not what the network is: never taken from a checkpoint.
+# Flags that describe only the present run, not the network or its training: never taken from a checkpoint.
 _OF_THIS_RUN = {
     "eval_only",
     "predict_only",
@@ -97,23 +97,23 @@ _OF_THIS_RUN = {
 
 @contextlib.contextmanager
 def start(task: str, typed: dict, defaults: dict, recipe: Recipe, structural: Sequence[str]) -> Iterator:
-    """Settle the flags, join the other ranks, open the log: a `Session` for the length of the block.
+    """Settle the flags, join the other ranks and open the log; yield a `Session`.
 
     Args:
-        task: what checkpoints say they are for, e.g. 'image-classification'.
+        task: task name in checkpoints, e.g. 'image-classification'.
         typed, defaults: from `lib.cli.Parser.parse_typed`.
-        recipe: the flags so far to the defaults that go with their model and data.
-        structural: the flags that say what the network is; a checkpoint's are binding.
+        recipe: function from the flags to the defaults that suit their model and data.
+        structural: names of the flags that define the network; a checkpoint's values are binding.
 
     Raises:
-        UserError: flags that do not go together, or a checkpoint that cannot be used.
+        UserError: the flags contradict each other, or the checkpoint cannot be used.
     """
     started = time.perf_counter()
     flags, saved = settle(task, typed, defaults, recipe, structural)
     device = distributed.pick_device(flags.device)
     if device.type == "cpu":
         keep_what_is_freed()
-    # Answers that go to standard output have it to themselves.
+    # If predictions go to standard output, the log goes to standard error.
     answers = flags.predict_only or getattr(flags, "explain", None)
     stream = sys.stderr if answers and not flags.out_file else None
     with (
@@ -131,7 +131,7 @@ def start(task: str, typed: dict, defaults: dict, recipe: Recipe, structural: Se
 def settle(
     task: str, typed: dict, defaults: dict, recipe: Recipe, structural: Sequence[str]
 ) -> tuple[SimpleNamespace, dict[str, Any]]:
-    """Return the settled flags, and the checkpoint they name (empty if none). Arguments as for `start`."""
+    """Return the settled flags and the checkpoint that they name ({} if none); arguments as for `start`."""
     flags = defaults | typed
     for name, mode in _ONLY_WITH.items():
         if name in typed and not flags[mode]:
@@ -153,7 +153,7 @@ def settle(
     saved = _saved(task, flags)
     own = {name: value for name, value in saved.get("flags", {}).items() if name not in _OF_THIS_RUN}
     if not flags["resume"]:
-        own.pop("threads", None)  # they belong to the machine, and are kept for exact resuming alone
+        own.pop("threads", None)  # specific to the machine, and needed only for an exact resumption
     _check_types(own, defaults)
     _check_agreement(own, typed, (*structural, *_OF_ANY_RUN) if flags["resume"] else structural)
     if flags["restore_file"] and not inspection:
@@ -162,7 +162,7 @@ def settle(
         own.pop("data_dir")  # trained on another machine
     resumed_folder = flags["checkpoint_dir"] if flags["resume"] else None
     flags = defaults | recipe(SimpleNamespace(**(defaults | own | typed))) | own | typed
-    # The model and the data set may be those of --restore-file by now.
+    # Only now are the model and the data set known, because they may come from --restore-file.
     folder = resumed_folder or flags["checkpoint_dir"] or run_folder.default_name(flags, usual_dataset)
     flags["checkpoint_dir"] = folder
     flags["threads"] = flags["threads"] or threads.suitable(models.is_small(flags["model"]))
@@ -173,7 +173,7 @@ def settle(
 
 
 def _refuse_other_run(task: str, flags: dict, structural: Sequence[str]) -> None:
-    # A structural flag without a value takes the one that suits the data or the weights.
+    # A structural flag that is None gets its value later, from the data or the weights.
     network = [name for name in structural if flags[name] is not None]
     data = [*_OF_THE_DATA, "train_file", "valid_file", "test_file"]
     if flags.get("dataset") == "folder":
@@ -198,14 +198,14 @@ def _load_last(folder: Path, task: str) -> dict[str, Any]:
     missing = [key for key in ("run", "epoch", "update", "metrics", "training") if key not in saved]
     if missing:
         raise UserError(
-            f"{last} cannot be resumed, for it lacks {', '.join(missing)}; "
+            f"{last} cannot be resumed, because it lacks {', '.join(missing)}; "
             f"to start a new run from its weights: --restore-file {last}"
         )
     return saved
 
 
 def _check_ranks(saved: dict[str, Any], flags: SimpleNamespace, device: torch.device) -> None:
-    """Complain on every rank where they do not begin alike: hosts may have different files."""
+    """Raise a UserError on every rank if their checkpoints differ, because hosts may have different files."""
     update = saved.get("update", -1)
     if distributed.any_rank(update, device) != -distributed.any_rank(-update, device):
         raise UserError(
@@ -246,12 +246,12 @@ class Session:
     """One run of a training script.
 
     Attributes:
-        task: what checkpoints say they are for.
+        task: task name in checkpoints.
         flags: the settled flags, as attributes.
-        device: where to compute.
-        log: standard output.
-        saved: the checkpoint restored or resumed; empty if there is none.
-        run: the run's id; a resumed run keeps the one it began with.
+        device: device of the network and its batches.
+        log: the log of the run.
+        saved: the checkpoint that is restored or resumed; empty if there is none.
+        run: id of the run; a resumed run keeps its id.
     """
 
     task: str
@@ -262,7 +262,7 @@ class Session:
     run: str
 
     def log_start(self) -> None:
-        """Write the `[RUN]` line: the run's id and every flag that was given a value."""
+        """Write the `[RUN]` line: the run's id and all flags that have a value."""
         values = {
             name: as_typed(value)
             for name, value in vars(self.flags).items()
@@ -274,15 +274,15 @@ class Session:
             self.log.text("RUN", f"nothing to resume in {self.flags.checkpoint_dir}: starting anew")
         self.log.event("RUN", id=self.run, **values)
 
-    def build(self, example: torch.Tensor, **config) -> nn.Module:
-        """Make the network, log its layers, and restore what the checkpoint holds.
+    def build(self, example: Any, **config: Any) -> nn.Module:
+        """Build the network, log its layers, and restore the checkpoint's weights, if there is a checkpoint.
 
         Args:
-            example: (1, …) an input, from which the sizes of the feature maps are found.
-            config: for `lib.models.build`; a checkpoint's own configuration goes before it.
+            example: an input of batch size 1, a tensor or `Phrases`, to log the sizes of the outputs.
+            config: arguments of `lib.models.build`; the configuration in a checkpoint takes precedence.
 
         Raises:
-            UserError: the checkpoint's network is another, or does not take such an input.
+            UserError: the checkpoint's network has another configuration, or does not take such an input.
         """
         self.network = self.saved.get("model") or {"name": self.flags.model, "config": config}
         for name, value in self.network["config"].items():
@@ -308,11 +308,11 @@ class Session:
         description: dict[str, Any],
         **options,
     ) -> None:
-        """Train `model` with the settled flags and leave it with its best weights.
+        """Train `model` with the settled flags; afterwards it has its best weights.
 
         Args:
-            description: what checkpoints say of the data: `classes`, `preprocessing`, …
-            model, objective, training, validation, options: for `lib.training.train.fit`.
+            description: entries of the checkpoints that describe the data: `classes`, `preprocessing`, …
+            model, objective, training, validation, options: see `lib.training.train.fit`.
         """
         checkpoints = self._checkpoints(description)
         self.log.event("PLAN", Steps_per_epoch=len(training))
@@ -360,10 +360,10 @@ class Session:
         )
 
     def members(self, count: int) -> list["Session"]:
-        """Return a run like this one for each network of an ensemble.
+        """Return a run for each network of an ensemble.
 
-        Each has the next seed and a folder of its own, in which `--resume` finds how far it had come. What
-        all begin with is kept beside them, for those that a stop comes before.
+        Each has its own seed (--seed, --seed + 1, …) and its own folder, from which `--resume` continues it.
+        The initial weights are saved too, so that members not yet started can begin after an interruption.
         """
         folder = Path(self.flags.checkpoint_dir)
         resumes = self.flags.resume and bool(self.saved)
@@ -385,7 +385,7 @@ class Session:
         return Session(self.task, flags, self.device, self.log, saved, _run_id(flags, saved))
 
     def save_ensemble(self, model: nn.Module, members: Sequence["Session"], description: dict) -> None:
-        """Write the networks of `members`, together in `model`, as one checkpoint that restores them all."""
+        """Save the ensemble `model` of the networks of `members` as one checkpoint."""
         self.network = {"name": "ensemble", "config": {"members": len(members), "member": members[0].network}}
         checkpoints = self._checkpoints(description)
         if distributed.is_main():

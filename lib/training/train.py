@@ -1,25 +1,25 @@
-"""One training loop for every task: `fit` knows nothing of what the network is for.
+"""The training loop `fit`, which is the same for every task.
 
-A task is a function `objective(model, batch) -> sums`: a dictionary of sums over the batch's examples
-(or pixels, or tokens) that holds at least
+A task is a function `objective(model, batch) -> sums`. It returns a dictionary of sums over the examples of
+the batch (or its pixels, or tokens), with at least
 
     loss     the sum of their losses, differentiable
-    count    how many there are
+    count    the number of examples
 
-and whatever else validation should report, such as `accuracy`, the number answered right.
+and whatever else validation is to report, such as `accuracy`, the number of correct answers.
 
-Everything in an update that is random (augmentation, dropout) draws from generators seeded by (seed,
-update, rank), and the learning rate is a function of the update. So a run's state is its weights, its
-optimizer's state and a few counters: one that was killed at any instant and resumed ends at the same
-weights, bit for bit on a CPU, as one that never stopped.
+All random numbers of an update (augmentation, dropout) come from generators seeded by (seed, update, rank),
+and the learning rate is a function of the update. So the state of a run consists of its weights, its
+optimizer's state and a few counters. A run that was killed at any instant and resumed ends with the same
+weights, on a CPU bit for bit, as a run without interruption.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,23 +32,24 @@ from lib.runtime.interrupts import Signals
 from lib.runtime.runlog import RunLog
 from lib.training.optimisation import Settings, WeightAverage, learning_rate_factor, make_optimizer
 
-Objective = Callable[[nn.Module, Any], dict[str, Tensor]]
+Sums = Mapping[str, Tensor | int]  # the loss is a Tensor, a count may be an int
+Objective = Callable[[nn.Module, Any], Sums]
 Metrics = dict[str, float]
 
 
 class Batches(Protocol):
-    """What `fit` trains on, e.g. `lib.data.batches.TensorBatches`."""
+    """The training data of `fit`, e.g. `lib.data.batches.TensorBatches`."""
 
     def __len__(self) -> int:
-        """The number of batches an epoch."""
+        """Return the number of batches in an epoch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number `start` on: a pure function of its arguments."""
+        """Return the batches of an epoch from number `start` on, as a pure function of the arguments."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands. Plain values: it is saved as it is."""
+    """The counters of a run. All are plain values, because checkpoints store them."""
 
     update: int = 0
     best_score: list[float] | None = None
@@ -58,7 +59,7 @@ class Progress:
 
 @dataclass
 class Checkpoints:
-    """The folder of a run's checkpoints, and what each one says besides weights."""
+    """The folder of a run's checkpoints, and the entries that each of them holds besides weights."""
 
     folder: Path
     description: dict[str, Any] = field(default_factory=dict)
@@ -76,22 +77,22 @@ class Checkpoints:
 
 
 def by_accuracy(metrics: Metrics) -> tuple[float, ...]:
-    """A score for `fit`: higher accuracy is better, then lower loss."""
+    """Score for `fit`: the higher accuracy is better; of equal ones, the lower loss."""
     return metrics["accuracy"], -metrics["loss"]
 
 
 def by_recency(_metrics: Metrics) -> tuple[float, ...]:
-    """A score for `fit`: the latest is the best, where validation must not choose (it is the test)."""
+    """Score for `fit` by which the latest checkpoint is the best: for validation on the test data."""
     return ()
 
 
 def full_rate(_parameter_name: str) -> float:
-    """Every parameter learns at the learning rate itself."""
+    """Multiplier 1 for every parameter: all learn at the learning rate itself."""
     return 1.0
 
 
 def means(sums: dict[str, Tensor]) -> Metrics:
-    """Turn an objective's sums over a split into means."""
+    """Return an objective's sums over a split as means over its examples."""
     count = float(sums["count"])
     return {name: float(value) / count for name, value in sums.items() if name != "count"}
 
@@ -110,26 +111,28 @@ def fit(
     rate_of: Callable[[str], float] = full_rate,
     resume: dict[str, Any] | None = None,
 ) -> Progress:
-    """Train `model` in place; leave `checkpoint_best.pt` and `checkpoint_last.pt` in the folder.
+    """Train `model` in place, and save `checkpoint_best.pt` and `checkpoint_last.pt`.
 
     Under torchrun, each rank calls this with its own share of the batches; rank 0 logs and saves.
 
     Args:
-        model: on its device.
-        objective: see the head of this module. `model.training` tells it training from validation.
-        training: batches to learn from.
-        validation: batches to choose the best checkpoint on.
-        settings: how to train.
-        log: where the `[TRAIN]` and `[VALID]` lines go.
-        checkpoints: where to save, and what a checkpoint says besides weights.
-        score: validation metrics to a tuple; the larger is the better checkpoint, of equal ones the later.
-        summarise: validation sums to metrics.
-        rate_of: the name of a parameter to what multiplies its learning rate.
-        resume: a `checkpoint_last.pt`, as loaded, to go on from.
+        model: network, on its device.
+        objective: task, see the docstring of this module. It tells training from validation by
+            `model.training`.
+        training: batches to train on.
+        validation: batches on which the best checkpoint is chosen.
+        settings: hyper-parameters, intervals and limits.
+        log: receives the `[TRAIN]` and `[VALID]` lines.
+        checkpoints: folder of the checkpoints, and their entries besides weights.
+        score: function from validation metrics to a tuple. The checkpoint with the largest tuple is the best;
+            of equal ones, the latest.
+        summarise: function from validation sums to metrics.
+        rate_of: function from the name of a parameter to the multiplier of its learning rate.
+        resume: loaded `checkpoint_last.pt` to go on from; None begins a new run.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; `checkpoint_last.pt` was saved first.
-        RunFailed: a loss was not finite, or the disk is full.
+        Interrupted: Ctrl-C or SIGTERM arrived; `checkpoint_last.pt` was saved first.
+        RunFailed: a loss is not finite, or the disk is full.
     """
     run = _Run(model, objective, settings, log, checkpoints, score, summarise, rate_of)
     return run.train(training, validation, resume)
@@ -143,10 +146,10 @@ def evaluate(
     amp: bool = False,
     summarise: Callable[[dict[str, Tensor]], Metrics] = means,
 ) -> Metrics:
-    """Return the metrics of `model` over `batches` (each rank's share of them, reduced over ranks).
+    """Return the metrics of `model` over `batches`; with several ranks, over the batches of all of them.
 
     Raises:
-        UserError: a rank has none.
+        UserError: a rank has no batches.
     """
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
@@ -154,7 +157,7 @@ def evaluate(
         for batch in batches:
             for name, value in objective(model, batch).items():
                 sums[name] = sums.get(name, 0) + torch.as_tensor(value)
-    # All ranks must come to know, or some would wait for the others' sums for ever.
+    # If one rank raises, all must: otherwise the others would wait for its sums for ever.
     if distributed.any_rank(not sums, device):
         raise UserError(f"each of {distributed.world_size()} ranks needs an example to be evaluated on")
     return summarise({name: distributed.total(value.to(device)) for name, value in sums.items()})
@@ -163,7 +166,17 @@ def evaluate(
 class _Run:
     """The state of one call of `fit`."""
 
-    def __init__(self, model, objective, settings, log, checkpoints, score, summarise, rate_of):
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: Settings,
+        log: RunLog,
+        checkpoints: Checkpoints,
+        score: Callable[[Metrics], tuple[float, ...]],
+        summarise: Callable[[dict[str, Tensor]], Metrics],
+        rate_of: Callable[[str], float],
+    ) -> None:
         self.model, self.objective, self.settings = model, objective, settings
         self.log, self.checkpoints = log, checkpoints
         self.score, self.summarise = score, summarise
@@ -171,13 +184,14 @@ class _Run:
         self.optimizer = make_optimizer(model, settings, rate_of)
         self.average = WeightAverage(model, settings.ema) if settings.ema else None
         self.progress = Progress()
-        self.metrics: Metrics = {}  # of the weights as they are; empty until they are validated
-        self.learning_rate = 0.0  # of the latest update, where nothing lessens it
+        self.metrics: Metrics = {}  # of the present weights; empty until they are validated
+        self.learning_rate = 0.0  # of the latest update, before the multipliers of `rate_of`
         self.pending = _PendingLosses()
-        self.length = 0  # batches an epoch
+        self.length = 0  # batches per epoch
 
     @property
     def evaluated(self) -> nn.Module:
+        """The network that is validated and saved: the weight average if there is one."""
         return self.average.model if self.average else self.model
 
     @property
@@ -187,13 +201,15 @@ class _Run:
 
     def train(self, training: Batches, validation: Iterable[Any], resume: dict | None) -> Progress:
         self.length = len(training)
-        updates = min(self.settings.max_epoch * self.length, self.settings.max_update or math.inf)
+        updates = self.settings.max_epoch * self.length
+        if self.settings.max_update:
+            updates = min(updates, self.settings.max_update)
         if resume:
             self._resume(resume)
             if self.progress.update >= updates:
                 self.log.text("RUN", f"nothing is left to train: {self.progress.update} updates are done")
         else:
-            # From here on, --resume goes on with this run and not with an older one in the same folder.
+            # Save at once, so that --resume continues this run and not an older one in the same folder.
             self._save(self.checkpoints.last, resumable=True)
         runner = self._runner()
         self.model.train()
@@ -206,7 +222,7 @@ class _Run:
         return self.progress
 
     def _batches(self, training: Batches, updates: int) -> Iterator[Any]:
-        """The batches from the next update on, each drawn with the random numbers of its update."""
+        """Yield the batches from the next update on, with the generators seeded for that update."""
         while self.progress.update < updates:
             batches = training.epoch(*divmod(self.progress.update, self.length))
             while self.progress.update < updates and not self._out_of_patience():
@@ -219,11 +235,15 @@ class _Run:
                 return
 
     def _seed(self) -> None:
+        # Each (seed, update, rank) has a seed of its own, up to 1,000,003 updates and 1,009 ranks.
         seed = (self.settings.seed * 1_000_003 + self.progress.update) * 1_009 + distributed.rank()
         distributed.seed(seed % 2**63, self.device)
 
     def _runner(self) -> nn.Module:
-        model = torch.compile(self.model) if self.settings.compile else self.model
+        model = self.model
+        if self.settings.compile:
+            # torch.compile returns a module for a module; its annotation says only that it is callable.
+            model = cast(nn.Module, torch.compile(model))
         if distributed.world_size() == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
@@ -237,14 +257,15 @@ class _Run:
             group["lr"] = self.learning_rate * group["rate"]
         with distributed.autocast(self.device, settings.amp):
             sums = self.objective(runner, batch)
-        (sums["loss"] * distributed.mean_factor(sums["count"], self.device)).backward()
+        loss, count = torch.as_tensor(sums["loss"]), sums["count"]
+        (loss * distributed.mean_factor(count, self.device)).backward()
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average:
             self.average.update(self.model, self.progress.update)
-        self.pending.add(sums["loss"].detach(), sums["count"])
+        self.pending.add(loss.detach(), count)
         self.progress.update += 1
         self.metrics = {}
 
@@ -260,7 +281,7 @@ class _Run:
         if keeps:
             self._save(self.checkpoints.epoch(epochs))
         if validates:
-            # After the others: a run killed between two files then goes on from before both.
+            # Last of all: if the run is killed between two files, it is resumed from a state before both.
             self._save(self.checkpoints.last, resumable=True)
             self.pending.restart_clock()
 
@@ -268,7 +289,7 @@ class _Run:
         received = distributed.any_rank(signals.received, self.device)
         if not received or unless:
             return
-        # Save before a word is said: the signal may have ended the reader of the log as well.
+        # Save before logging: the signal may have ended the reader of the log as well.
         numbers = self._training_numbers()
         self._save(self.checkpoints.last, resumable=True)
         self._log_training(numbers)
@@ -283,12 +304,12 @@ class _Run:
             self.log.event("TRAIN", **numbers)
 
     def _training_numbers(self) -> dict[str, float]:
-        """Return the fields of the next `[TRAIN]` line, or none if there was no update since the last line.
+        """Return the fields of the next `[TRAIN]` line; none if there was no update since the last line.
 
-        The losses are read from the device here and nowhere else.
+        Training losses are copied from the device only here, because a copy waits for the device.
 
         Raises:
-            RunFailed: one of them is not finite.
+            RunFailed: a loss is not finite.
         """
         if not self.pending.losses:
             return {}
@@ -357,11 +378,11 @@ class _Run:
         name = self.checkpoints.last
         if training["batches_an_epoch"] != self.length:
             raise UserError(
-                f"{name} had come to update {saved['update']} of {training['batches_an_epoch']} an epoch, "
+                f"{name} stopped at update {saved['update']}, with {training['batches_an_epoch']} an epoch; "
                 f"now an epoch has {self.length}: resume with the same data, --batch-size and number of ranks"
             )
         if training["progress"]["best_score"] is not None and not self.checkpoints.best.exists():
-            raise UserError(f"{self.checkpoints.best} is gone, which {name} goes on from: start a new run")
+            raise UserError(f"{self.checkpoints.best}, which belongs to {name}, is gone: start a new run")
         if self.average:
             checkpoint.restore_weights(self.average.model, saved["state_dict"], name)
         checkpoint.restore_weights(self.model, training["weights"] or saved["state_dict"], name)
@@ -370,7 +391,10 @@ class _Run:
         self.metrics = saved["metrics"]
 
     def _optimizer_state(self) -> dict[str, Any]:
-        """The optimizer's state by the names of the parameters: their groups depend on the flags."""
+        """Return the optimizer's state, by parameter name.
+
+        PyTorch's own state_dict numbers the parameters group by group, and the groups depend on the flags.
+        """
         kept = self.optimizer.state
         state = {name: kept[p] for name, p in self.model.named_parameters() if kept.get(p)}
         return self.optimizer.state_dict() | {"kind": self.settings.optimizer, "state": state}
@@ -381,15 +405,15 @@ class _Run:
         its = saved["state"]
         if saved["kind"] != self.settings.optimizer or (its and set(its) != set(mine)):
             raise UserError(f"{source} was saved with another optimizer: give the same --optimizer")
-        # Its state alone: weight decay, momentum and the like are what this run's flags say.
+        # Only the state is restored: weight decay, momentum and other options come from this run's flags.
         state = {number: its[name] for number, name in enumerate(mine) if name in its}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
 class _PendingLosses:
-    """The losses since the last log line, left on the device: reading one would wait for it."""
+    """The losses since the last log line, kept on the device, because reading one waits for the device."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.restart_clock()
         self.losses: list[Tensor] = []
         self.counts: list[Tensor | int] = []
@@ -402,7 +426,7 @@ class _PendingLosses:
         self.counts.append(count)
 
     def take(self, device: torch.device) -> tuple[Tensor, float, float]:
-        """Return the loss sums (updates,), the examples they are over and the seconds they took."""
+        """Return the loss sums (updates,), their number of examples and the seconds since the last call."""
         losses = distributed.total(torch.stack(self.losses).float()).cpu()
         examples = distributed.total(torch.as_tensor(sum(self.counts), device=device))
         seconds = time.perf_counter() - self.started
