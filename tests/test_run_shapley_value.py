@@ -255,7 +255,7 @@ def test_amp_changes_values_a_little_and_not_the_exact_ones(explain):
     [
         (("-lp", "29"), "larger than the image"),
         (("-lp", "1"), "784 players, more than 400: -lp 2 or more"),
-        (("-lp", "4", "--budget", "146"), "147 or more"),
+        (("-lp", "4", "--budget", "146"), "148 or more"),
         (("--tolerance", "0"), "is not a number above 0"),
         (("--tolerance", "nan"), "is not a number above 0"),
         (("--players", "photo.png"), "has 80×60 pixels; the network sees 28×28"),
