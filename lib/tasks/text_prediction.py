@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lib.data import text
+from lib.data import text, text_files
 from lib.data.batches import start_worker
-from lib.data.text import Row, words_of
+from lib.data.text import words_of
+from lib.data.text_files import Row
 from lib.models import layers
 from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, warn
@@ -135,10 +136,12 @@ def _on_all_cores(
 def _rows(run: Session) -> Iterable[Row]:
     flags = run.flags
     if flags.input == "-":
-        return text.read_lines(sys.stdin.buffer, "standard input")
+        return text_files.read_lines(sys.stdin.buffer, "standard input")
     if flags.input:
         return (
-            text.read_file(flags.input) if _names_a_file(flags.input) else [Row("--input", flags.input, None)]
+            text_files.read_file(flags.input)
+            if _names_a_file(flags.input)
+            else [Row("--input", flags.input, None)]
         )
     if flags.glue:
         return text.unlabelled_rows(flags.dataset, flags.data_dir, flags.test_file)
@@ -150,7 +153,7 @@ def _rows(run: Session) -> Iterable[Row]:
 
 def _names_a_file(given: str) -> bool:
     """Return whether `--input` is a path: the file exists, or the text has a known suffix and no space."""
-    return os.path.exists(given) or (" " not in given and Path(given).suffix in text.SUFFIXES)
+    return os.path.exists(given) or (" " not in given and Path(given).suffix in text_files.SUFFIXES)
 
 
 def _chunks(rows: Iterable[Row], most: int, classes: Sequence[str]) -> Iterator[Chunk]:
