@@ -84,9 +84,9 @@ _TABLE = (
     _rows("rnn"),
     _rows("lstm"),
     _rows("gru"),
-    Entry("lstm", "recurrent:SentimentClassifier", "phrases", is_small=True),
-    Entry("plain", "recurrent:PlainClassifier", "phrases", is_small=True),
-    Entry("ensemble", "recurrent:ensemble_of", "phrases", is_small=True),
+    Entry("lstm", "phrase_classifiers:SentimentClassifier", "phrases", is_small=True),
+    Entry("plain", "phrase_classifiers:PlainClassifier", "phrases", is_small=True),
+    Entry("ensemble", "phrase_classifiers:ensemble_of", "phrases", is_small=True),
 )
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _TABLE}

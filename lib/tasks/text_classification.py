@@ -14,7 +14,7 @@ from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
 from lib.data.text import Split, TextData
 from lib.data.tokens import Encoded, Vocabulary, words_never_alone
 from lib.evaluation import views
-from lib.models.recurrent import Dropout, Ensemble, PhraseClassifier
+from lib.models.phrase_classifiers import Dropout, Ensemble, PhraseClassifier
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.training.objectives import classification, with_neutral
