@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lib import models
 from lib.data.tokens import Phrases
-from lib.models.answers import mean_answer
+from lib.models.averaging import mean_answer
 from lib.models.recurrent import Pool, Recurrent
 from lib.models.word_vectors import BigramVectors, WordVectors
 from lib.runtime.errors import UserError

@@ -20,9 +20,9 @@ from lib.data import augment, datasets, folders, image_files, images, photograph
 from lib.data.batches import Phases, Shuffled
 from lib.data.images import Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
-from lib.evaluation import views
+from lib.evaluation import answers
 from lib.models import layers, pretrained, transfer
-from lib.models.answers import OfViews
+from lib.models.averaging import AveragedViews
 from lib.models.small import FastCNN
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import Interrupted, UserError
@@ -338,7 +338,7 @@ def report(run: Session, model: nn.Module, data: ImageData) -> None:
     """
 
     def metrics(name: str, split: Examples, count: int = 1) -> dict[str, float]:
-        found = evaluate(OfViews(model, count), classification(), split.in_order(), amp=run.flags.amp)
+        found = evaluate(AveragedViews(model, count), classification(), split.in_order(), amp=run.flags.amp)
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
     run.log.event("EVAL", **metrics("Train", data.train), **metrics("Valid", data.valid))
@@ -381,7 +381,7 @@ def predict(run: Session, model: nn.Module, data: ImageData) -> None:
 
 
 def _write_predictions(
-    run: Session, data: ImageData, names: Sequence, predictions: views.Predictions, path: Path | None
+    run: Session, data: ImageData, names: Sequence, predictions: answers.Predictions, path: Path | None
 ) -> None:
     labelled = not run.flags.input
     header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
@@ -419,10 +419,10 @@ def _input_batches(run: Session, data: ImageData) -> Iterator[tuple[Tensor, Tens
 
 def predictions_of(
     run: Session, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
-) -> views.Predictions:
+) -> answers.Predictions:
     """Return the predictions of `model` for all examples of `batches`, which are the same on every rank."""
     with distributed.autocast(run.device, run.flags.amp):
-        return views.predict(OfViews(model, run.flags.test_views), batches)
+        return answers.predict(AveragedViews(model, run.flags.test_views), batches)
 
 
 def list_models(recipes: Mapping[str, Mapping[str, Any]], also: str = "") -> None:

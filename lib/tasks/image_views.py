@@ -9,7 +9,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lib.data.images import Examples, ImageData, resize
-from lib.evaluation import embed, views
+from lib.evaluation import answers
+from lib.evaluation.activation_statistics import activation_statistics, activation_table
+from lib.evaluation.features import layer_features
+from lib.evaluation.projector import write_projector
 from lib.figures import classification as pictures
 from lib.figures import features as feature_pictures
 from lib.figures import filters as filter_pictures
@@ -54,8 +57,8 @@ def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
     _embed(run, model, data, sample, layer_names)
 
 
-def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
-    rows = views.most_confident_mistakes(predictions, 24)
+def _mistakes(data: ImageData, predictions: answers.Predictions) -> Figure:
+    rows = answers.most_confident_mistakes(predictions, 24)
     wrong = data.valid.rows(rows.to(data.valid.labels.device))
     true, answered = predictions.labels[rows], predictions.classes[rows]
     return pictures.mistakes(
@@ -75,8 +78,8 @@ def _convolutions(run: Session, model: nn.Module, sample: Examples) -> None:
     weights = convolution.weight.detach().float().cpu().numpy()
     inspection.draw(run, "filters", filter_pictures.filters(weights, name), colours=ALL_COLOURS)
     with distributed.autocast(run.device, run.flags.amp):
-        activations = views.activation_statistics(model, _images(sample))
-    for line in views.activation_table(activations):
+        activations = activation_statistics(model, _images(sample))
+    for line in activation_table(activations):
         run.log.text("ACTIVATIONS", line)
     inspection.draw(run, "activations", filter_pictures.activations(activations))
 
@@ -84,7 +87,7 @@ def _convolutions(run: Session, model: nn.Module, sample: Examples) -> None:
 def _embed(run: Session, model: nn.Module, data: ImageData, sample: Examples, layer_names: list[str]) -> None:
     flags = run.flags
     with distributed.autocast(run.device, flags.amp):
-        features = views.layer_features(model, layer_names, _images(sample), flags.pool)
+        features = layer_features(model, layer_names, _images(sample), flags.pool)
     labels = sample.labels.cpu()
     embedding = inspection.show_features(run, features, labels, data.classes)
     if not (flags.projector or flags.thumbnails):
@@ -97,7 +100,7 @@ def _embed(run: Session, model: nn.Module, data: ImageData, sample: Examples, la
         inspection.draw(run, "thumbnails", sheet, colours=ALL_COLOURS)
     if flags.projector:
         names = [data.classes[label] for label in labels]
-        embed.write_projector(flags.projector, features, names, thumbnails)
+        write_projector(flags.projector, features, names, thumbnails)
         run.log.event("PROJECTOR", folder=flags.projector)
 
 

@@ -7,7 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib.evaluation import views
+from lib.evaluation import answers
+from lib.evaluation.embedding import Embedding, embed_layers
+from lib.evaluation.features import stratified_sample
 from lib.figures import classification as pictures
 from lib.figures import features as feature_pictures
 from lib.figures import style
@@ -22,7 +24,7 @@ def sample(run: Session, labels: Tensor) -> Tensor:
     Raises:
         UserError: the sample is too small for the perplexity.
     """
-    rows = views.stratified_sample(labels, run.flags.samples)
+    rows = stratified_sample(labels, run.flags.samples)
     if _perplexity(run, len(rows)) >= len(rows):
         raise UserError(f"--perplexity {run.flags.perplexity:g} must be less than the {len(rows)} samples")
     return rows
@@ -43,20 +45,20 @@ def make_folders(run: Session) -> None:
             writable_folder(folder)
 
 
-def show_answers(run: Session, predictions: views.Predictions, classes: Sequence[str]) -> None:
+def show_answers(run: Session, predictions: answers.Predictions, classes: Sequence[str]) -> None:
     """Log a table of the metrics of each class, and draw the confusion matrix."""
-    for line in views.per_class(predictions, classes):
+    for line in answers.per_class(predictions, classes):
         run.log.text("CLASSES", line)
-    draw(run, "confusion", pictures.confusion_matrix(views.confusion(predictions), classes))
+    draw(run, "confusion", pictures.confusion_matrix(answers.confusion(predictions), classes))
 
 
 def show_features(
     run: Session, features: Mapping[str, np.ndarray], labels: Tensor, classes: Sequence[str]
-) -> views.Embedding:
+) -> Embedding:
     """Draw the features (N, D) of each layer by PCA and t-SNE, and log their neighbour accuracies."""
     flags = run.flags
     perplexity = _perplexity(run, len(labels))
-    embedding = views.embed_layers(features, labels, dims=flags.dims, perplexity=perplexity, seed=flags.seed)
+    embedding = embed_layers(features, labels, dims=flags.dims, perplexity=perplexity, seed=flags.seed)
     for layer, scores in embedding.accuracies.items():
         named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
         run.log.event("FEATURE", layer=layer, **named)

@@ -13,7 +13,7 @@ from lib.data import text
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
 from lib.data.text import Split, TextData
 from lib.data.tokens import Encoded, Vocabulary, words_never_alone
-from lib.evaluation import views
+from lib.evaluation import answers
 from lib.models.phrase_classifiers import Dropout, Ensemble, PhraseClassifier
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
@@ -224,21 +224,21 @@ def answer(
     phrases: Sequence[tuple[str, ...]],
     device: torch.device,
     amp: bool = False,
-) -> views.Predictions:
+) -> answers.Predictions:
     """Return the predictions of `model` for phrases, in their order."""
     return answer_split(model, reader, Split(phrases, None), device, amp)
 
 
 def answer_split(
     model: nn.Module, reader: Reader, split: Split, device: torch.device, amp: bool = False
-) -> views.Predictions:
+) -> answers.Predictions:
     """Return the predictions of `model` for the phrases of a split, in their order, with the labels."""
     batches = PhrasesInOrder(
         *reader.encode(split, device), max_tokens=8192, distributed_over_ranks=False
     )  # 8192 gave the most phrases per second of the sizes tried
     with distributed.autocast(device, amp):
-        found = views.predict(model, batches)
-    return views.Predictions(
+        found = answers.predict(model, batches)
+    return answers.Predictions(
         batches.restored(found.probabilities), batches.restored(found.labels), found.loss
     )
 

@@ -8,7 +8,9 @@ import torch
 from lib.data.phrases import PhrasesInOrder
 from lib.data.text import Split, TextData
 from lib.data.tokens import Phrases
-from lib.evaluation import embed, views
+from lib.evaluation import answers
+from lib.evaluation.features import layer_features
+from lib.evaluation.projector import write_projector
 from lib.models import layers
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
@@ -62,7 +64,7 @@ def _batches(run: Session, split: Split, reader: Reader) -> list[Phrases]:
     return [phrases for phrases, _ in batches]
 
 
-def _log_lengths(run: Session, split: Split, predictions: views.Predictions) -> None:
+def _log_lengths(run: Session, split: Split, predictions: answers.Predictions) -> None:
     lengths = torch.tensor([len(phrase) for phrase in split.phrases])
     right = predictions.classes == predictions.labels
     for low, high in zip((0, *LENGTHS), (*LENGTHS, math.inf), strict=True):
@@ -74,8 +76,10 @@ def _log_lengths(run: Session, split: Split, predictions: views.Predictions) -> 
             run.log.event("LENGTH", words=words, examples=len(here), accuracy=accuracy, **ends)
 
 
-def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, classes: Sequence[str]) -> None:
-    for row in views.most_confident_mistakes(predictions, MISTAKES).tolist():
+def _log_mistakes(
+    run: Session, split: Split, predictions: answers.Predictions, classes: Sequence[str]
+) -> None:
+    for row in answers.most_confident_mistakes(predictions, MISTAKES).tolist():
         chosen = int(predictions.classes[row])
         run.log.event(
             "MISTAKE",
@@ -90,11 +94,11 @@ def _embed(run: Session, model: PhraseNetwork, sample: Split, reader: Reader) ->
     flags = run.flags
     batches = _batches(run, sample, reader)
     with distributed.autocast(run.device, flags.amp):
-        features = views.layer_features(model, flags.layers or model.stages, batches, "flatten")
+        features = layer_features(model, flags.layers or model.stages, batches, "flatten")
     inspection.show_features(run, features, torch.tensor(sample.labels), reader.classes)
     if flags.projector:
         assert sample.labels is not None  # the validation split is always labelled
         facts = zip(sample.labels, sample.phrases, strict=True)
         names = [f"{reader.classes[label]}: {' '.join(phrase)}" for label, phrase in facts]
-        embed.write_projector(flags.projector, features, names)
+        write_projector(flags.projector, features, names)
         run.log.event("PROJECTOR", folder=flags.projector)
