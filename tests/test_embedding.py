@@ -23,7 +23,7 @@ def blobs(examples: int = 90, size: int = 8, seed: int = 0) -> tuple[np.ndarray,
 
 
 def embed_one(features: np.ndarray, **options) -> dict[str, np.ndarray]:
-    options = {"perplexity": 5, "progress": False, **options}
+    options = {"perplexity": 5, **options}
     return embedding.project({"layer": features}, **options)["layer"]
 
 
@@ -82,8 +82,8 @@ def test_tsne_does_not_depend_on_the_scale_of_the_features(factor):
 
 def test_points_do_not_depend_on_the_number_of_processes():
     features = {str(seed): blobs(60, 60, seed)[0] for seed in range(3)}
-    alone = embedding.project(features, perplexity=5, workers=1, progress=False)
-    together = embedding.project(features, perplexity=5, workers=2, progress=False)
+    alone = embedding.project(features, perplexity=5, workers=1)
+    together = embedding.project(features, perplexity=5, workers=2)
     assert list(alone) == list(together) == list(features)
     for name, points in alone.items():
         for method, array in points.items():
@@ -94,7 +94,7 @@ def test_workers_start_while_torch_threads_run_in_the_parent():
     torch = pytest.importorskip("torch")
     (torch.ones(400, 400) @ torch.ones(400, 400)).sum()
     features = {str(seed): blobs(20, seed=seed)[0] for seed in range(2)}
-    points = embedding.project(features, perplexity=3, workers=2, progress=False)
+    points = embedding.project(features, perplexity=3, workers=2)
     assert all(np.isfinite(array).all() for methods in points.values() for array in methods.values())
 
 
@@ -126,11 +126,11 @@ def test_two_examples_can_be_embedded_in_three_dimensions():
 
 
 def test_no_layers_give_no_points():
-    assert embedding.project({}, progress=False) == {}
+    assert embedding.project({}) == {}
 
 
 def test_no_progress_bar_appears_where_there_is_no_terminal(capfd):
-    embed_one(blobs(12)[0], perplexity=3, progress=True)
+    embed_one(blobs(12)[0], perplexity=3)
     assert capfd.readouterr() == ("", "")
 
 

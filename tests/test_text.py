@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lib.data import sentences, text, text_files
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap
-from lib.data.text import Split
+from lib.data.text import TextSplit
 from lib.data.tokens import UNKNOWN, Vocabulary, tokenise
 from lib.runtime.errors import UserError
 
@@ -231,7 +231,7 @@ def test_glue_is_found_below_the_data_folder_or_in_it(tmp_path):
         (tmp_path / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\ngood \t1\nbad \t0\n")
     for folder in (tmp_path, tmp_path / "SST-2"):
         data = text.load("sst2", folder, {})
-        assert data.train == Split([("good",), ("bad",)], [1, 0])
+        assert data.train == TextSplit([("good",), ("bad",)], [1, 0])
         assert data.classes == ("negative", "positive")
 
 
@@ -259,24 +259,24 @@ def test_the_tiny_data_set_is_balanced_and_its_parts_share_no_phrase():
 
 
 def test_duplicates_and_contradictions_are_counted():
-    split = Split([("a",), ("a",), ("b",), ("b",), ("c", "d")], [0, 0, 0, 1, 1])
+    split = TextSplit([("a",), ("a",), ("b",), ("b",), ("c", "d")], [0, 0, 0, 1, 1])
     assert text.statistics(split) == {"phrases": 5, "words": 6, "duplicates": 2, "contradictory": 1}
 
 
-def hold_out(split: Split, share: float) -> tuple[Split, Split]:
+def hold_out(split: TextSplit, share: float) -> tuple[TextSplit, TextSplit]:
     """The rest of a split, and the sentences held out."""
     rest, held = sentences.held_out_rows(split.phrases, share)
     return split.rows(rest), split.rows(held)
 
 
-def corpus_of_trees(count: int = 60) -> Split:
+def corpus_of_trees(count: int = 60) -> TextSplit:
     """Sentences of ten words of their own and one that all share, and their parts of one or three words."""
     phrases = []
     for number in range(count):
         sentence = (*(f"w{number}-{i}" for i in range(10)), "film")
         phrases += [sentence, *(sentence[i : i + 3] for i in range(0, 9, 2)), *((word,) for word in sentence)]
     phrases = list(dict.fromkeys(phrases))
-    return Split(phrases, [number % 2 for number in range(len(phrases))])
+    return TextSplit(phrases, [number % 2 for number in range(len(phrases))])
 
 
 def test_the_hold_out_is_of_whole_sentences_and_shares_none_with_the_rest():
@@ -292,7 +292,7 @@ def test_the_hold_out_is_of_whole_sentences_and_shares_none_with_the_rest():
 def test_sentences_that_share_a_run_of_words_are_held_out_together():
     shared = tuple(f"s{i}" for i in range(sentences.SHARED_RUN))
     pair = (("a", *shared), (*shared, "b"))
-    split = Split([*pair, *((f"x{i}", f"y{i}") for i in range(20))], [0, 1] * 11)
+    split = TextSplit([*pair, *((f"x{i}", f"y{i}") for i in range(20))], [0, 1] * 11)
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         rest, _ = hold_out(split, share)
         assert sum(phrase in pair for phrase in rest.phrases) in (0, 2)
@@ -312,7 +312,7 @@ def test_the_sentences_of_a_phrase_are_all_those_that_it_is_a_part_of(phrases):
 
 def test_very_long_phrases_are_held_out_too():
     long = [tuple(f"{number}-{i % 700}" for i in range(text.MOST_WORDS)) for number in range(20)]
-    rest, held = hold_out(Split(long, [0, 1] * 10), 0.5)
+    rest, held = hold_out(TextSplit(long, [0, 1] * 10), 0.5)
     assert (len(rest), len(held)) == (10, 10)
 
 
@@ -323,7 +323,7 @@ def test_the_hold_out_is_the_same_every_time():
 def test_a_hold_out_of_nothing_or_of_everything_is_refused():
     for share in (0.001, 0.9):
         with pytest.raises(UserError, match="leaves nothing"):
-            hold_out(Split([("a", "b"), ("c", "d")], [0, 1]), share)
+            hold_out(TextSplit([("a", "b"), ("c", "d")], [0, 1]), share)
 
 
 def test_what_was_validated_on_is_tested_on_where_sentences_are_held_out(tmp_path):

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NAMES = ("shift", "rotate", "scale", "affine", "crop", "flip", "color", "erase")
-
 ROTATE_DEGREES = 10.0
 SCALE_SHARE = 0.1
 AFFINE = {"rotate": 15.0, "scale": 0.1, "shear": 0.15}
@@ -33,7 +31,7 @@ def augmentation(
     """Compose the augmentations `names` into one function; return None if there is nothing to do.
 
     Args:
-        names: some of `NAMES`.
+        names: some of `shift`, `rotate`, `scale`, `affine`, `crop`, `flip`, `color`, `erase`.
         shift_pixels: largest displacement of `shift`, in pixels.
         mean, std: per channel. The function takes and returns images scaled as (pixel − mean) / std, but
             augments them as pixels, so that the area moved in from outside is black.
@@ -49,7 +47,7 @@ def augmentation(
         names = [name for name in names if name != "shift"]
     chosen = [*_moves(names, shift_pixels), *(step for name, step in steps.items() if name in names)]
     if window:
-        chosen.insert(0, partial(windowed, height=window, width=window))
+        chosen.insert(0, partial(random_windows, height=window, width=window))
     if not chosen:
         return None
     scaled = set(mean) != {0} or set(std) != {1}
@@ -82,10 +80,10 @@ def _moves(names: Sequence[str], shift_pixels: int) -> list[Callable[[Tensor], T
 def shift(images: Tensor, pixels: int = 2) -> Tensor:
     """Translate each image by a random whole number of pixels, up to `pixels` along both axes."""
     height, width = images.shape[2:]
-    return windowed(F.pad(images, [pixels] * 4), height, width)
+    return random_windows(F.pad(images, [pixels] * 4), height, width)
 
 
-def windowed(images: Tensor, height: int, width: int) -> Tensor:
+def random_windows(images: Tensor, height: int, width: int) -> Tensor:
     """Crop a random window of the given size from each image, (B, C, height, width)."""
     windows = images.unfold(2, height, 1).unfold(3, width, 1)
     down = torch.randint(windows.shape[2], (len(images),), device=images.device)

@@ -159,7 +159,7 @@ class PhraseSwap:
         return tokens
 
 
-class Words:
+class RandomWords:
     """Random batches of single words.
 
     Random numbers come from torch's global generator, which `lib.training.train.fit` seeds for every update.

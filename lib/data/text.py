@@ -25,7 +25,7 @@ MOST_WORDS = 2000
 
 
 @dataclass(frozen=True)
-class Split:
+class TextSplit:
     """N phrases, each a tuple of words, and their class indices; `labels` is None if there are none."""
 
     phrases: Sequence[tuple[str, ...]]
@@ -34,19 +34,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.phrases)
 
-    def rows(self, index: Iterable[int]) -> "Split":
+    def rows(self, index: Iterable[int]) -> "TextSplit":
         index = list(index)
         labels = None if self.labels is None else [self.labels[i] for i in index]
-        return Split([self.phrases[i] for i in index], labels)
+        return TextSplit([self.phrases[i] for i in index], labels)
 
 
 @dataclass(frozen=True)
 class TextData:
     """The training and validation splits, and the labelled test split if there is one (used only once)."""
 
-    train: Split
-    valid: Split
-    test: Split | None
+    train: TextSplit
+    valid: TextSplit
+    test: TextSplit | None
     classes: tuple[str, ...]
 
 
@@ -106,7 +106,7 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(tokenise(text)[:MOST_WORDS])
 
 
-def statistics(split: Split) -> dict[str, int]:
+def statistics(split: TextSplit) -> dict[str, int]:
     """Count `phrases`, `words`, `duplicates` and `contradictory` phrases of a labelled split.
 
     Duplicates are the repetitions of a phrase, not counting its first row. A phrase is contradictory if it
@@ -201,7 +201,7 @@ def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
     return SENTIMENTS if labels <= {*"01", *SENTIMENTS} else tuple(sorted(labels))
 
 
-def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> Split:
+def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> TextSplit:
     """Turn rows into words and class indices; rows without text are left out."""
     numbers = {name: number for number, name in enumerate(classes)}
     if classes == SENTIMENTS:
@@ -217,7 +217,7 @@ def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> Split:
             )
         phrases.append(words_of(row.text))
         labels.append(numbers[label])
-    return Split(phrases, labels)
+    return TextSplit(phrases, labels)
 
 
 def _label(row: Row) -> str:

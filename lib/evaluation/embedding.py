@@ -41,7 +41,6 @@ def project(
     perplexity: float = 30.0,
     seed: int = 0,
     workers: int | None = None,
-    progress: bool = True,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Project each layer's features to 2 or 3 dimensions, by PCA and by t-SNE.
 
@@ -55,7 +54,6 @@ def project(
         perplexity: t-SNE's effective number of neighbours, below N.
         seed: seed of PCA's iteration and of t-SNE.
         workers: number of processes; by default one per core, or one if there is little to do.
-        progress: whether to show a progress bar on stderr, if that is a terminal.
 
     Returns:
         Layer name to {"pca": (N, dims), "tsne": (N, dims)}, both float64.
@@ -71,21 +69,19 @@ def project(
         raise UserError(f"a perplexity of {perplexity:g} needs more than the {examples} examples there are")
     clean = {name: _finite(name, array) for name, array in features.items()}
     processes = _processes(workers, len(clean), examples)
-    with tempfile.TemporaryDirectory() as folder, _progress_bar(Path(folder), len(clean), progress):
+    with tempfile.TemporaryDirectory() as folder, _progress_bar(Path(folder), len(clean)):
         settings = {"dims": dims, "perplexity": perplexity, "seed": seed, "ticks": folder}
         return dict(zip(clean, _map(_embed, list(clean.values()), settings, processes), strict=True))
 
 
 @contextlib.contextmanager
-def _progress_bar(ticks: Path, layers: int, enabled: bool) -> Iterator[None]:
+def _progress_bar(ticks: Path, layers: int) -> Iterator[None]:
     """Show the progress of all layers' t-SNE, read from the sizes of the files that `_Ticks` writes.
 
     Files are needed because scikit-learn's t-SNE has no callback and may run in other processes.
     """
     total = layers * MOST_ITERATIONS
-    with tqdm(
-        total=total, desc="t-SNE", unit=" steps", leave=False, disable=None if enabled else True
-    ) as bar:
+    with tqdm(total=total, desc="t-SNE", unit=" steps", leave=False, disable=None) as bar:
         if bar.disable:
             yield
             return

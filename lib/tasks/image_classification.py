@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lib import models
 from lib.data import augment, datasets, folders, image_files, images, photographs
-from lib.data.batches import Phases, Shuffled
+from lib.data.batches import ScheduledBatches, Shuffled
 from lib.data.images import Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
 from lib.evaluation import answers
@@ -315,7 +315,7 @@ def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
             seed=flags.seed,
         )
 
-    found: Shuffled | Phases = batches(None)
+    found: Shuffled | ScheduledBatches = batches(None)
     for share, until in reversed(getattr(flags, "windows", None) or ()):
         side = round(share * how.size)
         try:
@@ -326,8 +326,7 @@ def _training(run: Session, model: nn.Module, data: ImageData) -> Batches:
                 "give other --windows, or none"
             ) from None
         # In floating point 0.29 × 100 is 28.999…, so a hundredth of an epoch is added before truncation.
-        # A cast, because `Phases` needs only the length and the epochs of what follows, and has both itself.
-        found = Phases(batches(side), int(until * flags.max_epoch + 0.01), cast(Shuffled, found))
+        found = ScheduledBatches(batches(side), int(until * flags.max_epoch + 0.01), found)
     return found
 
 

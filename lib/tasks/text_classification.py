@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lib import models
 from lib.data import text
-from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
-from lib.data.text import Split, TextData
+from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, RandomWords
+from lib.data.text import TextData, TextSplit
 from lib.data.tokens import Encoded, Vocabulary, words_never_alone
 from lib.evaluation import answers
 from lib.models.phrase_classifiers import Dropout, Ensemble, PhraseClassifier
@@ -59,7 +59,7 @@ class Reader:
     def plain(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary.plain(), "classes": list(self.classes)}
 
-    def encode(self, split: Split, device: torch.device) -> tuple[Encoded, Tensor]:
+    def encode(self, split: TextSplit, device: torch.device) -> tuple[Encoded, Tensor]:
         labels = torch.tensor(split.labels if split.labels is not None else [0] * len(split))
         return self.vocabulary.encode(split.phrases).to(device), labels.to(device)
 
@@ -163,7 +163,7 @@ def _objective(run: Session, data: TextData, reader: Reader) -> Objective:
     if not words:
         raise UserError("every word is labelled by itself: leave out --neutral-words")
     encoded = reader.vocabulary.encode(words).to(run.device)
-    return with_neutral(objective, Words(encoded, NEUTRAL_WORDS_AN_UPDATE), flags.neutral_words)
+    return with_neutral(objective, RandomWords(encoded, NEUTRAL_WORDS_AN_UPDATE), flags.neutral_words)
 
 
 def _teacher(run: Session, reader: Reader) -> nn.Module:
@@ -190,12 +190,12 @@ def report(run: Session, model: nn.Module, data: TextData, reader: Reader) -> No
     The accuracies on the validation and test splits come with 95 % confidence intervals.
     """
 
-    def metrics(name: str, split: Split) -> dict[str, float]:
+    def metrics(name: str, split: TextSplit) -> dict[str, float]:
         batches = PhrasesInOrder(*reader.encode(split, run.device))
         found = evaluate(model, classification(), batches, amp=run.flags.amp)
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
-    def unseen(name: str, split: Split) -> dict[str, float]:
+    def unseen(name: str, split: TextSplit) -> dict[str, float]:
         found = metrics(name, split)
         low, high = interval(found[f"{name}_accuracy"], len(split))
         return found | {f"{name}_accuracy_low": low, f"{name}_accuracy_high": high}
@@ -226,11 +226,11 @@ def answer(
     amp: bool = False,
 ) -> answers.Predictions:
     """Return the predictions of `model` for phrases, in their order."""
-    return answer_split(model, reader, Split(phrases, None), device, amp)
+    return answer_split(model, reader, TextSplit(phrases, None), device, amp)
 
 
 def answer_split(
-    model: nn.Module, reader: Reader, split: Split, device: torch.device, amp: bool = False
+    model: nn.Module, reader: Reader, split: TextSplit, device: torch.device, amp: bool = False
 ) -> answers.Predictions:
     """Return the predictions of `model` for the phrases of a split, in their order, with the labels."""
     batches = PhrasesInOrder(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from lib.data.phrases import PhrasesInOrder
-from lib.data.text import Split, TextData
+from lib.data.text import TextData, TextSplit
 from lib.data.tokens import Phrases
 from lib.evaluation import answers
 from lib.evaluation.features import layer_features
@@ -42,7 +42,7 @@ def look_inside(run: Session, model: PhraseNetwork, data: TextData, reader: Read
     _embed(run, model, sample, reader)
 
 
-def _sample(run: Session, model: PhraseNetwork, split: Split, reader: Reader) -> Split:
+def _sample(run: Session, model: PhraseNetwork, split: TextSplit, reader: Reader) -> TextSplit:
     """Return the phrases to embed, shortest first, after checking that the layers output one vector each."""
     flags = run.flags
     sample = split.rows(inspection.sample(run, torch.tensor(split.labels)).tolist())
@@ -59,12 +59,12 @@ def _sample(run: Session, model: PhraseNetwork, split: Split, reader: Reader) ->
     return sample
 
 
-def _batches(run: Session, split: Split, reader: Reader) -> list[Phrases]:
+def _batches(run: Session, split: TextSplit, reader: Reader) -> list[Phrases]:
     batches = PhrasesInOrder(*reader.encode(split, run.device), distributed_over_ranks=False)
     return [phrases for phrases, _ in batches]
 
 
-def _log_lengths(run: Session, split: Split, predictions: answers.Predictions) -> None:
+def _log_lengths(run: Session, split: TextSplit, predictions: answers.Predictions) -> None:
     lengths = torch.tensor([len(phrase) for phrase in split.phrases])
     right = predictions.classes == predictions.labels
     for low, high in zip((0, *LENGTHS), (*LENGTHS, math.inf), strict=True):
@@ -77,7 +77,7 @@ def _log_lengths(run: Session, split: Split, predictions: answers.Predictions) -
 
 
 def _log_mistakes(
-    run: Session, split: Split, predictions: answers.Predictions, classes: Sequence[str]
+    run: Session, split: TextSplit, predictions: answers.Predictions, classes: Sequence[str]
 ) -> None:
     for row in answers.most_confident_mistakes(predictions, MISTAKES).tolist():
         chosen = int(predictions.classes[row])
@@ -90,7 +90,7 @@ def _log_mistakes(
         )
 
 
-def _embed(run: Session, model: PhraseNetwork, sample: Split, reader: Reader) -> None:
+def _embed(run: Session, model: PhraseNetwork, sample: TextSplit, reader: Reader) -> None:
     flags = run.flags
     batches = _batches(run, sample, reader)
     with distributed.autocast(run.device, flags.amp):
