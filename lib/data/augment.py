@@ -118,6 +118,7 @@ def warp(images: Tensor, shift: float = 0, rotate: float = 0, scale: float = 0, 
     x_shift, y_shift = uniform(2 * shift / width, 2)  # the grid spans [−1, 1]: its width is 2
     slant = uniform(shear) if shear else torch.zeros_like(angle)
     cosine, sine = angle.cos(), angle.sin()
+    # The product, with R(angle) = [[cos, −sin], [sin, cos]] and shear · scale = [[x, slant · y], [0, y]].
     across = [cosine * x_scale, (cosine * slant - sine) * y_scale, x_shift]
     down = [sine * x_scale, (sine * slant + cosine) * y_scale, y_shift]
     return _sampled(images, torch.stack(across + down, 1))
@@ -140,6 +141,8 @@ def crop(images: Tensor) -> Tensor:
         return torch.rand(len(images), device=images.device) * (high - low) + low
 
     area, aspect = uniform(*CROP_AREA), uniform(*map(math.log, CROP_ASPECT)).exp()
+    # From width · height = area and width / height = aspect: width² = area · aspect, height² = area / aspect.
+    # A large window of a long shape does not fit into the image: it is cut to the image's side.
     width, height = ((area * ratio).sqrt().clamp(max=1) for ratio in (aspect, 1 / aspect))
     # In the grid's coordinates the window is 2·width wide; its centre may be up to 1 − width off the middle.
     x, y = uniform(width - 1, 1 - width), uniform(height - 1, 1 - height)

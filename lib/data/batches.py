@@ -16,6 +16,19 @@ _FILES_A_BATCH = 128  # in validation
 _Item = tuple[int, int | None]  # number of an example, and the seed of its crop
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return a number of its own for each pair (seed, epoch), up to 1,000,003 epochs.
+
+    The sum of both would give run 1 in epoch 0 the order of run 0 in epoch 1.
+    """
+    return seed * 1_000_003 + epoch
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Return a new generator for that epoch, so that no other draw of random numbers changes its order."""
+    return torch.Generator().manual_seed(epoch_seed(seed, epoch))
+
+
 class Shuffled:
     """Shuffled batches of example numbers, reshuffled every epoch; the base of the batches to train on.
 
@@ -59,8 +72,7 @@ class Shuffled:
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of the examples in that epoch, (N,)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.examples, generator=generator)
+        return torch.randperm(self.examples, generator=epoch_generator(self.seed, epoch))
 
 
 class TensorBatches(Shuffled):
@@ -184,7 +196,8 @@ class FileBatches(Shuffled):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of `epoch` from number `start` on."""
-        first = (self.seed * 1_000_003 + epoch) * self.examples
+        # Distinct for each (seed, epoch, example), as `epoch_seed` is for each (seed, epoch).
+        first = epoch_seed(self.seed, epoch) * self.examples
         rows = self.rows(self.order(epoch), start)
         numbered: Iterator[list[_Item]] = (
             [(row, (first + row) % 2**63) for row in batch.tolist()] for batch in rows

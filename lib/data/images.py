@@ -245,6 +245,7 @@ def _stratified_rows(labels: Tensor, count: int, flag: str) -> Tensor:
     classes = len(sizes)
     if sizes.min() < 2:
         raise UserError(f"{flag} {count} cannot be stratified: a class has only one training example")
+    # Each class needs an example on both sides.
     if not classes <= count <= len(labels) - classes:
         raise UserError(
             f"{flag} {count} cannot be taken from {len(labels)} training examples of {classes} classes: "

@@ -59,6 +59,8 @@ def _sentences(phrases: Sequence[Phrase]) -> tuple[dict, list]:
     for phrase in owners:
         if len(phrase) >= BEGINNING:
             lengths.setdefault(phrase[:BEGINNING], set()).add(len(phrase))
+    # Longest first: a phrase is a part only of longer phrases, so when its turn comes, it either has all its
+    # owners or is a sentence itself.
     for phrase in sorted(owners, key=len, reverse=True):
         if owners[phrase]:
             continue

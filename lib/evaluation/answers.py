@@ -50,6 +50,7 @@ def predict(model: nn.Module, batches: Iterable[tuple]) -> Predictions:
         raise UserError("there are no examples to evaluate")
     # One copy to the CPU at the end, because a copy per batch would wait for the device each time.
     all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    # In float64: the rounding errors of a sum of float32 grow with the number of examples.
     loss = F.cross_entropy(all_logits.double(), all_labels).item()
     return Predictions(all_logits.softmax(dim=1), all_labels, loss)
 

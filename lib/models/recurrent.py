@@ -131,11 +131,13 @@ class Recurrent(nn.Module):
         weights: dict[str, Tensor] = dict(self.lstm.named_parameters())
         dropping = self.training and self.drop_connect > 0
         if dropping:
+            # `F.dropout` divides what it keeps by 1 − share, so evaluation needs no other weights.
             weights |= {
                 name: F.dropout(weight, self.drop_connect)
                 for name, weight in weights.items()
                 if name.startswith("weight_hh")
             }
+        # With the same weights, both cells compute the same function, up to rounding.
         if self.cell == "reference":
             return self._reference(x, weights)
         with differentiable(self, x):

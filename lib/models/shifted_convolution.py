@@ -48,7 +48,14 @@ def _shifted_views(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class _ShiftedConvolution(torch.autograd.Function):
-    """The convolution y[i, j] = b + Σ w[k, l] · x[i + k, j + l], k, l ∈ {0, 1}, and its gradients."""
+    """The convolution y[i, j] = b + Σ w[k, l] · x[i + k, j + l], k, l ∈ {0, 1}, and its gradients.
+
+    With g = ∂L/∂y, and x_kl the part of x that w[k, l] multiplies (a shifted view, shaped like y):
+
+        ∂L/∂w[k, l] = Σ g · x_kl,   ∂L/∂b = Σ g,
+
+    and ∂L/∂x is the sum of all w[k, l] · g, each added at the place of x_kl in x.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
