@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.ops import Permute
@@ -83,6 +84,13 @@ def test_the_table_averages_over_the_classes_that_have_examples():
     assert lines[2].split() == ["dog", "1.0000", "0.5000", "0.6667", "2"]
     assert lines[3].split() == ["unseen", "class", "-", "-", "-", "0"]
     assert lines[4].split() == ["macro", "average", "0.8333", "0.5833", "0.6667", "5"]
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (0, 50), (17, 20), (870, 1821), (872, 872)])
+def test_the_interval_of_an_accuracy_is_scipys(right, count):
+    expected = binomtest(right, count).proportion_ci(0.95, "wilson")
+    found = answers.wilson_interval(right / count, count)
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_the_most_confident_mistake_comes_first():

@@ -1,5 +1,6 @@
 """A classifier's answers to labelled examples: probabilities, loss, metrics of each class, and mistakes."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from lib.evaluation.tables import aligned, four_decimals
 from lib.models import layers
 from lib.runtime.errors import UserError
+
+# Of the standard normal distribution, 95 % lies within this many standard deviations of the mean.
+NORMAL_QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,15 @@ def most_confident_mistakes(predictions: Predictions, count: int) -> Tensor:
     confidence = predictions.probabilities.amax(dim=1)
     wrong = (predictions.classes != predictions.labels).nonzero().squeeze(1)
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % confidence interval for a share of `count` examples (Wilson 1927).
+
+    Its ends are the two p with |share − p| = z √(p (1 − p) / count), the roots of a quadratic equation. The
+    usual share ± z √(share (1 − share) / count) has no width at a share of 0 or 1, and passes beyond them.
+    """
+    z = NORMAL_QUANTILE
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return centre - reach, centre + reach
