@@ -67,7 +67,7 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
     except (MemoryError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         if not _is_out_of_memory(error):
             raise
-        _leave(1, f"error: {_too_large(error)}")
+        _leave_without_memory(error)
     except OSError as error:
         _leave_after(error)
 
@@ -77,7 +77,7 @@ def _leave_after(error: OSError) -> None:
     # no memory (for another process, say), invalid paths (e.g. too long), which the error names, and errors of
     # standard output.
     if error.errno == errno.ENOMEM:
-        _leave(1, f"error: {_too_large(error)}")
+        _leave_without_memory(error)
     if error.filename is not None:
         _leave(2, f"error: {os.fsdecode(error.filename)}: {error.strerror}")
     streams.abandon(sys.stdout)
@@ -85,20 +85,23 @@ def _leave_after(error: OSError) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error))) or _NO_THREADS in str(error)
+    return (
+        isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error))) or _NO_THREADS in str(error)
+    )
 
 
-def _too_large(error: Exception) -> str:
-    """Return what is missing and which flags ask for it."""
-    typed = [word.partition("=")[0] for word in sys.argv[1:]]
-    costly = [flag for flag in _COSTLY if flag in typed] or ["--batch-size or --size"]
-    remedy = f"a smaller {', '.join(costly)} needs less"
+def _leave_without_memory(error: Exception) -> None:
+    """Leave with what is missing and the flags that ask for it; status 2 if the user typed one of them."""
+    words = [word.partition("=")[0] for word in sys.argv[1:]]
+    typed = [flag for flag in _COSTLY if flag in words]
+    remedy = f"a smaller {', '.join(typed or ['--batch-size or --size'])} needs less"
+    status = 2 if typed else 1
     if _NO_THREADS in str(error):
-        return f"the system starts no more threads: {remedy}"
+        _leave(status, f"error: the system starts no more threads: {remedy}")
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)|allocate ([\d.]+ ?\w+)", str(error))
     amount = f" (one part alone asks for {asked[1] or asked[2]})" if asked else ""
     where = "of the GPU" if "CUDA" in str(error) or "MPS" in str(error) else "of this machine"
-    return f"the memory {where} does not suffice{amount}: {remedy}"
+    _leave(status, f"error: the memory {where} does not suffice{amount}: {remedy}")
 
 
 def _leave(status: int, line: str = "") -> None:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from lib.runtime.errors import RunFailed, UserError
 
+LONGEST_NAME = 255  # bytes, of the file systems of Linux, macOS and Windows
 ABANDONED = 600  # seconds without a write, after which the temporary file of a dead process is removed
 
 
@@ -43,8 +44,18 @@ def writable_file(path: str | Path) -> Path:
         raise UserError(f"{file} is a folder, not a file")
     if os.path.exists(file) and not os.path.isfile(file):
         raise UserError(f"{file} is not a regular file, and would be replaced by one")
+    check_name(file.name)
     writable_folder(file.parent)
     return file
+
+
+def check_name(name: str, room: int = 0) -> None:
+    """Raise a UserError if a file's name, with `room` more bytes behind it, is longer than file systems allow."""
+    length = len(os.fsencode(name))
+    if length + room > LONGEST_NAME:
+        raise UserError(
+            f"{name[:40]}… is too long for a file's name: {length} bytes of {LONGEST_NAME - room}"
+        )
 
 
 def spare(output: str | None, *inputs: str | Sequence[str] | None) -> None:
