@@ -46,13 +46,7 @@ class RunSettings(Settings):
 def start(task: str, line: CommandLine, recipe: Recipe) -> Iterator["TrainingRun"]:
     """Settle the flags, join the other ranks and open the log; yield a `TrainingRun`.
 
-    Args:
-        task: task name in checkpoints, e.g. 'image-classification'.
-        line: the command line.
-        recipe: function from the flags to the defaults that suit their model and data.
-
-    Raises:
-        UserError: the flags contradict each other, or the checkpoint cannot be used.
+    Arguments and errors are those of `lib.cli.settle.settle`.
     """
     started = time.perf_counter()
     settled = settle(task, line, recipe)
@@ -144,11 +138,13 @@ class TrainingRun:
 
         Args:
             example: an input of batch size 1, a tensor or `Phrases`, to log the sizes of the outputs.
-            config: arguments of `lib.models.build`; the configuration in a checkpoint takes precedence.
+            config: arguments of `lib.models.build`, besides the network's options, which are flags; the
+                configuration in a checkpoint takes precedence.
 
         Raises:
             UserError: the checkpoint's network has another configuration, or does not take such an input.
         """
+        config |= models.arguments(self.settings.model, self.flags)
         self.network = self.saved.get("model") or {"name": self.settings.model, "config": config}
         for name, value in self.network["config"].items():
             if config.get(name, value) != value:
