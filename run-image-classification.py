@@ -161,7 +161,7 @@ def main(argv=None) -> None:
             image_views.look_inside(run, model, data)
         else:
             data = task.freeze(run, model, data)
-            task.fit(run, model, data, task.trunk_rate(run, model))
+            task.fit(run, model, data, task.trunk_lr_multiplier(run, model))
             task.report(run, model, data)
 
 

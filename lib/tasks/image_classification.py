@@ -28,9 +28,11 @@ from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import Interrupted, UserError
 from lib.runtime.files import writable_file, write_atomically
 from lib.runtime.interrupts import Signals
+from lib.training.fit import Batches
 from lib.training.objectives import classification
+from lib.training.optimisation import unit_lr_multiplier
 from lib.training.session import Session
-from lib.training.train import Batches, evaluate, full_rate
+from lib.training.validation import evaluate
 
 # Mean and standard deviation of ImageNet's pixels, with which torchvision's weights were trained; those of
 # other photographs are similar.
@@ -281,16 +283,21 @@ def _features(run: Session, model: nn.Module, split: Examples) -> Split:
         return Split(*transfer.features(model, split.in_order(distributed_over_ranks=False)))
 
 
-def trunk_rate(run: Session, model: nn.Module) -> Callable[[str], float]:
+def trunk_lr_multiplier(run: Session, model: nn.Module) -> Callable[[str], float]:
     """Return a function from a parameter's name to its learning rate's factor; see `--trunk-lr`."""
     flags = run.flags
     if flags.trunk_lr is None:
-        return full_rate
+        return unit_lr_multiplier
     head, _ = transfer.head_of(model)
     return lambda name: 1.0 if name.startswith(f"{head}.") else flags.trunk_lr / flags.learning_rate
 
 
-def fit(run: Session, model: nn.Module, data: ImageData, rate_of: Callable[[str], float] = full_rate) -> None:
+def fit(
+    run: Session,
+    model: nn.Module,
+    data: ImageData,
+    lr_multiplier: Callable[[str], float] = unit_lr_multiplier,
+) -> None:
     """Train `model` on `data` as the run's flags say; afterwards it has its best weights."""
     flags, how = run.flags, data.preprocessing
     run.fit(
@@ -299,7 +306,7 @@ def fit(run: Session, model: nn.Module, data: ImageData, rate_of: Callable[[str]
         _training(run, model, data),
         data.valid.in_order(),
         description={"classes": list(data.classes), "preprocessing": how.as_dict()},
-        rate_of=rate_of,
+        lr_multiplier=lr_multiplier,
     )
 
 

@@ -17,9 +17,9 @@ from lib.evaluation import views
 from lib.models.recurrent import Dropout, Ensemble, PhraseClassifier
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
-from lib.training.objectives import classification, with_neutral
+from lib.training.objectives import Objective, classification, with_neutral
 from lib.training.session import Session
-from lib.training.train import Objective, by_accuracy, by_recency, evaluate
+from lib.training.validation import by_accuracy, by_recency, evaluate
 
 NEUTRAL_WORDS_AN_UPDATE = 64
 

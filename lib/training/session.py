@@ -26,7 +26,7 @@ from lib.runtime.files import spare, writable_folder
 from lib.runtime.memory import keep_what_is_freed
 from lib.runtime.runlog import RunLog
 from lib.runtime.spelling import as_typed
-from lib.training import train
+from lib.training import fit as train
 from lib.training.optimisation import Settings
 
 Recipe = Callable[[SimpleNamespace], dict[str, Any]]
@@ -312,7 +312,7 @@ class Session:
 
         Args:
             description: entries of the checkpoints that describe the data: `classes`, `preprocessing`, …
-            model, objective, training, validation, options: see `lib.training.train.fit`.
+            model, objective, training, validation, options: see `lib.training.fit.fit`.
         """
         checkpoints = self._checkpoints(description)
         self.log.event("PLAN", Steps_per_epoch=len(training))
