@@ -107,7 +107,11 @@ def fit(
     Raises:
         Interrupted: Ctrl-C or SIGTERM arrived; `checkpoint_last.pt` was saved first.
         RunFailed: a loss is not finite, or the disk is full.
+        UserError: `resume` is of other data or other optimizers, or damaged.
+        ValueError: both an `update` and an `lr_multiplier` are given.
     """
+    if update and lr_multiplier is not unit_lr_multiplier:
+        raise ValueError("give lr_multiplier to the optimizers of the update")
     update = update or OneObjective(model, objective, settings, lr_multiplier)
     run = _Run(model, objective, update, settings, log, checkpoints, score, summarise)
     return run.train(training, validation, resume)
