@@ -1,4 +1,4 @@
-"""Updates: several optimizers in one run, exact resumes of it, and states that are refused."""
+"""Updates: several optimizers in one run, and exact resumes of it."""
 
 import math
 import signal
@@ -13,22 +13,20 @@ from points_gan import (
     LATENT,
     PARTS,
     alternate,
-    distance,
     fit_gan,
     losses,
     make_gan,
     make_points,
     make_update,
 )
-from test_distributed import found_by_two_ranks
 from torch import nn
-from training import UPDATES, Before, Killed, fit, kill, make_net, make_settings, terminate
+from training import UPDATES, Before, Killed, kill, make_net, make_settings, terminate
 
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import Interrupted, RunFailed, UserError
 from lib.training.optimisation import learning_rate_factor
 from lib.training.pending import PendingSums
-from lib.training.update import Minimiser, OneObjective, SeveralOptimizers
+from lib.training.update import Minimiser, SeveralOptimizers
 
 
 def copy_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -332,221 +330,14 @@ def test_a_parameter_of_two_optimizers_or_of_none_and_a_part_that_is_not_there_a
     assert list(one.parameters) == ["generator.0.weight", "discriminator.3.bias"]
 
 
+def test_a_multiplier_beside_an_update_which_would_never_see_it_is_an_error(tmp_path):
+    model = make_gan()
+    with pytest.raises(ValueError, match="give lr_multiplier to the optimizers of the update"):
+        fit_gan(tmp_path, model=model, update=make_update(model), lr_multiplier=lambda _: 0.1)
+
+
 def test_a_part_whose_every_parameter_is_frozen_has_nothing_to_train():
     model = make_gan()
     model.generator.requires_grad_(False)
     with pytest.raises(UserError, match="nothing is left to train"):
         Minimiser(model, make_settings(), parts=("generator",))
-
-
-# States that are refused, each in one line
-
-
-def one_optimizer(model):
-    return OneObjective(model, distance, make_settings())
-
-
-def other_names(model):
-    generator, discriminator = make_update(model).minimisers.values()
-    return SeveralOptimizers(alternate, {"a": generator, "b": discriminator})
-
-
-def other_parts(model):
-    settings = make_settings()
-    return SeveralOptimizers(
-        alternate,
-        {
-            "generator": Minimiser(model, settings, parts=("generator", "discriminator.0")),
-            "discriminator": Minimiser(model, settings, parts=("discriminator.3",)),
-        },
-    )
-
-
-def other_kind(model):
-    return make_update(model, optimizer="sgd")
-
-
-REFUSED = {
-    one_optimizer: "was saved with the optimizers generator, discriminator; this run has one optimizer",
-    other_names: "was saved with the optimizers generator, discriminator; this run has the optimizers a, b",
-    other_parts: "was saved with another optimizer",
-    other_kind: "was saved with another optimizer: give the same --optimizer",
-}
-
-
-@pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)
-def test_a_resume_with_another_set_of_optimizers_is_refused(tmp_path, make):
-    fit_gan(tmp_path)
-    model = make_gan()
-    with pytest.raises(UserError, match=REFUSED[make]) as refused:
-        fit_gan(tmp_path, model=model, update=make(model), resume=True, max_epoch=4)
-    assert "\n" not in str(refused.value)
-    assert str(tmp_path / checkpoint.LAST) in str(refused.value)
-
-
-def test_several_optimizers_refuse_a_run_of_one(tmp_path):
-    model = make_gan(plain=True)
-    fit_gan(tmp_path, model=model, update=one_optimizer(model))
-    with pytest.raises(UserError, match="with one optimizer; this run has the optimizers generator, discrim"):
-        fit_gan(tmp_path, model=model, resume=True, max_epoch=4)
-
-
-def without(state: dict, name: str) -> dict:
-    return {key: value for key, value in state.items() if key != name}
-
-
-def of_weight(change):
-    """Change the state of one parameter."""
-
-    def damage(state):
-        weights = state["state"]
-        return state | {"state": weights | {"conv.weight": change(weights["conv.weight"])}}
-
-    return damage
-
-
-DAMAGES = {
-    "not a dictionary": lambda _: [1, 2],
-    "empty": lambda _: {},
-    "no kind": lambda state: without(state, "kind"),
-    "kind is a number": lambda state: state | {"kind": 3},
-    "state is a list": lambda state: state | {"state": []},
-    "no groups": lambda state: without(state, "param_groups"),
-    "groups of text": lambda state: state | {"param_groups": ["a"]},
-    "a parameter's state is text": of_weight(lambda _: "x"),
-    "a moment of another shape": of_weight(lambda kept: kept | {"exp_avg": torch.zeros(2, 2)}),
-    "a moment that is a number": of_weight(lambda kept: kept | {"exp_avg_sq": 1.0}),
-    "a step that is a vector": of_weight(lambda kept: kept | {"step": torch.zeros(3)}),
-    "a moment too many": of_weight(lambda kept: kept | {"third": torch.zeros(())}),
-    "a moment too few": of_weight(lambda kept: without(kept, "exp_avg")),
-}
-
-
-@pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.parametrize("several", [False, True])
-def test_a_damaged_state_is_one_line(tmp_path, change, several):
-    fit(tmp_path)
-    last = checkpoint.load(tmp_path / checkpoint.LAST)
-    state = change(last["training"]["optimizer"])
-    update, model = None, make_net()
-    if several:
-        state = {"optimizers": {"all": state}}
-        minimiser = Minimiser(model, make_settings())
-        update = SeveralOptimizers(lambda *_: pytest.fail("a step was taken"), {"all": minimiser})
-    last["training"]["optimizer"] = state
-    checkpoint.save(tmp_path / checkpoint.LAST, last)
-    with pytest.raises(UserError, match=r"cannot be resumed: .*optimizer.* is damaged") as refused:
-        fit(tmp_path, model=model, update=update, resume=True, max_epoch=4)
-    assert str(refused.value).startswith(str(tmp_path / checkpoint.LAST))
-
-
-@pytest.mark.parametrize(
-    ("entry", "value"),
-    [
-        ("batches_an_epoch", "5"),
-        ("weights", [1]),
-        ("weights", {"conv.weight": 3}),
-        ("progress", {}),
-        ("progress", {"update": "1", "best_score": None, "best_update": 0, "validations_since_best": 0}),
-        ("progress", {"update": 1, "best_score": "high", "best_update": 0, "validations_since_best": 0}),
-    ],
-)
-def test_any_other_entry_of_a_wrong_type_is_one_line_too(tmp_path, entry, value):
-    fit(tmp_path)
-    last = checkpoint.load(tmp_path / checkpoint.LAST)
-    last["training"][entry] = value
-    checkpoint.save(tmp_path / checkpoint.LAST, last)
-    with pytest.raises(UserError, match=f"cannot be resumed: its {entry} is damaged"):
-        fit(tmp_path, resume=True, max_epoch=4)
-
-
-def test_a_run_with_a_parameter_that_no_loss_uses_is_resumed(tmp_path):
-    def with_spare():
-        model = make_net()
-        model.spare = nn.Linear(2, 2)
-        return model
-
-    fit(tmp_path / "stopped", model=with_spare(), schedule="constant")
-    resumed = fit(tmp_path / "stopped", model=with_spare(), resume=True, max_epoch=4, schedule="constant")
-    whole = fit(tmp_path / "whole", model=with_spare(), max_epoch=4, schedule="constant")
-    assert_same(resumed.last, whole.last)
-
-
-def test_the_state_of_one_optimizer_is_stored_as_ever(tmp_path):
-    """By the names of its parameters and without a name of its own; older files have no other."""
-    state = fit(tmp_path).last["training"]["optimizer"]
-    assert list(state) == ["state", "param_groups", "kind"]
-    assert list(state["state"]) == [name for name, _ in make_net().named_parameters()]
-
-
-# Several ranks
-
-WORKER = """
-import json
-from pathlib import Path
-import torch
-from lib import cli
-from lib.runtime import checkpoint, distributed
-from lib.runtime.errors import Interrupted
-from points_gan import fit_gan, make_gan, make_points
-from training import Before, terminate
-
-
-def weights(model):
-    return {name: value.tolist() for name, value in model.state_dict().items()}
-
-
-def main(argv):
-    torch.set_num_threads(1)
-    with distributed.process_group(torch.device("cpu")):
-        folder, rank = Path(argv[0]), distributed.rank()
-        found = {}
-
-        def run(name, **options):
-            (folder / name).mkdir(exist_ok=True)
-            own = folder / name if rank == 0 or options.get("resume") else folder / f"{name}-of-rank-1"
-            found[name] = weights(fit_gan(own, **options).model)
-
-        run("plain", model=make_gan(plain=True), batches=make_points(latent=True), clip_norm=0.1)
-        run("whole", ema=0.9)
-        try:
-            run("stopped", ema=0.9, around=lambda batches: Before(batches, 7, terminate))
-        except Interrupted:
-            found["stopped_at"] = 8
-        torch.distributed.barrier()  # rank 1 may be told of the interrupt before rank 0 has saved
-        run("stopped", ema=0.9, resume=True)
-        (folder / f"rank-{rank}.json").write_text(json.dumps(found))
-
-cli.run(main)
-"""
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    return folder, found_by_two_ranks(WORKER, folder)
-
-
-def test_two_ranks_agree_on_the_weights_of_both_networks(two_ranks):
-    _, (first, second) = two_ranks
-    for name in ("plain", "whole", "stopped"):
-        for weight, value in first[name].items():
-            if not weight.startswith("generator.1.running"):  # each rank has the statistics of its batches
-                assert value == second[name][weight], (name, weight)
-
-
-def test_two_ranks_take_the_steps_that_one_takes_at_the_same_batch(two_ranks, tmp_path):
-    alone = fit_gan(tmp_path, model=make_gan(plain=True), batches=make_points(latent=True), clip_norm=0.1)
-    start = make_gan(plain=True).state_dict()
-    for name, value in alone.model.state_dict().items():
-        assert not torch.allclose(value, start[name], atol=1e-3), name
-        assert torch.allclose(torch.tensor(two_ranks[1][0]["plain"][name]), value, atol=1e-5), name
-
-
-def test_two_ranks_interrupted_in_the_middle_of_an_epoch_end_at_the_same_weights(two_ranks):
-    folder, (first, _) = two_ranks
-    assert first["stopped_at"] == 8
-    assert first["stopped"] == first["whole"]
-    for name in (checkpoint.LAST, checkpoint.BEST):
-        stopped, whole = (checkpoint.load(folder / run / name) for run in ("stopped", "whole"))
-        assert_same(stopped, whole, name)
