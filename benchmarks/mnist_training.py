@@ -36,7 +36,7 @@ from torchvision.transforms import ToTensor  # noqa: E402
 from lib import cli, models  # noqa: E402
 from lib.data import images  # noqa: E402
 from lib.data.batches import InOrder  # noqa: E402
-from lib.models.digits import ShiftedConv2d  # noqa: E402
+from lib.models.shifted_convolution import ShiftedConv2d  # noqa: E402
 from lib.runtime.runlog import RunLog  # noqa: E402
 from lib.training.fit import Checkpoints, fit  # noqa: E402
 from lib.training.objectives import classification  # noqa: E402

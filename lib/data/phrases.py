@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.data.batches import epoch_generator
 from lib.data.tokens import Encoded, Phrases
 from lib.runtime import distributed
 
@@ -45,8 +46,9 @@ class PhraseBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Phrases, Tensor]]:
         """Yield the batches of `epoch` from number `start` on."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = epoch_generator(self.seed, epoch)
         rows = torch.randperm(len(self.encoded), generator=generator).to(self.labels.device)
+        # Shuffled first and then sorted by length, stably: phrases of one length stay shuffled.
         rows = rows[self.encoded.lengths[rows].argsort(stable=True)]
         rank, ranks = distributed.rank(), distributed.world_size()
         for number in torch.randperm(len(self), generator=generator).tolist()[start:]:
@@ -159,7 +161,7 @@ class PhraseSwap:
         return tokens
 
 
-class Words:
+class RandomWords:
     """Random batches of single words.
 
     Random numbers come from torch's global generator, which `lib.training.fit.fit` seeds for every update.

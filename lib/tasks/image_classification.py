@@ -5,18 +5,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from lib import models
 from lib.data import augment
-from lib.data.batches import Phases, Shuffled
+from lib.data.batches import ScheduledBatches, Shuffled
 from lib.data.images import Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
 from lib.models import layers, pretrained, transfer
-from lib.models.answers import OfViews
+from lib.models.averaging import AveragedViews
 from lib.models.small import FastCNN
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
@@ -195,7 +195,7 @@ def _training(run: TrainingRun, model: nn.Module, data: ImageData, settings: Lea
             seed=settings.seed,
         )
 
-    found: Shuffled | Phases = batches(None)
+    found: Shuffled | ScheduledBatches = batches(None)
     for share, until in reversed(settings.windows or ()):
         side = round(share * how.size)
         try:
@@ -206,8 +206,7 @@ def _training(run: TrainingRun, model: nn.Module, data: ImageData, settings: Lea
                 "give other --windows, or none"
             ) from None
         # In floating point 0.29 × 100 is 28.999…, so a hundredth of an epoch is added before truncation.
-        # A cast, because `Phases` needs only the length and the epochs of what follows, and has both itself.
-        found = Phases(batches(side), int(until * settings.max_epoch + 0.01), cast(Shuffled, found))
+        found = ScheduledBatches(batches(side), int(until * settings.max_epoch + 0.01), found)
     return found
 
 
@@ -218,7 +217,9 @@ def report(run: TrainingRun, model: nn.Module, data: ImageData, test_views: int)
     """
 
     def metrics(name: str, split: Examples, count: int = 1) -> dict[str, float]:
-        found = evaluate(OfViews(model, count), classification(), split.in_order(), amp=run.settings.amp)
+        found = evaluate(
+            AveragedViews(model, count), classification(), split.in_order(), amp=run.settings.amp
+        )
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
     run.log.event("EVAL", **metrics("Train", data.train), **metrics("Valid", data.valid))
