@@ -21,9 +21,11 @@ from lib.models.small import FastCNN
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
+from lib.training.fit import Batches
 from lib.training.objectives import classification
+from lib.training.optimisation import unit_lr_multiplier
 from lib.training.run import TrainingRun
-from lib.training.train import Batches, evaluate, full_rate
+from lib.training.validation import evaluate
 
 WHITENING_IMAGES = 1000
 WHITENING_PIXELS = 2**24  # in all; a few large images already have enough patches
@@ -147,14 +149,14 @@ def fit(run: TrainingRun, model: nn.Module, data: ImageData, settings: LearningS
         _training(run, model, data, settings),
         data.valid.in_order(),
         description={"classes": list(data.classes), "preprocessing": data.preprocessing.as_dict()},
-        rate_of=learning_rates(model, settings),
+        lr_multiplier=lr_multiplier_of(model, settings),
     )
 
 
-def learning_rates(model: nn.Module, settings: LearningSettings) -> Callable[[str], float]:
+def lr_multiplier_of(model: nn.Module, settings: LearningSettings) -> Callable[[str], float]:
     """Return a function from a parameter's name to its learning rate's factor; see `--trunk-lr`."""
     if settings.trunk_lr is None:
-        return full_rate
+        return unit_lr_multiplier
     head, _ = transfer.head_of(model)
     factor = settings.trunk_lr / settings.learning_rate
     return lambda name: 1.0 if name.startswith(f"{head}.") else factor

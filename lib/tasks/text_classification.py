@@ -17,9 +17,9 @@ from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.tasks.text_data import Reader
-from lib.training.objectives import classification, with_neutral
+from lib.training.objectives import Objective, classification, with_neutral
 from lib.training.run import TrainingRun
-from lib.training.train import Objective, by_accuracy, by_recency, evaluate
+from lib.training.validation import by_accuracy, by_recency, evaluate
 
 NEUTRAL_WORDS_AN_UPDATE = 64
 

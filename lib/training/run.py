@@ -25,7 +25,8 @@ from lib.runtime.memory import keep_what_is_freed
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
 from lib.runtime.spelling import as_typed
-from lib.training import train
+from lib.training import fit as loop
+from lib.training.objectives import Objective
 from lib.training.optimisation import Settings as TrainingSettings
 
 
@@ -161,8 +162,8 @@ class TrainingRun:
     def fit(
         self,
         model: nn.Module,
-        objective: train.Objective,
-        training: train.Batches,
+        objective: Objective,
+        training: loop.Batches,
         validation: Iterable[Any],
         *,
         description: dict[str, Any],
@@ -172,14 +173,14 @@ class TrainingRun:
 
         Args:
             description: entries of the checkpoints that describe the data: `classes`, `preprocessing`, …
-            model, objective, training, validation, options: see `lib.training.train.fit`.
+            model, objective, training, validation, options: see `lib.training.fit.fit`.
         """
         checkpoints = self._checkpoints(description)
         self.log.event("PLAN", Steps_per_epoch=len(training))
         resume = self.saved if self.settings.resume and self.saved else None
         if not resume and distributed.is_main():
             run_folder.clear(checkpoints.folder)
-        progress = train.fit(
+        progress = loop.fit(
             model,
             objective,
             training,
@@ -207,8 +208,8 @@ class TrainingRun:
             file=checkpoints.best,
         )
 
-    def _checkpoints(self, description: dict[str, Any]) -> train.Checkpoints:
-        return train.Checkpoints(
+    def _checkpoints(self, description: dict[str, Any]) -> loop.Checkpoints:
+        return loop.Checkpoints(
             writable_folder(self.settings.checkpoint_dir),
             {
                 "task": self.task,
