@@ -12,7 +12,8 @@ from lib.runtime.errors import Interrupted, RunFailed, UserError, say
 # What PyTorch, NumPy and the C++ library say where memory does not suffice, or where so much was asked for
 # that its number of bytes is no 64-bit number. On the CPU, PyTorch raises a plain RuntimeError.
 _OUT_OF_MEMORY = re.compile(
-    r"can't allocate memory|cannot allocate memory|out of memory|unable to allocate|bad_alloc|not enough memory"
+    r"can't allocate memory|cannot allocate memory|out of memory|unable to allocate|bad_alloc"
+    r"|not enough memory"
     r"|storage size calculation overflowed|integer multiplication overflow|array is too big"
     r"|maximum allowed (dimension|size)|maximum supported dimension|invalid buffer size|exceeds .*max.* size"
     r"|too large to convert|without overflow|overflow when unpacking",
@@ -85,9 +86,8 @@ def _leave_after(error: OSError) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error))) or _NO_THREADS in str(error)
-    )
+    said = str(error)
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(said)) or _NO_THREADS in said
 
 
 def _leave_without_memory(error: Exception) -> None:

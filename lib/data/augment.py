@@ -1,6 +1,6 @@
 """Augmentation of batches on their device: images (B, C, H, W) in, images of the same shape (or crops) out.
 
-Every function draws from torch's global generator, which `lib.training.train.fit` seeds for every update.
+Every function draws from torch's global generator, which `lib.training.fit.fit` seeds for every update.
 """
 
 import math

@@ -121,7 +121,7 @@ class PhraseSwap:
 
     A part is a subphrase that is itself a labelled phrase of the corpus, as the parse trees of SST-2
     provide: `a gorgeous , witty , seductive movie` may become `a tender , funny , seductive movie`.
-    Random numbers come from torch's global generator, which `lib.training.train.fit` seeds for every update.
+    Random numbers come from torch's global generator, which `lib.training.fit.fit` seeds for every update.
 
     Args:
         encoded: N phrases, both those to be changed and those inserted into them.
@@ -164,7 +164,7 @@ class PhraseSwap:
 class RandomWords:
     """Random batches of single words.
 
-    Random numbers come from torch's global generator, which `lib.training.train.fit` seeds for every update.
+    Random numbers come from torch's global generator, which `lib.training.fit.fit` seeds for every update.
 
     Args:
         encoded: N phrases of one word each.

@@ -50,7 +50,7 @@ def writable_file(path: str | Path) -> Path:
 
 
 def check_name(name: str, room: int = 0) -> None:
-    """Raise a UserError if a file's name, with `room` more bytes behind it, is longer than file systems allow."""
+    """Raise a UserError if a file's name and `room` more bytes are longer than file systems allow."""
     length = len(os.fsencode(name))
     if length + room > LONGEST_NAME:
         raise UserError(

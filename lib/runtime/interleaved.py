@@ -1,9 +1,10 @@
-"""Tells apart the lines that several runs wrote into one log at the same time, where no line says whose it is.
+"""Tells apart lines that several runs wrote into one log at the same time, where no line says whose it is.
 
 A run's steps only rise. Where they do not, another run wrote in between. A line goes to the run whose latest
 step and loss it continues best, so that the answer is a guess wherever two curves meet.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def are_interleaved(events: Sequence[Event]) -> bool:
     if not steps:
         return False
     first = min(steps)
-    falls = sum(first < now <= before for before, now in zip(steps, steps[1:], strict=False))
+    falls = sum(first < now <= before for before, now in itertools.pairwise(steps))
     return falls >= max(_FALLS, _SHARE_OF_FALLS * len(steps))
 
 

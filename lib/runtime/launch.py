@@ -1,4 +1,4 @@
-"""The rank of this process according to the environment variables of its launcher. Nothing here imports torch."""
+"""The rank of this process, as the environment variables of its launcher say. Nothing here imports torch."""
 
 import os
 from typing import NamedTuple
@@ -49,7 +49,7 @@ def launched() -> Launch:
 
 
 def speaks() -> bool:
-    """Tell whether this process reports errors: the first of several, or one whose environment is nonsense."""
+    """Tell whether this process reports errors: the first of several, or one that has no valid rank."""
     try:
         return not has_others() or not _integer("RANK", 0, _MOST_RANKS)
     except UserError:

@@ -35,8 +35,8 @@ def physical() -> int | None:
 
 def spelled(count: float) -> str:
     """Return a number of bytes as text: `1.5 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            break
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
         count /= 1000
-    return f"{count:.3g} {unit}"
+        del units[0]
+    return f"{count:,.3g} {units[0]}" if count < 1000 else f"{count:,.0f} {units[0]}"

@@ -9,8 +9,8 @@ these keys, and the curves are drawn from them:
     [VALID] Epoch=0 Step=250 Valid_loss=0.3811 Valid_accuracy=0.8831
     [EVAL] …, [TEST] …, [MODEL] …                       numbers, or free text such as a table
 
-After a [RUN] line, every event ends with the run's id, `run=…`, because several runs may write into one file at
-the same time. Logs of earlier versions lack it.
+After a [RUN] line, every event ends with the run's id, `run=…`, because several runs may write into one file
+at the same time. Logs of earlier versions lack it.
 """
 
 import json
@@ -66,7 +66,8 @@ class RunLog:
     def event(self, tag: str, /, **fields: Any) -> None:
         """Write `[TAG] key=value …`: floats with six significant digits, strings in quotes if they need them.
 
-        A `[RUN]` line with an `id` begins that run, to which all later events belong. If there is a field `Step`, TensorBoard gets the other numbers as scalars `TAG/key` at that step.
+        A `[RUN]` line with an `id` begins that run, to which all later events belong. If there is a field
+        `Step`, TensorBoard gets the other numbers as scalars `TAG/key` at that step.
 
         Raises:
             UserError: TensorBoard is not installed, or its folder cannot be written.

@@ -1,4 +1,4 @@
-"""Repairs of the standard streams: closed at the start, of an encoding that lacks letters, without a reader."""
+"""Repairs of the standard streams: closed at the start, in an encoding that lacks letters, without reader."""
 
 import contextlib
 import io

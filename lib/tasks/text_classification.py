@@ -1,8 +1,7 @@
 """Steps of the script that classifies phrases: build the network, train it, answer, report."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,9 +17,9 @@ from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.tasks.text_data import Reader
-from lib.training.objectives import classification, with_neutral
+from lib.training.objectives import Objective, classification, with_neutral
 from lib.training.run import TrainingRun
-from lib.training.train import Objective, by_accuracy, by_recency, evaluate
+from lib.training.validation import by_accuracy, by_recency, evaluate
 
 NEUTRAL_WORDS_AN_UPDATE = 64
 
@@ -29,12 +28,7 @@ PhraseNetwork = PhraseClassifier | Ensemble
 
 @dataclass(frozen=True)
 class NetworkSettings(Settings):
-    """The flags that choose the network and its dropout.
-
-    Attributes:
-        options: the values of the flags that single networks offer, e.g. `pooling`; None where not given.
-        (the others: see the flags of the same names)
-    """
+    """The flags that choose the network and its dropout."""
 
     model: str
     cell: str
@@ -43,13 +37,6 @@ class NetworkSettings(Settings):
     embedding_dropout: float
     recurrent_dropout: float
     head_dropout: float
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any]) -> Self:
-        """Return the settings among `flags`."""
-        offered = models.options(tuple(models.ENTRIES))
-        return super().of({**flags, "options": {name: flags[name] for name in offered if name in flags}})
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,6 @@ def build(run: TrainingRun, reader: Reader, settings: NetworkSettings) -> Phrase
         words=len(reader.vocabulary.words),
         ngrams=len(reader.vocabulary.ngrams),
         classes=len(reader.classes),
-        **models.arguments(settings.model, settings.options),
     )
     assert isinstance(model, PhraseNetwork)  # the flags and checkpoints of this task name no other
     shares = Dropout(
