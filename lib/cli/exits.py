@@ -75,8 +75,8 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
 
 def _leave_after(error: OSError) -> None:
     # Code that reads and writes files turns their errors into UserError or RunFailed. Three kinds are left:
-    # no memory (for another process, say), invalid paths (e.g. too long), which the error names, and errors of
-    # standard output.
+    # no memory (for another process, say), invalid paths (e.g. too long), which the error names, and errors
+    # of standard output.
     if error.errno == errno.ENOMEM:
         _leave_without_memory(error)
     if error.filename is not None:

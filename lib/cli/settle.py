@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lib.cli.parser import CommandLine
-from lib.cli.scope import Scope, spelled
+from lib.cli.scope import Flag, Scope, spelled
 from lib.runtime import checkpoint, run_folder
 from lib.runtime.errors import UserError
 from lib.runtime.files import spare
@@ -66,7 +66,7 @@ def settle(task: str, line: CommandLine, recipe: Recipe) -> Settled:
     flags["checkpoint_dir"] = flags["checkpoint_dir"] or run_folder.default_name(flags, defaults["dataset"])
     saved = _saved(task, flags)
     own = _kept_values(saved, line, resumes=flags["resume"])
-    _check_types(own, defaults)
+    _check_values(own, line.flags)
     _check_agreement(own, line, resumes=flags["resume"])
     if flags["restore_file"] and not inspection:  # a new run from old weights
         own = {name: value for name, value in own.items() if line.flags[name].scope is Scope.NETWORK}
@@ -143,12 +143,12 @@ def _kept_values(saved: Mapping[str, Any], line: CommandLine, *, resumes: bool) 
     return kept
 
 
-def _check_types(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def _check_values(saved: Mapping[str, Any], flags: Mapping[str, Flag]) -> None:
     for name, value in saved.items():
-        default = defaults.get(name)
-        kind = int | float if isinstance(default, float) else type(default)
-        if default is not None and not isinstance(value, kind):
-            raise UserError(f"the checkpoint is damaged: it says {spelled(name)} {value!r}")
+        if not flags[name].accepts(value):
+            said = repr(value)
+            short = said if len(said) <= 60 else f"{said[:60]}…"
+            raise UserError(f"the checkpoint is damaged: it says {spelled(name)} {short}")
 
 
 def _check_agreement(saved: Mapping[str, Any], line: CommandLine, *, resumes: bool) -> None:

@@ -1,13 +1,13 @@
 """Batches of examples: rows of tensors on the device (a batch is an index), or files read by workers."""
 
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import default_collate
 
+from lib.data.workers import in_workers
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 
@@ -237,23 +237,9 @@ def _read(
     workers: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    # A cast, because the loader only calls __getitem__, with the sampler's items: no `Dataset` is needed.
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        cast(Dataset, reader),
-        batch_sampler=list(batches),
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
-        # Without a generator of its own, the loader draws its seed from the global one, and so would
-        # change the random numbers of the training step.
-        generator=torch.Generator().manual_seed(0),
-    )
-    for images, labels in loader:
+    def read(batch: list[_Item]) -> tuple[Tensor, Tensor]:
+        # In a worker, `default_collate` builds the batch in shared memory at once.
+        return default_collate([reader[item] for item in batch])
+
+    for images, labels in in_workers(read, batches, workers, pin_memory=device.type == "cuda"):
         yield finish(images), labels.to(device, non_blocking=True)
-
-
-def start_worker(_number: int) -> None:
-    """Initialise a worker process of a `DataLoader`: ignore Ctrl-C, use one thread."""
-    # Ctrl-C reaches every process of the terminal; the main process saves a checkpoint and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)

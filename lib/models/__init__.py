@@ -142,7 +142,11 @@ def build(name: str, **config: Any) -> nn.Module:
     check_name(name)
     try:
         return _maker(name)(**config)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # a damaged checkpoint may give a maker anything
+        if "allocate" in str(error):  # no memory: `lib.cli.exits` says so
+            raise
         raise UserError(f"model {name} cannot be made from {config}: {error}") from None
 
 

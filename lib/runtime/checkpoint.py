@@ -19,6 +19,7 @@ import io
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
     if "format" not in content:
         return {"state_dict": _bare_state_dict(path, content)}
     if content["format"] != FORMAT:
-        raise UserError(f"{path} has checkpoint format {content['format']}; this version reads {FORMAT}")
+        found = str(content["format"])[:40]
+        raise UserError(f"{path} has checkpoint format {found}; this version reads {FORMAT}")
     _check(path, content)
     if task is not None and content["task"] != task:
         raise UserError(f"{path} was trained for {content['task']}, not for {task}")
@@ -87,24 +89,75 @@ def _unpickle(path: Path) -> Any:
 
 
 def _check(path: Path, content: dict) -> None:
-    """Raise a UserError if a required entry of the checkpoint is missing or has the wrong type."""
-    missing = [key for key in ("task", "model", "state_dict", "flags") if key not in content]
+    """Raise a UserError if an entry of the checkpoint is missing or has the wrong type."""
+    missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise UserError(f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}")
-    model = content["model"] if isinstance(content["model"], dict) else {}
-    sound = {
-        "task": isinstance(content["task"], str),
-        "model": isinstance(model.get("name"), str) and _has_names(model.get("config")),
-        "flags": _has_names(content["flags"]),
-    }
-    for key, is_sound in sound.items():
-        if not is_sound:
-            raise UserError(f"{path} is not a checkpoint of this project: its {key} has the wrong type")
+    for key, (is_sound, wanted) in _FIELDS.items():
+        if key in content and not is_sound(content[key]):
+            raise UserError(f"{path} is damaged, or no checkpoint of this project: its {key} is not {wanted}")
     _check_state_dict(path, content["state_dict"])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value of a checkpoint is an integer from 0 on; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+
+
+def _are_names_of_classes(value: Any) -> bool:
+    return _are_texts(value) and len(value) > 0
+
+
+def _are_numbers(value: Any) -> bool:
+    return _has_names(value) and all(
+        isinstance(each, int | float) and not isinstance(each, bool) for each in value.values()
+    )
+
+
+def _is_network(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("name")) and _has_names(value.get("config"))
+
+
+def _is_vocabulary(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"words", "ngrams", "sizes"}
+        and _are_texts(value["words"])
+        and len(value["words"]) > 0
+        and _are_texts(value["ngrams"])
+        and isinstance(value["sizes"], list | tuple)
+        and all(is_count(size) and size > 0 for size in value["sizes"])
+    )
 
 
 def _has_names(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+_REQUIRED = ("task", "model", "state_dict", "flags")
+# Of each entry, what it must be, and how that is said. The state of training is checked by `lib.training.fit`,
+# the preprocessing by `lib.data.preprocessing`, the values of the flags by `lib.cli.settle`.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "task": (_is_text, "a text"),
+    "model": (_is_network, "a name with a configuration"),
+    "flags": (_has_names, "a table of names"),
+    "classes": (_are_names_of_classes, "a list of names"),
+    "vocabulary": (_is_vocabulary, "lists of words, n-grams and sizes"),
+    "preprocessing": (_has_names, "a table of names"),
+    "run": (_is_text, "a text"),
+    "epoch": (is_count, "a number from 0 on"),
+    "update": (is_count, "a number from 0 on"),
+    "metrics": (_are_numbers, "a table of numbers"),
+    "training": (_has_names, "a table of names"),
+}
 
 
 def _check_state_dict(path: Path, weights: Any) -> None:

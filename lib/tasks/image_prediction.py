@@ -1,7 +1,6 @@
 """Predictions for images: of the validation split, or of the user's own image files."""
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from lib.runtime.errors import Interrupted, UserError
 from lib.runtime.files import writable_file, write_atomically
 from lib.runtime.interrupts import Signals
 from lib.runtime.settings import Settings
+from lib.runtime.spelling import cell
 from lib.training.run import TrainingRun
 
 INPUT_BATCH = 64
@@ -87,14 +87,13 @@ def _write(
     labelled: bool,
 ) -> None:
     header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
-    lines = ["\t".join(header)]
+    lines = ["\t".join(map(cell, header))]
     rows = zip(names, predictions.labels, predictions.classes, predictions.probabilities, strict=True)
     for name, label, answer, probabilities in rows:
         truth = [data.classes[label]] if labelled else []
         chosen = [data.classes[answer], f"{probabilities[answer]:.6f}"]
-        # A file name may contain tabs and line breaks, which would end its cell or its line.
-        cells = [re.sub(r"[\t\n\r]", " ", str(name)), *truth, *chosen]
-        lines.append("\t".join([*cells, *(f"{p:.6f}" for p in probabilities)]))
+        cells = [str(name), *truth, *chosen]
+        lines.append("\t".join([*map(cell, cells), *(f"{p:.6f}" for p in probabilities)]))
     if not distributed.is_main():
         return
     if path:

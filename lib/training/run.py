@@ -15,12 +15,12 @@ from torch import nn
 
 from lib import models
 from lib.cli import CommandLine, config
-from lib.cli.scope import is_unset
+from lib.cli.scope import Scope, is_unset
 from lib.cli.settle import INSPECTIONS, Recipe, Settled, load_last, settle
 from lib.models import layers
-from lib.runtime import checkpoint, distributed, run_folder, threads
+from lib.runtime import checkpoint, compilation, distributed, run_folder, threads
 from lib.runtime.errors import RunFailed, UserError
-from lib.runtime.files import writable_folder
+from lib.runtime.files import remove_abandoned, writable_folder
 from lib.runtime.memory import keep_what_is_freed
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
@@ -28,6 +28,9 @@ from lib.runtime.spelling import as_typed
 from lib.training import fit as loop
 from lib.training.objectives import Objective
 from lib.training.optimisation import Settings as TrainingSettings
+
+# Flags of the machine that concern training alone.
+_OF_TRAINING_FOLDERS = ("checkpoint_dir", "log_interval", "compile", "overwrite", "workers")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def start(task: str, line: CommandLine, recipe: Recipe) -> Iterator["TrainingRun
     models.check_options(flags["model"], line.typed)
     flags["threads"] = flags["threads"] or threads.suitable(models.is_small(flags["model"]))
     device = distributed.pick_device(flags["device"])
+    if flags["compile"] and not any(flags.get(mode) for mode in INSPECTIONS):
+        compilation.check(device)
     if device.type == "cpu":
         keep_what_is_freed()
     # If predictions go to standard output, the log goes to standard error.
@@ -108,6 +113,11 @@ class TrainingRun:
         """Whether this command looks at, or goes on with, the network of a checkpoint and its classes."""
         return self.settings.resume or any(self.flags.get(mode) for mode in INSPECTIONS)
 
+    @property
+    def _answers(self) -> bool:
+        """Whether this command is about single inputs; the layers of its network then say nothing new."""
+        return bool(self.flags["predict_only"] or self.flags.get("explain"))
+
     def fill_in(self, name: str, value: Any) -> None:
         """Give a flag that the user left open the value that the data or the weights decide."""
         self._settled.values[name] = value
@@ -123,16 +133,36 @@ class TrainingRun:
             )
 
     def log_start(self) -> None:
-        """Write the `[RUN]` line: the run's id, all flags that have a value, and where they come from."""
-        values = {name: as_typed(value) for name, value in self.flags.items() if not is_unset(value)}
+        """Write the `[RUN]` line: the run's id, the flags that matter in its mode, and where they come from."""
+        values = {
+            name: as_typed(value)
+            for name, value in self.flags.items()
+            if not is_unset(value) and self._matters(name)
+        }
         if self.settings.resume and self.saved:
             values["Resume_step"] = self.saved["update"]
         elif self.settings.resume:
             self.log.text("RUN", f"nothing to resume in {self.settings.checkpoint_dir}: starting anew")
         sources = {
-            f"From_{source}": ",".join(names) for source, names in self._settled.sources.items() if names
+            f"From_{source}": ",".join(told)
+            for source, names in self._settled.sources.items()
+            if (told := [name for name in names if self._matters(name)])
         }
         self.log.event("RUN", id=self.id, **values, **sources)
+
+    def _matters(self, name: str) -> bool:
+        """Return whether a flag says anything about what this command does."""
+        flag = self._settled.line.flags.get(name)
+        if flag is None or not self.inspects or name in self._settled.line.typed:
+            return True
+        if flag.scope is Scope.DATA and self.flags.get("input"):
+            return False  # the user's own files are looked at, and no data set
+        return flag.scope is not Scope.TRAINING and name not in _OF_TRAINING_FOLDERS
+
+    @property
+    def inspects(self) -> bool:
+        """Whether this command looks at a network, instead of training one."""
+        return any(self.flags.get(mode) for mode in INSPECTIONS)
 
     def build(self, example: Any, **config: Any) -> nn.Module:
         """Build the network, log its layers, and restore the checkpoint's weights, if there is a checkpoint.
@@ -155,8 +185,12 @@ class TrainingRun:
         if self.saved:
             checkpoint.restore_weights(model, self.saved["state_dict"], self.source)
         model.to(self.device)
-        for line in layers.format_table(layers.table(model, example.to(self.device))):
-            self.log.text("MODEL", line)
+        table = layers.table(
+            model, example.to(self.device)
+        )  # it refuses an input that the network does not take
+        if not self._answers:
+            for line in layers.format_table(table):
+                self.log.text("MODEL", line)
         return model
 
     def fit(
@@ -209,8 +243,11 @@ class TrainingRun:
         )
 
     def _checkpoints(self, description: dict[str, Any]) -> loop.Checkpoints:
+        folder = writable_folder(self.settings.checkpoint_dir)
+        if distributed.is_main():
+            remove_abandoned(folder)
         return loop.Checkpoints(
-            writable_folder(self.settings.checkpoint_dir),
+            folder,
             {
                 "task": self.task,
                 "model": self.network,
@@ -230,8 +267,9 @@ class TrainingRun:
         resumes = self.settings.resume and bool(self.saved)
         if not resumes and distributed.is_main():
             run_folder.clear(folder)
+            remove_abandoned(writable_folder(folder))
             if self.saved:
-                checkpoint.save(writable_folder(folder) / checkpoint.START, self.saved)
+                checkpoint.save(folder / checkpoint.START, self.saved)
         start = self.saved
         if resumes:
             kept = folder / checkpoint.START
