@@ -199,14 +199,15 @@ def _accepts(action: argparse.Action, value: Any) -> bool:
         return isinstance(value, bool)
     if action.nargs is not None:
         return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | float | str | tuple):
         return False
     kind = action.type or str
     try:
         parsed = kind(str(as_typed(value)))  # type: ignore[operator]
-    except (argparse.ArgumentTypeError, ValueError, TypeError):
+        same = bool(parsed == value)  # a tuple may hold a tensor, which has no truth
+    except (argparse.ArgumentTypeError, ValueError, TypeError, RuntimeError):
         return False
-    return parsed == value and (action.choices is None or parsed in action.choices)
+    return same and (action.choices is None or parsed in action.choices)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

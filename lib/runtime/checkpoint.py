@@ -65,7 +65,7 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint or state_dict")
     if "format" not in content:
         return {"state_dict": _bare_state_dict(path, content)}
-    if content["format"] != FORMAT:
+    if not is_count(content["format"]) or content["format"] != FORMAT:
         found = str(content["format"])[:40]
         raise UserError(f"{path} has checkpoint format {found}; this version reads {FORMAT}")
     _check(path, content)
@@ -143,8 +143,8 @@ def _has_names(value: Any) -> bool:
 
 
 _REQUIRED = ("task", "model", "state_dict", "flags")
-# Of each entry, what it must be, and how that is said. The state of training is checked by `lib.training.fit`,
-# the preprocessing by `lib.data.preprocessing`, the values of the flags by `lib.cli.settle`.
+# Of each entry, what it must be, and how that is said. `lib.training.fit` checks the state of training,
+# `lib.data.preprocessing` the preprocessing, `lib.cli.settle` the values of the flags.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task": (_is_text, "a text"),
     "model": (_is_network, "a name with a configuration"),

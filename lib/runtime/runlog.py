@@ -21,16 +21,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeGuard
+from typing import Any, TextIO
 
 from lib.runtime import interleaved, streams
-from lib.runtime.errors import UserError, warn
+from lib.runtime.errors import warn
 from lib.runtime.interleaved import Event
 from lib.runtime.spelling import printable
+from lib.runtime.tensorboard import Board, is_number
 from lib.runtime.text_lines import without_colours
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLog:
@@ -57,11 +55,10 @@ class RunLog:
     ) -> None:
         self._name = name
         self._stream = stream
-        self._folder = tensorboard
+        self._board = None if tensorboard is None else Board(tensorboard)
         self._enabled = enabled
         self._is_lost = False
         self._run: str | None = None
-        self._writer: SummaryWriter | None = None
 
     def event(self, tag: str, /, **fields: Any) -> None:
         """Write `[TAG] key=value …`: floats with six significant digits, strings in quotes if they need them.
@@ -75,14 +72,13 @@ class RunLog:
         if not self._enabled:
             return
         fields = {key: _plain(value) for key, value in fields.items()}
+        owner = {} if self._run is None else {"run": self._run}
         if tag == "RUN" and "id" in fields:
             self.go_on_with(str(fields["id"]))
             owner = {}
-        else:
-            owner = {} if self._run is None else {"run": self._run}
         self._write(tag, " ".join(f"{key}={_spell(value)}" for key, value in (fields | owner).items()))
-        if self._folder is not None:
-            self._mirror(self._folder, tag, fields)
+        if self._board is not None:
+            self._board.add(tag, fields)
 
     def text(self, tag: str, text: str) -> None:
         """Write `[TAG] text`, one log line for each line of `text`; TensorBoard gets nothing."""
@@ -92,15 +88,14 @@ class RunLog:
 
     def go_on_with(self, run: str) -> None:
         """Let all later events belong to the run with this id; a `[RUN]` line does so by itself."""
-        if run != self._run:
-            self.close()
-            self._run = run
+        self._run = run
+        if self._board is not None:
+            self._board.go_on_with(run)
 
     def close(self) -> None:
         """Finish TensorBoard's file. The stream stays open, because this class did not open it."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._board is not None:
+            self._board.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -122,33 +117,6 @@ class RunLog:
             gone = isinstance(error, BrokenPipeError)
             why = "its reader is gone" if gone else f"it cannot be written ({error.strerror})"
             warn(f"the log ends here, because {why}; files are written as before")
-
-    def _mirror(self, folder: str | Path, tag: str, fields: dict[str, Any]) -> None:
-        """Write the numbers of an event to TensorBoard's files in `folder`."""
-        if self._writer is None:
-            self._writer = _summary_writer(Path(folder, self._run or ""), fields.get("Resume_step"))
-        if "Step" not in fields:
-            return
-        for key, value in fields.items():
-            if key != "Step" and is_number(value):
-                self._writer.add_scalar(f"{tag}/{key}", value, fields["Step"])
-
-
-def _summary_writer(folder: str | Path, resume_step: int | None) -> "SummaryWriter":
-    """Open TensorBoard's writer; in a resumed run it hides the killed run's scalars after `resume_step`."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1)
-    except ImportError:
-        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-    except OSError as error:
-        raise UserError(f"cannot write to the TensorBoard folder {folder}: {error.strerror}") from None
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether a field's value is a number. NaN and infinity count as numbers, True and False do not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> bool | int | float | str | None:
@@ -330,7 +298,7 @@ class _Reader:
         else:
             self.runs.remove(run)
             _forget_after(run, fields.get("Resume_step"))
-        self._begun.discard(name)
+            self._begun.discard(name)
         run.fields.update(fields)
         self.runs.append(run)
 
@@ -384,9 +352,7 @@ class _Reader:
 
     def _starts_over(self, tag: str, fields: dict) -> bool:
         run = self.runs[-1]
-        if run.fields or tag not in run.events:
-            return False
-        return _less(fields, run.events[tag][-1], "Step")
+        return not run.fields and tag in run.events and _less(fields, run.events[tag][-1], "Step")
 
 
 def _is_prefix(before: list[str]) -> bool:

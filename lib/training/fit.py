@@ -347,7 +347,7 @@ def _damaged(saved: dict[str, Any]) -> str | None:
     counters = [value for name, value in progress.items() if name != "best_score"]
     sound = {
         "progress": all(map(checkpoint.is_count, counters))
-        and progress["update"] == saved["update"]
+        and progress["update"] == saved.get("update")
         and (score is None or (isinstance(score, list) and all(isinstance(x, int | float) for x in score))),
         "batches_an_epoch": checkpoint.is_count(training.get("batches_an_epoch")),
         "weights": weights is None

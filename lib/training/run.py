@@ -133,7 +133,7 @@ class TrainingRun:
             )
 
     def log_start(self) -> None:
-        """Write the `[RUN]` line: the run's id, the flags that matter in its mode, and where they come from."""
+        """Write the `[RUN]` line: the run's id, the flags that matter in its mode, where they come from."""
         values = {
             name: as_typed(value)
             for name, value in self.flags.items()
@@ -185,9 +185,8 @@ class TrainingRun:
         if self.saved:
             checkpoint.restore_weights(model, self.saved["state_dict"], self.source)
         model.to(self.device)
-        table = layers.table(
-            model, example.to(self.device)
-        )  # it refuses an input that the network does not take
+        # Made in any case, because it refuses an input that the network does not take.
+        table = layers.table(model, example.to(self.device))
         if not self._answers:
             for line in layers.format_table(table):
                 self.log.text("MODEL", line)
