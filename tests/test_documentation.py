@@ -40,7 +40,7 @@ FOLDERS = ("lib", "benchmarks", "tests")
 INSPECTIONS = ("eval_only", "predict_only", "explain")
 # Scripts that hand on flags to the training script, and flags of their own.
 AROUND_TRAINING = {
-    "tests/kill_and_resume.py": ("--kills", "--kill-seed"),
+    "tests/kill_and_resume.py": ("--kills", "--kill-seed", "--mode"),
     "tests/interrupt_and_resume.py": ("--times",),
 }
 # What documented commands may call beside the interpreter: nothing that could do harm.
