@@ -57,7 +57,7 @@ def main(argv=None) -> None:
     if "steps" in typed and "tolerance" in typed:
         raise UserError("--steps and --tolerance both say how many steps: choose one")
     from lib.tasks import image_explanation
-    from lib.tasks import path_explanation as task
+    from lib.tasks import integrated_gradients as task
 
     with image_explanation.start("ig", typed, defaults) as run:
         task.explain(run)

@@ -37,9 +37,9 @@ from lib.explain.baselines import baseline  # noqa: E402
 from lib.explain.batch_size import BatchSizeTuner  # noqa: E402
 from lib.explain.coalitions import contexts, generator_of  # noqa: E402
 from lib.explain.games import Evaluation, MaskedImage  # noqa: E402
-from lib.explain.scores import class_scores, top_classes  # noqa: E402
 from lib.explain.shapley import Plan  # noqa: E402
-from lib.models import subject  # noqa: E402
+from lib.explain.targets import class_scores, top_classes  # noqa: E402
+from lib.models import network as subject  # noqa: E402
 from lib.runtime import distributed  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 

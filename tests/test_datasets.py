@@ -125,7 +125,7 @@ def test_an_example_of_a_folder_is_the_image_of_that_number_in_its_unseen_split(
             folder.mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (32, 32), (colour + number,) * 3).save(folder / f"{number}.png")
-    from lib.models import subject
+    from lib.models import network as subject
 
     network = subject.load_pretrained("squeezenet1_1", "random")
     shown, last = network.read([f"folder:{tmp_path / 'photos'}:0", f"folder:{tmp_path / 'photos'}:3"])

@@ -25,7 +25,7 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, Score
 from lib.explain.gradients import grad_cam, guided_backprop, upsample
 from lib.explain.integrated_gradients import integrated_gradients
 from lib.explain.methods import METHODS, Request
-from lib.explain.scores import class_scores
+from lib.explain.targets import class_scores
 
 SIZE = int(os.environ.get("PEER_IMAGE_SIZE", 64))
 NETWORKS = {"resnet18": "layer4", "vgg16": "features.29", "alexnet": "features.11"}

@@ -11,7 +11,7 @@ from torch import nn
 
 from lib.explain.methods import METHODS, Request
 from lib.explain.progress import Stopped, Watch
-from lib.explain.scores import class_scores
+from lib.explain.targets import class_scores
 from lib.runtime.errors import UserError
 
 explain = explaining("run-grad-cam.py")

@@ -12,8 +12,8 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from lib.explain import gradients
-from lib.explain.scores import class_scores
-from lib.models import subject as subjects
+from lib.explain.targets import class_scores
+from lib.models import network as subjects
 from lib.tasks.cam_explanation import rank_correlation
 
 SCRIPT = "run-grad-cam.py"

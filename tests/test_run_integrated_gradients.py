@@ -9,7 +9,7 @@ import torch
 from conftest import explaining, panels_of
 
 from lib.explain import baselines
-from lib.models import subject as subjects
+from lib.models import network as subjects
 
 SCRIPT = "run-integrated-gradients.py"
 

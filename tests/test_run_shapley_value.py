@@ -12,7 +12,7 @@ from PIL import Image
 from test_distributed import torchrun
 
 from lib.explain import games
-from lib.models.subject import load_checkpoint
+from lib.models.network import load_checkpoint
 from lib.tasks import evaluation_store
 
 SCRIPT = "run-shapley-value.py"

@@ -1,6 +1,6 @@
 """Explanations by one backward pass: class activation maps of a layer, saliency of the input.
 
-Images are (B, C, H, W), normalised for the network. Scores (see `lib.explain.scores`) map the network's
+Images are (B, C, H, W), normalised for the network. Scores (see `lib.explain.targets`) map the network's
 output to T numbers per image, one for each target. All targets and all layers share one forward pass.
 Afterwards the network's modes, weights and `.grad` are as they were before.
 """
@@ -18,7 +18,7 @@ from lib.explain import activations
 from lib.explain.methods import METHODS, Formula
 from lib.explain.progress import Stopped
 from lib.explain.rectifiers import RectifierRule
-from lib.explain.scores import Scores
+from lib.explain.targets import Scores
 from lib.models.spatial_maps import spatial_map
 from lib.runtime.errors import UserError
 
@@ -149,7 +149,7 @@ def guided_backprop(model: nn.Module, images: Tensor, scores: Scores, *, rule: s
     Args:
         model: network.
         images: (B, C, H, W), normalised.
-        scores: see `lib.explain.scores`.
+        scores: see `lib.explain.targets`.
         rule: what a ReLU makes of the gradient g at its output. `guided`: ReLU(g) where its input was
             positive, else 0 (Springenberg et al. 2014, arXiv:1412.6806). `deconvnet`: ReLU(g) everywhere
             (Zeiler & Fergus 2013, arXiv:1311.2901).

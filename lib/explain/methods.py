@@ -15,7 +15,7 @@ from lib.explain.progress import UNWATCHED, Watch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lib.explain.scores import Scores
+    from lib.explain.targets import Scores
 
 
 @dataclass(frozen=True)

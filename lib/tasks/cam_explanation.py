@@ -15,8 +15,8 @@ from torch import Tensor
 from lib.explain import activations, gradients
 from lib.explain.methods import METHODS, Request
 from lib.explain.progress import Watch
-from lib.explain.scores import Scores, class_scores
-from lib.models.subject import Subject
+from lib.explain.targets import Scores, class_scores
+from lib.models.network import Subject
 from lib.runtime.errors import UserError
 from lib.tasks.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
 

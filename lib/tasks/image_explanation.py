@@ -21,11 +21,11 @@ from lib import models
 from lib.data import photographs
 from lib.explain.baselines import KINDS, baseline
 from lib.explain.progress import Stopped, Watch
-from lib.explain.scores import class_scores, top_classes
+from lib.explain.targets import class_scores, top_classes
 from lib.figures import explanations as pictures
 from lib.figures import style
-from lib.models import subject as subjects
-from lib.models.subject import Picture, Subject
+from lib.models import network as subjects
+from lib.models.network import Picture, Subject
 from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, UserError
 from lib.runtime.files import replaced, spare, writable_file, writable_folder, write_atomically

@@ -18,8 +18,8 @@ from lib.explain import batch_size, interactions, players, shapley
 from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.games import Evaluation, MaskedImage
 from lib.explain.players import Players
-from lib.explain.scores import class_scores
 from lib.explain.shapley import Estimate, Plan
+from lib.explain.targets import class_scores
 from lib.figures import shapley as pictures
 from lib.figures import style
 from lib.runtime import distributed

@@ -9,8 +9,8 @@ from torch import nn
 from torchvision import models
 
 from lib.data.preprocessing import Preprocessing
-from lib.models import subject as subjects
-from lib.models.subject import Subject
+from lib.models import network as subjects
+from lib.models.network import Subject
 from lib.runtime.errors import UserError
 
 IMAGENET = Preprocessing(24, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=32)

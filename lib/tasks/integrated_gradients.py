@@ -11,7 +11,7 @@ from torch import Tensor
 from lib.explain import gradients
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.explain.progress import Watch
-from lib.explain.scores import class_scores
+from lib.explain.targets import class_scores
 from lib.runtime.errors import warn
 from lib.tasks.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.explain.scores import class_scores, top_classes, top_scores
+from lib.explain.targets import class_scores, top_classes, top_scores
 from lib.runtime.errors import UserError
 
 
