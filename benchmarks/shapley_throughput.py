@@ -117,7 +117,7 @@ def make_game(options: SimpleNamespace) -> tuple[MaskedImage, Tensor]:
         raise UserError(f"-lp {options.patch_side_len} leaves one player alone: give a smaller number")
     empty = network.normalise(baseline("grey", pixels))
     scores = class_scores(classes, "log-odds")
-    return MaskedImage(network.model, network.normalise(pixels), empty, found.map, scores), found.positions
+    return MaskedImage(network.module, network.normalise(pixels), empty, found.map, scores), found.positions
 
 
 def random_coalitions(count: int, n: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from lib import models
-from lib.explain.activations import default_layer, explaining, spatial_layers, tap
+from lib.explain.activations import capture_activations, default_layer, explaining, spatial_layers
 from lib.models.spatial_maps import spatial_map
 from lib.runtime.errors import UserError
 
@@ -104,14 +104,14 @@ def test_a_network_without_a_map_is_said_to_have_none(images):
 
 def test_what_is_kept_is_what_the_layer_put_out_whatever_happens_to_it_afterwards(network, images):
     expected = network.second(network.first(images).relu())
-    with explaining(network), tap(network, ["second"]) as tapped:
+    with explaining(network), capture_activations(network, ["second"]) as tapped:
         network(images)
     torch.testing.assert_close(tapped["second"].detach(), expected.detach())
     assert (expected < 0).any()
 
 
 def test_the_graph_starts_at_the_first_layer_and_the_second_is_on_it(network, images):
-    with explaining(network), tap(network, ["second", "first"]) as tapped:
+    with explaining(network), capture_activations(network, ["second", "first"]) as tapped:
         output = network(images)
         assert list(tapped) == ["first", "second"]
         assert tapped["first"].is_leaf
@@ -135,7 +135,7 @@ def test_of_a_layer_that_is_called_twice_the_last_output_is_kept():
     convolution = nn.Conv2d(2, 2, 1)
     twice = nn.Sequential(convolution, convolution)
     images = torch.randn(1, 2, 3, 3)
-    with explaining(twice), tap(twice, ["0"]) as tapped:
+    with explaining(twice), capture_activations(twice, ["0"]) as tapped:
         twice(images)
     torch.testing.assert_close(tapped["0"], twice(images))
 
@@ -149,7 +149,7 @@ def test_modes_gradients_and_hooks_are_afterwards_as_they_were(network, images, 
     wanted = [weight.requires_grad for weight in network.parameters()]
     hooks = len(network.second._forward_hooks)
     try:
-        with explaining(network), tap(network, ["second"]):
+        with explaining(network), capture_activations(network, ["second"]):
             assert not any(weight.requires_grad for weight in network.parameters())
             assert not network.training
             network(images[:, :1] if raising else images)
@@ -161,6 +161,9 @@ def test_modes_gradients_and_hooks_are_afterwards_as_they_were(network, images, 
 
 
 def test_a_layer_that_is_not_there_is_said_and_leaves_no_hook(network):
-    with pytest.raises(UserError, match="no layer 'third'; choose from"), tap(network, ["first", "third"]):
+    with (
+        pytest.raises(UserError, match="no layer 'third'; choose from"),
+        capture_activations(network, ["first", "third"]),
+    ):
         pass
     assert not network.first._forward_hooks

@@ -10,7 +10,7 @@ from torchvision import models
 
 from lib.data.preprocessing import Preprocessing
 from lib.models import network as subjects
-from lib.models.network import Subject
+from lib.models.network import Network
 from lib.runtime.errors import UserError
 
 IMAGENET = Preprocessing(24, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=32)
@@ -21,7 +21,7 @@ def small(preprocessing: Preprocessing = IMAGENET, classes=("tabby", "tiger cat"
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(preprocessing.channels * preprocessing.size**2, len(classes))
     )
-    return Subject("small", network.eval(), classes, preprocessing)
+    return Network("small", network.eval(), classes, preprocessing)
 
 
 def photograph(path, size=(50, 40), mode="RGB"):
@@ -32,7 +32,7 @@ def photograph(path, size=(50, 40), mode="RGB"):
 
 
 @pytest.fixture(scope="module")
-def restored(tmp_path_factory) -> Subject:
+def restored(tmp_path_factory) -> Network:
     return subjects.load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("ckpts") / "own.pt"))
 
 
@@ -128,15 +128,15 @@ def test_logits_are_the_networks_own_of_normalised_pixels():
     subject = small()
     pixels = torch.rand(2, 3, 24, 24)
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
-    torch.testing.assert_close(subject.logits(pixels), subject.model((pixels - mean) / std))
+    torch.testing.assert_close(subject.logits(pixels), subject.module((pixels - mean) / std))
 
 
 def test_gradients_reach_the_pixels_and_no_weight(restored):
     pixels = torch.rand(2, 1, 28, 28, requires_grad=True)
     restored.logits(pixels).sum().backward()
     assert pixels.grad.abs().sum() > 0
-    assert all(weight.grad is None and not weight.requires_grad for weight in restored.model.parameters())
-    assert not any(module.training for module in restored.model.modules())
+    assert all(weight.grad is None and not weight.requires_grad for weight in restored.module.parameters())
+    assert not any(module.training for module in restored.module.modules())
 
 
 def test_a_checkpoint_brings_its_name_classes_preprocessing_and_epoch(restored):

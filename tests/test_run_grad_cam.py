@@ -43,7 +43,7 @@ def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, s
     subject = subjects.load_checkpoint(subject_folder / "own.pt")
     (picture,) = subject.read(["digits:7"])
     images = subject.normalise(picture.pixels[None])
-    found = gradients.grad_cam(subject.model, ["c1", "s4"], images, class_scores([3, 8]))
+    found = gradients.grad_cam(subject.module, ["c1", "s4"], images, class_scores([3, 8]))
     expected = [found.maps[layer][target, 0] for layer in ("c1", "s4") for target in range(2)]
     with np.load(tmp_path / "v.npz") as values:
         assert values["layers"].tolist() == ["c1", "c1", "s4", "s4"]
@@ -69,7 +69,7 @@ def test_guided_adds_two_columns_a_class(explain, tmp_path, subject_folder):
     assert [panel["method"] for panel in panels] == ["grad-cam", "guided", "guided-grad-cam"] * 2
     subject = subjects.load_checkpoint(subject_folder / "own.pt")
     images = subject.normalise(subject.read(["digits:7"])[0].pixels[None])
-    values = gradients.guided_backprop(subject.model, images, class_scores([panels[0]["target"]])).values
+    values = gradients.guided_backprop(subject.module, images, class_scores([panels[0]["target"]])).values
     with np.load(tmp_path / "v.npz") as saved:
         np.testing.assert_allclose(saved["maps"][1], values[0, 0].sum(0), rtol=1e-5, atol=1e-9)
         product = saved["maps"][0] * saved["maps"][1]

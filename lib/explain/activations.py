@@ -54,7 +54,7 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
     pooling = {name for name, each in model.named_modules() if isinstance(each, nn.AdaptiveAvgPool2d)}
     names = [row.name for row in spatial_layers(model, example) if row.name not in pooling]
     reached: tuple[Tensor | None, ...] = ()
-    with explaining(model), tap(model, names) as tapped:
+    with explaining(model), capture_activations(model, names) as tapped:
         with RectifierRule("deconvnet"):
             output = model(example)
         # A gradient of NaN at the output reaches every activation that the output depends on. Weights of zero
@@ -73,7 +73,7 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
 
 
 @contextmanager
-def tap(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def capture_activations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Within the context, keep the last output of some layers, as tensors to take gradients with respect to.
 
     The network is frozen, so the autograd graph of a forward pass begins at the first of these layers: its

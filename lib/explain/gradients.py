@@ -77,7 +77,7 @@ def class_activation(
         UserError: no such layer, a layer without a spatial map, or one that the scores do not depend on.
     """
     images = images.detach()
-    with activations.explaining(model), activations.tap(model, layers) as tapped:
+    with activations.explaining(model), activations.capture_activations(model, layers) as tapped:
         output = model(images)
         features = feature_maps(model, layers, images, tapped)
         found = _gradients(scores(output), [tapped[name] for name in layers])
@@ -100,7 +100,7 @@ def feature_maps(
         model: network.
         layers: names of its modules.
         images: (B, C, H, W), the inputs of the forward pass.
-        tapped: outputs of that pass, from `lib.explain.activations.tap`.
+        tapped: outputs of that pass, from `lib.explain.activations.capture_activations`.
 
     Raises:
         UserError: a layer's output is not a spatial map.

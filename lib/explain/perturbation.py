@@ -26,7 +26,7 @@ def score_cam(request: Request) -> Explanation:
         Stopped: the watch stopped the computation.
     """
     model, images = request.model, request.images.detach()
-    with evaluating(model), activations.tap(model, request.layers) as tapped, torch.no_grad():
+    with evaluating(model), activations.capture_activations(model, request.layers) as tapped, torch.no_grad():
         output = model(images)
         layers = gradients.feature_maps(model, request.layers, images, tapped)
     request.watch.expect(sum(len(images) * features.shape[1] for features in layers.values()))

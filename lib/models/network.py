@@ -21,7 +21,7 @@ from lib.runtime.errors import UserError
 TASK = "image-classification"
 
 
-class Picture(NamedTuple):
+class ImageInput(NamedTuple):
     """An image as a network sees it.
 
     Attributes:
@@ -36,19 +36,19 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Network:
     """A network to explain: frozen, in eval mode, on its device.
 
     Attributes:
         name: name in titles and file names, e.g. `resnet18`.
-        model: normalised images (B, C, size, size) to logits (B, classes).
+        module: normalised images (B, C, size, size) to logits (B, classes).
         classes: names of the classes.
         preprocessing: preprocessing that turns an image into an input.
         epoch: number of the epoch after which it was saved, counted from 0; None if unknown.
     """
 
     name: str
-    model: nn.Module
+    module: nn.Module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     epoch: int | None = None
@@ -66,7 +66,7 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Device of the network."""
-        return next(self.model.parameters()).device
+        return next(self.module.parameters()).device
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return pixels (…, C, H, W) in [0, 1] normalised for the network: (pixels − mean) / std."""
@@ -78,11 +78,11 @@ class Subject:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the logits (B, classes) for pixels (B, C, H, W) in [0, 1]; differentiable in the pixels."""
-        return self.model(self.normalise(pixels.to(self.device)))
+        return self.module(self.normalise(pixels.to(self.device)))
 
     def read(
         self, inputs: Sequence[str], data_dir: str | Path = "data", *, invert: bool = False
-    ) -> list[Picture]:
+    ) -> list[ImageInput]:
         """Read the images that `inputs` name.
 
         Args:
@@ -97,10 +97,12 @@ class Subject:
         known: dict[str, datasets.Labelled] = {}
         return [self._read(name, known, Path(data_dir), invert) for name in inputs]
 
-    def _read(self, name: str, known: dict[str, datasets.Labelled], data_dir: Path, invert: bool) -> Picture:
+    def _read(
+        self, name: str, known: dict[str, datasets.Labelled], data_dir: Path, invert: bool
+    ) -> ImageInput:
         if is_file(name):
             pixels = self.preprocessing.read(name)
-            return Picture(Path(name).stem, 1 - pixels if invert else pixels)
+            return ImageInput(Path(name).stem, 1 - pixels if invert else pixels)
         dataset, _, index = name.rpartition(":")
         if _folder_of(dataset):
             return self._of_folder(_folder_of(dataset), int(index), invert)
@@ -109,22 +111,22 @@ class Subject:
             known[dataset] = entry.read(data_dir, entry.options({}))
         return self._example(known[dataset], dataset, int(index))
 
-    def _of_folder(self, folder: str, index: int, invert: bool) -> Picture:
+    def _of_folder(self, folder: str, index: int, invert: bool) -> ImageInput:
         found = folders.find(folder)
         files = found.splits[_unseen(found.splits)]
         _check_index(f"{FOLDER}:{folder}", index, len(files.paths))
         pixels = self.preprocessing.read(files.paths[index])
         name = f"{Path(folder).resolve().name}-{index}"
-        return Picture(name, 1 - pixels if invert else pixels, found.classes[files.labels[index]])
+        return ImageInput(name, 1 - pixels if invert else pixels, found.classes[files.labels[index]])
 
-    def _example(self, data: datasets.Labelled, dataset: str, index: int) -> Picture:
+    def _example(self, data: datasets.Labelled, dataset: str, index: int) -> ImageInput:
         split = data.splits[_unseen(data.splits)]
         _check_index(dataset, index, len(split.labels))
         image, label = split.images[index], int(split.labels[index])
         pixels = images.resize(image[None], self.size)[0]
         if len(pixels) != self.channels:
             pixels = pixels.mean(0, keepdim=True).expand(self.channels, -1, -1).contiguous()
-        return Picture(f"{dataset}-{index}", pixels, data.classes[label])
+        return ImageInput(f"{dataset}-{index}", pixels, data.classes[label])
 
 
 def _unseen(splits: Collection[str]) -> str:
@@ -167,13 +169,13 @@ def is_file(name: str) -> bool:
 
 def load_pretrained(
     ptm: str, weights: str | None = None, device: torch.device | str = "cpu", *, seed: int = 42
-) -> Subject:
+) -> Network:
     """Load a classifier of torchvision; arguments and errors as for `lib.models.pretrained.load`."""
     found = pretrained.load(ptm, weights, seed=seed)
-    return Subject(ptm, _to_look_at(found.model, device), found.classes, found.preprocessing)
+    return Network(ptm, _to_look_at(found.model, device), found.classes, found.preprocessing)
 
 
-def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Subject:
+def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Network:
     """Load the image classifier in a checkpoint of this project.
 
     Raises:
@@ -191,7 +193,7 @@ def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Sub
     model = models.build(network["name"], **network["config"])
     checkpoint.restore_weights(model, saved["state_dict"], file)
     epoch = saved.get("epoch")
-    return Subject(
+    return Network(
         network["name"],
         _to_look_at(model, device),
         tuple(map(str, classes)),
@@ -204,7 +206,7 @@ def _to_look_at(model: nn.Module, device: torch.device | str) -> nn.Module:
     return model.eval().requires_grad_(False).to(device)
 
 
-def find_classes(subject: Subject, targets: Sequence[str]) -> list[int]:
+def find_classes(subject: Network, targets: Sequence[str]) -> list[int]:
     """Return the indices of the classes in `targets`, which are names (case is ignored) or numbers.
 
     Raises:
@@ -235,7 +237,7 @@ def _nearest(classes: Sequence[str], target: str, most: int = 5) -> list[str]:
     return sorted(classes, key=likeness, reverse=True)[:most]
 
 
-def check_top(subject: Subject, k: int) -> None:
+def check_top(subject: Network, k: int) -> None:
     """Raise a UserError if the network has fewer than `k` classes."""
     if k > len(subject.classes):
         raise UserError(f"-k {k} is more than the {len(subject.classes)} classes of {subject.name}")

@@ -16,17 +16,17 @@ from lib.explain import activations, gradients
 from lib.explain.methods import METHODS, Request
 from lib.explain.progress import Watch
 from lib.explain.targets import Scores, class_scores
-from lib.models.network import Subject
+from lib.models.network import Network
 from lib.runtime.errors import UserError
-from lib.tasks.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
+from lib.tasks.image_explanation import Answer, ExplanationRun, Panel, Question, answers, baseline_of
 
 
-def list_layers(run: Session) -> None:
+def list_layers(run: ExplanationRun) -> None:
     """Print name, kind and size of each layer with a spatial map; the default layer is marked."""
     for subject in run.subjects:
         example = _example(subject)
-        chosen = activations.default_layer(subject.model, example)
-        found = activations.spatial_layers(subject.model, example)
+        chosen = activations.default_layer(subject.module, example)
+        found = activations.spatial_layers(subject.module, example)
         if len(run.subjects) > 1:
             sys.stdout.write(f"{subject.name}:\n")
         name, kind = (max(len(getattr(row, key)) for row in found) for key in ("name", "kind"))
@@ -36,7 +36,7 @@ def list_layers(run: Session) -> None:
             sys.stdout.write(f"{row.name:<{name}}  {row.kind:<{kind}}  {size}{mark}\n")
 
 
-def _example(subject: Subject) -> Tensor:
+def _example(subject: Network) -> Tensor:
     pixels = torch.full((1, subject.channels, subject.size, subject.size), 0.5, device=subject.device)
     return subject.normalise(pixels)
 
@@ -57,7 +57,7 @@ def check(flags: SimpleNamespace, typed: Mapping[str, Any]) -> None:
         raise UserError(f"--baseline does not go with --method {method.name}, which takes nothing away")
 
 
-def explain(run: Session) -> None:
+def explain(run: ExplanationRun) -> None:
     """Explain every question of the run: a row of panels for each image, network and layer.
 
     Raises:
@@ -73,13 +73,15 @@ def explain(run: Session) -> None:
     )
 
 
-def _layer_names(run: Session, subject: Subject) -> Sequence[str]:
+def _layer_names(run: ExplanationRun, subject: Network) -> Sequence[str]:
     if not METHODS[run.flags.method].at_layers:
         return [""]
-    return run.flags.layer or [activations.default_layer(subject.model, _example(subject))]
+    return run.flags.layer or [activations.default_layer(subject.module, _example(subject))]
 
 
-def _rows(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
+def _rows(
+    run: ExplanationRun, question: Question, layer_names: Sequence[str], watch: Watch
+) -> list[list[Panel]]:
     """Return the panels of each layer: of the trained network, then with more and more layers re-drawn."""
     originals = _panels(run, question, layer_names, watch)
     # From the largest number of layers down, so that a number too large is reported before much is computed.
@@ -90,11 +92,11 @@ def _rows(run: Session, question: Question, layer_names: Sequence[str], watch: W
 
 
 def _with_redrawn(
-    run: Session, question: Question, originals: Sequence[Sequence[Panel]], count: int, watch: Watch
+    run: ExplanationRun, question: Question, originals: Sequence[Sequence[Panel]], count: int, watch: Watch
 ) -> list[list[Panel]]:
     """Return panels like `originals`, but of the network with its last `count` layers re-drawn."""
     names = [row[0].layer for row in originals]
-    with gradients.randomised(question.subject.model, count, run.flags.seed) as redrawn:
+    with gradients.randomised(question.subject.module, count, run.flags.seed) as redrawn:
         rows = _panels(run, question, names, watch)
     return [
         [_redrawn(*pair, redrawn) for pair in zip(row, before, strict=True)]
@@ -122,7 +124,9 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def _panels(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
+def _panels(
+    run: ExplanationRun, question: Question, layer_names: Sequence[str], watch: Watch
+) -> list[list[Panel]]:
     """Return, for each layer, the panels of all classes."""
     rows = _maps(run, question, layer_names, watch)
     if not run.flags.guided:
@@ -134,18 +138,20 @@ def _panels(run: Session, question: Question, layer_names: Sequence[str], watch:
     ]
 
 
-def _scores(run: Session, question: Question) -> Scores:
+def _scores(run: ExplanationRun, question: Question) -> Scores:
     scores = class_scores(question.classes, run.flags.score)
     return (lambda output: -scores(output)) if run.flags.counterfactual else scores
 
 
-def _maps(run: Session, question: Question, layer_names: Sequence[str], watch: Watch) -> list[list[Panel]]:
+def _maps(
+    run: ExplanationRun, question: Question, layer_names: Sequence[str], watch: Watch
+) -> list[list[Panel]]:
     """Return the maps of `--method`, for each layer (or for the image itself) and each class."""
     flags, subject, started = run.flags, question.subject, time.perf_counter()
     method = METHODS[flags.method]
     baseline = baseline_of(flags, question, cropped=True)[None] if method.needs_baseline else None
     request = Request(
-        subject.model,
+        subject.module,
         subject.normalise(question.pixels),
         _scores(run, question),
         layer_names if method.at_layers else (),
@@ -176,14 +182,14 @@ def _maps(run: Session, question: Question, layer_names: Sequence[str], watch: W
     ]
 
 
-def _guided(run: Session, question: Question) -> tuple[Tensor, dict[str, float]]:
+def _guided(run: ExplanationRun, question: Question) -> tuple[Tensor, dict[str, float]]:
     """Return the gradients of each class by `--rule`, (T, C, H, W), and their costs."""
     flags, subject, started = run.flags, question.subject, time.perf_counter()
     images, scores = subject.normalise(question.pixels), _scores(run, question)
     rule = METHODS[flags.rule]
 
     def explain(shown: Tensor) -> Tensor:
-        return rule.explain(Request(subject.model, shown, scores)).values[""]
+        return rule.explain(Request(subject.module, shown, scores)).values[""]
 
     if flags.smooth:
         values = gradients.smooth(explain, images, samples=flags.smooth, noise=flags.noise, seed=flags.seed)
@@ -193,7 +199,7 @@ def _guided(run: Session, question: Question) -> tuple[Tensor, dict[str, float]]
     return values, _costs(runs, runs * len(question.classes), started)
 
 
-def _with_guided(cam: Panel, values: Tensor, run: Session, costs: dict) -> list[Panel]:
+def _with_guided(cam: Panel, values: Tensor, run: ExplanationRun, costs: dict) -> list[Panel]:
     """Return panels of a class activation map, of its class's gradients (C, H, W), and of their product."""
     flags = run.flags
     assert cam.raw_map is not None  # `check` allows --guided only for maps of layers, which are upsampled

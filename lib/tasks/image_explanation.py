@@ -25,7 +25,7 @@ from lib.explain.targets import class_scores, top_classes
 from lib.figures import explanations as pictures
 from lib.figures import style
 from lib.models import network as subjects
-from lib.models.network import Picture, Subject
+from lib.models.network import ImageInput, Network
 from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, UserError
 from lib.runtime.files import replaced, spare, writable_file, writable_folder, write_atomically
@@ -47,8 +47,8 @@ class Question:
         classes: indices of the classes to explain.
     """
 
-    subject: Subject
-    picture: Picture
+    subject: Network
+    picture: ImageInput
     classes: Sequence[int]
 
     @property
@@ -164,8 +164,8 @@ class Panel:
 
 
 @contextlib.contextmanager
-def start(name: str, typed: dict, defaults: dict) -> Iterator["Session"]:
-    """Check the shared flags, load the networks and open the log; yield a `Session`.
+def start(name: str, typed: dict, defaults: dict) -> Iterator["ExplanationRun"]:
+    """Check the shared flags, load the networks and open the log; yield a `ExplanationRun`.
 
     Args:
         name: name of the method in file names and log lines.
@@ -197,10 +197,10 @@ def start(name: str, typed: dict, defaults: dict) -> Iterator["Session"]:
     if flags.save_values and len({each.size for each in networks}) > 1:
         raise UserError("--save-values cannot hold maps of different sizes: ask the networks one by one")
     with RunLog(name) as log:
-        yield Session(name, flags, log, networks)
+        yield ExplanationRun(name, flags, log, networks)
 
 
-def _by_age(networks: list[Subject]) -> list[Subject]:
+def _by_age(networks: list[Network]) -> list[Network]:
     """Return checkpoints of one network sorted by epoch (file names seldom sort so); others unchanged."""
     aged = [(each.epoch, each) for each in networks if each.epoch is not None]
     if len({each.name for each in networks}) > 1 or len(aged) < len(networks):
@@ -235,7 +235,7 @@ def _check_baseline(name: str) -> None:
 
 
 @dataclass
-class Session:
+class ExplanationRun:
     """One run of a script that explains images.
 
     Attributes:
@@ -248,7 +248,7 @@ class Session:
     name: str
     flags: SimpleNamespace
     log: RunLog
-    subjects: list[Subject]
+    subjects: list[Network]
 
     def questions(self) -> list[list[Question]]:
         """Return one question per network for each image.
@@ -263,7 +263,7 @@ class Session:
         shown = [each.read(flags.input, flags.data_dir, invert=flags.invert) for each in self.subjects]
         return [self._questions_about(picture) for picture in zip(*shown, strict=True)]
 
-    def _questions_about(self, picture: Sequence[Picture]) -> list[Question]:
+    def _questions_about(self, picture: Sequence[ImageInput]) -> list[Question]:
         asked = list(zip(self.subjects, picture, strict=True))
         if self.flags.target:
             return [Question(*each, subjects.find_classes(each[0], self.flags.target)) for each in asked]
@@ -272,7 +272,7 @@ class Session:
             return [Question(*each, likeliest) for each in asked]
         return [Question(*each, self._likeliest(*each)) for each in asked]
 
-    def _likeliest(self, subject: Subject, picture: Picture) -> list[int]:
+    def _likeliest(self, subject: Network, picture: ImageInput) -> list[int]:
         subjects.check_top(subject, self.flags.top_k)
         with torch.no_grad():
             return top_classes(subject.logits(picture.pixels[None]), self.flags.top_k)[:, 0].tolist()
@@ -409,7 +409,7 @@ def _describe(panel: Panel) -> list[str]:
     return [picture.name + label, described(subject), *([panel.layer + size] if panel.layer else [])]
 
 
-def described(subject: Subject) -> str:
+def described(subject: Network) -> str:
     """Return a network's name and its number of training epochs, counted from 1 as in file names."""
     epochs = "" if subject.epoch is None else f", {subject.epoch + 1} epoch{'s' if subject.epoch else ''}"
     return subject.name + epochs

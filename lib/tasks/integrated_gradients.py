@@ -13,10 +13,10 @@ from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.explain.progress import Watch
 from lib.explain.targets import class_scores
 from lib.runtime.errors import warn
-from lib.tasks.image_explanation import Answer, Panel, Question, Session, answers, baseline_of
+from lib.tasks.image_explanation import Answer, ExplanationRun, Panel, Question, answers, baseline_of
 
 
-def explain(run: Session) -> None:
+def explain(run: ExplanationRun) -> None:
     """Explain every question of the run: a row of panels for each image and network.
 
     Raises:
@@ -26,7 +26,7 @@ def explain(run: Session) -> None:
     run.explain_each(questions, lambda question, watch: [_row(run, question, watch)], unit="gradients")
 
 
-def _row(run: Session, question: Question, watch: Watch) -> list[Panel]:
+def _row(run: ExplanationRun, question: Question, watch: Watch) -> list[Panel]:
     """Return a panel of attributions for each class.
 
     Raises:
@@ -125,7 +125,7 @@ class _Completeness(NamedTuple):
         return self.gap_share <= tolerance and not self.change > tolerance
 
 
-def _warn(run: Session, question: Question, sums: Sequence[_Completeness]) -> None:
+def _warn(run: ExplanationRun, question: Question, sums: Sequence[_Completeness]) -> None:
     flags = run.flags
     short = [index for index, each in enumerate(sums) if not each.within(flags.tolerance)]
     if short and flags.steps is None:
@@ -139,7 +139,7 @@ def _warn(run: Session, question: Question, sums: Sequence[_Completeness]) -> No
 
 
 def _panel(
-    run: Session, question: Question, answer: Answer, map_: Tensor, sums: _Completeness, seconds: float
+    run: ExplanationRun, question: Question, answer: Answer, map_: Tensor, sums: _Completeness, seconds: float
 ) -> Panel:
     flags = run.flags
     return Panel(

@@ -30,8 +30,8 @@ from lib.runtime.runlog import RunLog
 from lib.tasks.evaluation_store import EvaluationStore
 from lib.tasks.image_explanation import (
     Answer,
+    ExplanationRun,
     Question,
-    Session,
     answers,
     as_bytes,
     as_json,
@@ -111,7 +111,7 @@ class Explained:
         return self.estimate.values[:, self.players.map]
 
 
-def explain(run: Session) -> None:
+def explain(run: ExplanationRun) -> None:
     """Explain every question of the run: draw a figure for each image, and log the numbers of each class.
 
     Raises:
@@ -162,7 +162,7 @@ def check(flags: SimpleNamespace, typed: dict) -> None:
         writable_file(flags.resume_values)
 
 
-def _explain_one(run: Session, question: Question, signals: Signals) -> Explained:
+def _explain_one(run: ExplanationRun, question: Question, signals: Signals) -> Explained:
     flags, subject, started = run.flags, question.subject, time.perf_counter()
     found = _players(flags, question)
     if found.note and distributed.is_main():
@@ -261,12 +261,12 @@ def _settle(flags: SimpleNamespace, n: int, size: int) -> tuple[str, int]:
     return estimator, budget
 
 
-def _game(run: Session, question: Question, found: Players, exact: bool) -> MaskedImage:
+def _game(run: ExplanationRun, question: Question, found: Players, exact: bool) -> MaskedImage:
     flags, subject, pixels = run.flags, question.subject, question.pixels[0]
     if flags.amp and exact and distributed.is_main():
         warn("--amp is off: rounding would undo what exact values are for")
     return MaskedImage(
-        subject.model,
+        subject.module,
         subject.normalise(pixels),
         subject.normalise(baseline_of(flags, question, cropped=False)),
         found.map,
@@ -283,7 +283,7 @@ def _progress(question: Question, budget: int) -> Iterator[tqdm]:
         yield bar
 
 
-def _report(run: Session, explained: Explained, stem: str) -> None:
+def _report(run: ExplanationRun, explained: Explained, stem: str) -> None:
     """Log the numbers of one question and draw its figures; their file names begin with `stem`."""
     if not distributed.is_main():
         return
@@ -294,11 +294,11 @@ def _report(run: Session, explained: Explained, stem: str) -> None:
         run.log.event("FIGURE", file=path)
 
 
-def _path(run: Session, stem: str, suffix: str = "") -> Path:
+def _path(run: ExplanationRun, stem: str, suffix: str = "") -> Path:
     return Path(run.flags.out_dir) / f"{stem}{suffix}.png"
 
 
-def _stems(run: Session, questions: Sequence[Question]) -> list[str]:
+def _stems(run: ExplanationRun, questions: Sequence[Question]) -> list[str]:
     """Return a distinct first part of the file names for each question's figures."""
     several_epochs = len({subject.name for subject in run.subjects}) < len(run.subjects)
     stems: list[str] = []
@@ -310,7 +310,7 @@ def _stems(run: Session, questions: Sequence[Question]) -> list[str]:
     return stems
 
 
-def _figures(run: Session, explained: Explained) -> Iterator[tuple[str, Any]]:
+def _figures(run: ExplanationRun, explained: Explained) -> Iterator[tuple[str, Any]]:
     flags, found, parts = run.flags, explained.estimate, explained.players
     scene = pictures.Scene(
         as_bytes(explained.question.picture.pixels), parts.map.numpy(), _heading(explained), flags.score
@@ -346,7 +346,7 @@ def _heading(explained: Explained) -> list[str]:
     return [picture.name + label, described(explained.question.subject), how]
 
 
-def _write(run: Session, done: Sequence[Explained]) -> None:
+def _write(run: ExplanationRun, done: Sequence[Explained]) -> None:
     flags = run.flags
     if flags.json:
         records = [record for explained in done for record in explained.records()]
