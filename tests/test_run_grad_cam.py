@@ -11,9 +11,10 @@ from conftest import ROOT, call, explaining, panels_of, write_checkpoint
 from PIL import Image
 from scipy.stats import spearmanr
 
+from lib.data.image_inputs import read
 from lib.explain import gradients
 from lib.explain.targets import class_scores
-from lib.models import network as subjects
+from lib.models.network import load_checkpoint
 from lib.tasks.cam_explanation import rank_correlation
 
 SCRIPT = "run-grad-cam.py"
@@ -40,10 +41,10 @@ def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, s
     done = explain(
         "--target", "3", "8", "--layer", "c1", "s4", "--save-values", "v.npz", "--json", "out/v.json"
     )
-    subject = subjects.load_checkpoint(subject_folder / "own.pt")
-    (picture,) = subject.read(["digits:7"])
-    images = subject.normalise(picture.pixels[None])
-    found = gradients.grad_cam(subject.module, ["c1", "s4"], images, class_scores([3, 8]))
+    network = load_checkpoint(subject_folder / "own.pt")
+    (picture,) = read(["digits:7"], network.preprocessing)
+    images = network.normalise(picture.pixels[None])
+    found = gradients.grad_cam(network.module, ["c1", "s4"], images, class_scores([3, 8]))
     expected = [found.maps[layer][target, 0] for layer in ("c1", "s4") for target in range(2)]
     with np.load(tmp_path / "v.npz") as values:
         assert values["layers"].tolist() == ["c1", "c1", "s4", "s4"]
@@ -67,9 +68,9 @@ def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, s
 def test_guided_adds_two_columns_a_class(explain, tmp_path, subject_folder):
     panels = panels_of(explain("--guided", "-k", 2, "--save-values", "v.npz"))
     assert [panel["method"] for panel in panels] == ["grad-cam", "guided", "guided-grad-cam"] * 2
-    subject = subjects.load_checkpoint(subject_folder / "own.pt")
-    images = subject.normalise(subject.read(["digits:7"])[0].pixels[None])
-    values = gradients.guided_backprop(subject.module, images, class_scores([panels[0]["target"]])).values
+    network = load_checkpoint(subject_folder / "own.pt")
+    images = network.normalise(read(["digits:7"], network.preprocessing)[0].pixels[None])
+    values = gradients.guided_backprop(network.module, images, class_scores([panels[0]["target"]])).values
     with np.load(tmp_path / "v.npz") as saved:
         np.testing.assert_allclose(saved["maps"][1], values[0, 0].sum(0), rtol=1e-5, atol=1e-9)
         product = saved["maps"][0] * saved["maps"][1]

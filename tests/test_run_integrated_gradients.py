@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import explaining, panels_of
 
+from lib.data.image_inputs import read
 from lib.explain import baselines
-from lib.models import network as subjects
+from lib.models.network import load_checkpoint
 
 SCRIPT = "run-integrated-gradients.py"
 
@@ -18,11 +19,12 @@ explain = explaining(SCRIPT)
 
 
 def logits(subject_folder: Path, pixels: torch.Tensor) -> torch.Tensor:
-    return subjects.load_checkpoint(subject_folder / "own.pt").logits(pixels[None])[0]
+    return load_checkpoint(subject_folder / "own.pt").logits(pixels[None])[0]
 
 
 def example(subject_folder: Path) -> torch.Tensor:
-    return subjects.load_checkpoint(subject_folder / "own.pt").read(["digits:7"])[0].pixels
+    network = load_checkpoint(subject_folder / "own.pt")
+    return read(["digits:7"], network.preprocessing)[0].pixels
 
 
 def test_a_map_adds_up_to_the_difference_of_the_scores_but_for_the_gap_that_is_printed(
@@ -61,12 +63,12 @@ def test_given_steps_are_taken_by_every_rule(explain, rule):
 @pytest.mark.parametrize("kind", [*baselines.KINDS, "FILE", "digits:8"])
 def test_the_path_begins_at_the_baseline(explain, subject_folder, kind):
     pixels = example(subject_folder)
-    subject = subjects.load_checkpoint(subject_folder / "own.pt")
+    network = load_checkpoint(subject_folder / "own.pt")
     named = str(subject_folder / "photo.png") if kind == "FILE" else kind
     if kind in baselines.KINDS:
         start = baselines.baseline(kind, pixels, seed=42)
     else:
-        start = subject.read([named])[0].pixels
+        start = read([named], network.preprocessing)[0].pixels
     (panel,) = panels_of(explain("--baseline", named, "--target", 3, "--steps", 5))
     assert panel["baseline_score"] == pytest.approx(float(logits(subject_folder, start)[3]), rel=1e-4)
     assert panel["baseline"] == named

@@ -12,6 +12,7 @@ from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.methods import Explanation, Request
 from lib.explain.progress import Stopped
 from lib.models.layers import evaluating
+from lib.models.spatial_maps import follow
 
 
 def score_cam(request: Request) -> Explanation:
@@ -26,9 +27,14 @@ def score_cam(request: Request) -> Explanation:
         Stopped: the watch stopped the computation.
     """
     model, images = request.model, request.images.detach()
-    with evaluating(model), activations.capture_activations(model, request.layers) as tapped, torch.no_grad():
+    with (
+        evaluating(model),
+        activations.capture_activations(model, request.layers) as captured,
+        follow(model, images) as layouts,
+        torch.no_grad(),
+    ):
         output = model(images)
-        layers = gradients.feature_maps(model, request.layers, images, tapped)
+    layers = gradients.feature_maps(model, request.layers, images, captured, layouts)
     request.watch.expect(sum(len(images) * features.shape[1] for features in layers.values()))
     tuner = _tuner(images)
     maps = {}

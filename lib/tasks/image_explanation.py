@@ -18,14 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib import models
-from lib.data import photographs
+from lib.data import image_inputs, photographs
+from lib.data.image_inputs import ImageInput
 from lib.explain.baselines import KINDS, baseline
 from lib.explain.progress import Stopped, Watch
 from lib.explain.targets import class_scores, top_classes
 from lib.figures import explanations as pictures
 from lib.figures import style
 from lib.models import network as subjects
-from lib.models.network import ImageInput, Network
+from lib.models.network import Network
 from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, UserError
 from lib.runtime.files import replaced, spare, writable_file, writable_folder, write_atomically
@@ -71,14 +72,14 @@ def baseline_of(flags: SimpleNamespace, question: Question, *, cropped: bool) ->
     subject, name = question.subject, flags.baseline
     if name in KINDS:
         return baseline(name, question.pixels[0], seed=flags.seed)
-    if subjects.is_file(name) and not cropped:
+    if image_inputs.is_file(name) and not cropped:
         size = photographs.read(name).size
         if size != (subject.size, subject.size):
             raise UserError(
                 f"the baseline {name} has {size[0]}×{size[1]} pixels; "
                 f"the network sees {subject.size}×{subject.size}"
             )
-    (picture,) = subject.read([name], flags.data_dir, invert=flags.invert)
+    (picture,) = image_inputs.read([name], subject.preprocessing, flags.data_dir, invert=flags.invert)
     return picture.pixels.to(subject.device)
 
 
@@ -182,7 +183,7 @@ def start(name: str, typed: dict, defaults: dict) -> Iterator["ExplanationRun"]:
             writable_file(path)
     if not getattr(flags, "list_layers", False):
         writable_folder(flags.out_dir)
-    subjects.check_inputs(flags.input or ())
+    image_inputs.check(flags.input or ())
     device = distributed.pick_device(flags.device)
     if device.type == "cpu":
         keep_what_is_freed()
@@ -231,7 +232,7 @@ def _check_baseline(name: str) -> None:
         return
     if "." not in name and ":" not in name and not os.path.exists(name):
         raise UserError(f"--baseline {name} is neither a file nor one of {', '.join(KINDS)}")
-    subjects.check_inputs([name])
+    image_inputs.check([name])
 
 
 @dataclass
@@ -260,7 +261,10 @@ class ExplanationRun:
             UserError: an image cannot be read, or there is no such class.
         """
         flags = self.flags
-        shown = [each.read(flags.input, flags.data_dir, invert=flags.invert) for each in self.subjects]
+        shown = [
+            image_inputs.read(flags.input, each.preprocessing, flags.data_dir, invert=flags.invert)
+            for each in self.subjects
+        ]
         return [self._questions_about(picture) for picture in zip(*shown, strict=True)]
 
     def _questions_about(self, picture: Sequence[ImageInput]) -> list[Question]:
