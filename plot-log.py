@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 from lib import cli
 from lib.runtime.errors import UserError, warn
@@ -19,7 +20,17 @@ from lib.runtime.runlog import ParsedLog, Run, parse
 
 # Flags that the legend shows if the runs differ in them: these first, then others, MOST_TOLD in all.
 TELLING = ("model", "dataset", "learning_rate", "batch_size", "seed")
-UNTELLING = {"id", "resume", "Resume_step", "checkpoint_dir", "out_dir", "tensorboard"}
+UNTELLING = {
+    "id",
+    "resume",
+    "Resume_step",
+    "checkpoint_dir",
+    "out_dir",
+    "tensorboard",
+    "config",
+    "save_config",
+}
+UNTELLING |= {f"From_{source}" for source in ("typed", "config", "checkpoint", "recipe")}
 MOST_TOLD = 4
 
 PICTURE_NAMES = {"Training_loss": "train-loss", "Valid_accuracy": "valid-acc"}
@@ -42,19 +53,20 @@ def make_parser() -> cli.Parser:
     add("--format", choices=("png", "svg", "pdf"), default="png", help="file format of the pictures")
     add("--x", choices=("step", "epoch"), default="step", help="unit of the x axis")
     add(
-        "--smooth",
+        "--running-mean",
         type=cli.number(0, 100),
         default=4,
         metavar="PERCENT",
         help="width of the running mean of the training loss, in percent of its points; 0 for none",
     )
+    parser.rename("--smooth", "--running-mean")
     add("--log-scale", action="store_true", help="use a logarithmic axis for losses")
     add("--show", action="store_true", help="also open a window for each picture")
     return parser
 
 
 def main(argv=None) -> None:
-    flags = make_parser().parse_args(argv)
+    flags = SimpleNamespace(**make_parser().parse(argv).values)
     prefix = picture_prefix(flags.prefix, flags.log_file[0])
     logs = {name: read_log(name) for name in dict.fromkeys(flags.log_file)}
     chosen = choose_runs(logs, flags.run)
@@ -185,7 +197,7 @@ def draw(tag: str, key: str, runs: list[tuple[str, Run]], path: Path, flags) -> 
             curves,
             key.replace("Valid_", "Validation_").replace("_", " "),
             x=flags.x,
-            smooth=flags.smooth if tag == "TRAIN" else 0,
+            smooth=flags.running_mean if tag == "TRAIN" else 0,
             best=better(key) if tag == "VALID" else None,
             log_scale=log_scale,
         )

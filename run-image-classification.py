@@ -48,7 +48,7 @@ DEEPER = PLAIN | {
     "weight_decay": 0.05,
     "augment": ("shift", "flip"),
 }
-ROWS = DEEPER | {"learning_rate": 0.002, "clip_norm": 1.0, "hidden": 256, "depth": 1}
+ROWS = DEEPER | {"learning_rate": 0.002, "clip_norm": 1.0}
 TORCHVISION = PLAIN | {
     "batch_size": 32,
     "max_epoch": 20,
@@ -80,7 +80,6 @@ RECIPES = {
 HEAD_ALONE = {"optimizer": "adamw", "windows": (), "test_views": 1}
 
 OPTIONS = models.options(tuple(RECIPES))
-STRUCTURAL = ("model", "size", *OPTIONS)
 
 
 def make_parser() -> cli.Parser:
@@ -89,33 +88,40 @@ def make_parser() -> cli.Parser:
         description=__doc__,
         epilog=cli.describe_recipes(RECIPES | {"a network of torchvision's": TORCHVISION}),
     )
-    add = cli.add_dataset_flags(parser, DATASETS, "cifar10", datasets.choices(DATASETS))
-    add(
+    data = cli.add_dataset_flags(parser, DATASETS, "cifar10", datasets.choices(DATASETS))
+    data.add(
         "--size",
         type=cli.integer(8, 1024),
+        scope=cli.Scope.NETWORK,
         metavar="N",
         help="side of the images in pixels; default: the size that goes with --weights, otherwise 32, or 224 "
         "for torchvision's networks",
     )
-    add = parser.add_argument_group("network").add_argument
-    add(
+    network = parser.group("network", cli.Scope.NETWORK)
+    network.add(
         "--model",
         default="fast-cnn",
         metavar="NAME",
         help=f"the network: {', '.join(RECIPES)}, or one of torchvision's",
     )
-    add(
+    network.add(
         "--weights",
         metavar="WHICH",
+        scope=cli.Scope.TRAINING,
+        fixed=True,
+        not_with="restore_file",
         help="initial weights: torchvision's name such as IMAGENET1K_V1, a file for this network, or random",
     )
-    add(
+    network.add(
         "--freeze",
         action="store_true",
+        scope=cli.Scope.TRAINING,
+        fixed=True,
         help="train only the last layer; its inputs are computed once if no augmentation changes the images",
     )
-    add(
+    network.add(
         "--trunk-lr",
+        scope=cli.Scope.TRAINING,
         type=cli.number(0, above=True),
         metavar="X",
         help="learning rate of all layers but the last",
@@ -126,7 +132,7 @@ def make_parser() -> cli.Parser:
     cli.add_augmentation_flags(parser, "color", "affine", "crop", "flip", "erase", "shift", "rotate", "scale")
     cli.add_window_flag(parser)
     views = cli.add_view_flags(parser)
-    views.add_argument(
+    views.add(
         "--pool",
         choices=("gap", "flatten"),
         default="gap",
@@ -138,31 +144,35 @@ def make_parser() -> cli.Parser:
 
 
 def recipe(flags) -> dict:
-    return RECIPES.get(flags.model, TORCHVISION) | (HEAD_ALONE if flags.freeze else {})
+    own = models.option_defaults(flags.model)
+    return own | RECIPES.get(flags.model, TORCHVISION) | (HEAD_ALONE if flags.freeze else {})
 
 
 def main(argv=None) -> None:
-    typed, defaults = make_parser().parse_typed(argv)
+    line = make_parser().parse(argv)
     from lib.tasks import image_classification as task
-    from lib.tasks import image_views
-    from lib.training import session
+    from lib.tasks import image_data, image_prediction, image_views, inspection
+    from lib.training import run as training
 
-    if typed.get("list_models"):
+    if line.values["list_models"]:
         task.list_models(RECIPES, "and any of torchvision's classifiers, e.g. resnet18, vgg16, vit_b_16")
         return
-    task.check_input(typed.get("input", ()))
-    with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
-        given = task.given_weights(run)
-        data = task.load_photographs(run, given)
-        model = task.build(run, data, given)
-        if run.flags.predict_only:
-            task.predict(run, model, data)
-        elif run.flags.eval_only:
-            image_views.look_inside(run, model, data)
+    image_prediction.check_input(line.values["input"] or ())
+    with training.start(TASK, line, recipe) as run:
+        network = task.NetworkSettings.of(run.flags)
+        given = task.given_weights(run, network)
+        usual = given.preprocessing if given else None
+        data = image_data.load_photographs(run, image_data.DataSettings.of(run.flags), usual)
+        model = task.build(run, data, network, given)
+        if run.flags["predict_only"]:
+            image_prediction.predict(run, model, data, image_prediction.PredictionSettings.of(run.flags))
+        elif run.flags["eval_only"]:
+            image_views.look_inside(run, model, data, inspection.ViewSettings.of(run.flags))
         else:
-            data = task.freeze(run, model, data)
-            task.fit(run, model, data, task.trunk_rate(run, model))
-            task.report(run, model, data)
+            learning = task.LearningSettings.of(run.flags)
+            data = task.freeze(run, model, data, learning)
+            task.fit(run, model, data, learning)
+            task.report(run, model, data, learning.test_views)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ PLAIN = {
     "augment": (),
     "shift_pixels": 2,
 }
-ROWS = PLAIN | {"learning_rate": 0.002, "max_epoch": 5, "clip_norm": 1.0, "hidden": 256, "depth": 1}
+ROWS = PLAIN | {"learning_rate": 0.002, "max_epoch": 5, "clip_norm": 1.0}
 RECIPES = {
     "mnist-classifier": PLAIN | {"learning_rate": 0.03, "shift_pixels": 1},
     "lenet5": PLAIN | {"learning_rate": 0.004},
@@ -52,7 +52,6 @@ ON_DIGITS = {
 }
 
 OPTIONS = models.options(tuple(RECIPES))
-STRUCTURAL = ("model", "size", "mean", "std", *OPTIONS)
 
 
 def make_parser() -> cli.Parser:
@@ -61,42 +60,28 @@ def make_parser() -> cli.Parser:
         description=__doc__,
         epilog=cli.describe_recipes(RECIPES | {"with --dataset digits": ON_DIGITS}),
     )
-    add = cli.add_dataset_flags(parser, DATASETS, "mnist", datasets.choices(DATASETS))
-    add(
+    data = cli.add_dataset_flags(parser, DATASETS, "mnist", datasets.choices(DATASETS))
+    data.add(
         "--holdout",
         type=cli.integer(0),
         default=0,
         metavar="N",
         help="validate on N training examples, and evaluate the official test split once at the end",
     )
-    add("--size", type=cli.integer(8, 512), default=28, metavar="N", help="side of the images in pixels")
-    add(
-        "--mean",
-        type=cli.number(-1000),
-        default=0.0,
-        metavar="X",
-        help="mean that is subtracted from pixels in [0, 1]",
-    )
-    above_zero = cli.number(0, above=True)
-    add(
-        "--std",
-        type=above_zero,
-        default=1.0,
-        metavar="X",
-        help="standard deviation by which pixels are then divided",
-    )
-    parser.add_argument_group("network").add_argument(
+    network = parser.group("network", cli.Scope.NETWORK)
+    network.add(
         "--model",
         choices=tuple(RECIPES),
         default="mnist-classifier",
         help="the network; the recipe of each is shown below",
     )
+    add_input_flags(network)
     cli.add_network_option_flags(parser, OPTIONS.values())
     cli.add_list_models_flag(cli.add_run_flags(parser))
     cli.add_training_flags(parser, "the recipe of the model")
     cli.add_augmentation_flags(parser, "shift", "rotate", "scale", "flip", "erase")
     views = cli.add_view_flags(parser)
-    views.add_argument(
+    views.add(
         "--pool",
         choices=("gap", "flatten"),
         default="flatten",
@@ -107,31 +92,54 @@ def make_parser() -> cli.Parser:
     return parser
 
 
+def add_input_flags(network: cli.Group) -> None:
+    """Add the flags that say what an input of the network is."""
+    network.add(
+        "--size", type=cli.integer(8, 512), default=28, metavar="N", help="side of the images in pixels"
+    )
+    network.add(
+        "--mean",
+        type=cli.number(-1000),
+        default=0.0,
+        metavar="X",
+        help="mean that is subtracted from pixels in [0, 1]",
+    )
+    network.add(
+        "--std",
+        type=cli.number(0, above=True),
+        default=1.0,
+        metavar="X",
+        help="standard deviation by which pixels are then divided",
+    )
+
+
 def recipe(flags) -> dict:
     # A checkpoint of another script may name a model that has no recipe here; `build` then refuses it.
-    return RECIPES.get(flags.model, PLAIN) | (ON_DIGITS if flags.dataset == "digits" else {})
+    own = models.option_defaults(flags.model)
+    return own | RECIPES.get(flags.model, PLAIN) | (ON_DIGITS if flags.dataset == "digits" else {})
 
 
 def main(argv=None) -> None:
-    typed, defaults = make_parser().parse_typed(argv)
+    line = make_parser().parse(argv)
     from lib.tasks import image_classification as task
-    from lib.tasks import image_views
-    from lib.training import session
+    from lib.tasks import image_data, image_prediction, image_views, inspection
+    from lib.training import run as training
 
-    if typed.get("list_models"):
+    if line.values["list_models"]:
         task.list_models(RECIPES)
         return
-    task.check_input(typed.get("input", ()))
-    with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
-        data = task.load(run)
-        model = task.build(run, data)
-        if run.flags.predict_only:
-            task.predict(run, model, data)
-        elif run.flags.eval_only:
-            image_views.look_inside(run, model, data)
+    image_prediction.check_input(line.values["input"] or ())
+    with training.start(TASK, line, recipe) as run:
+        data = image_data.load_grey(run, image_data.DataSettings.of(run.flags))
+        model = task.build(run, data, task.NetworkSettings.of(run.flags))
+        if run.flags["predict_only"]:
+            image_prediction.predict(run, model, data, image_prediction.PredictionSettings.of(run.flags))
+        elif run.flags["eval_only"]:
+            image_views.look_inside(run, model, data, inspection.ViewSettings.of(run.flags))
         else:
-            task.fit(run, model, data)
-            task.report(run, model, data)
+            learning = task.LearningSettings.of(run.flags)
+            task.fit(run, model, data, learning)
+            task.report(run, model, data, learning.test_views)
 
 
 if __name__ == "__main__":

@@ -10,33 +10,16 @@ run-sst2-classification.py --explain "a joy" --restore-file CKPT what each word 
 torchrun --nproc-per-node 2 run-sst2-classification.py …         train on several devices
 """
 
-import argparse
 from typing import Any
 
-from lib import cli
+from lib import cli, models
 
 TASK = "text-classification"
-STRUCTURAL = (
-    "model",
-    "embedding_size",
-    "hidden_size",
-    "depth",
-    "bidirectional",
-    "pooling",
-    "ngrams",
-    "bigrams",
-)
 
 # The best training settings found for each model on held-out training sentences. Typed flags override them.
 RECIPES: dict[str, dict[str, Any]] = {
     "lstm": {
         "ngrams": ("3", "4", "5"),
-        "bigrams": 65536,
-        "embedding_size": 128,
-        "hidden_size": 128,
-        "depth": 1,
-        "bidirectional": True,
-        "pooling": "mean+max",
         "word_dropout": 0.2,
         "bigram_dropout": 0.3,
         "embedding_dropout": 0.5,
@@ -57,14 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "plain": {
         "ngrams": (),
-        "bigrams": 0,
-        "embedding_size": 512,
-        "hidden_size": 512,
-        "depth": 1,
-        "bidirectional": False,
-        "pooling": "last",
         "word_dropout": 0.0,
-        "bigram_dropout": 0.0,
         "embedding_dropout": 0.5,
         "recurrent_dropout": 0.0,
         "head_dropout": 0.3,
@@ -92,18 +68,21 @@ def make_parser() -> cli.Parser:
         prog="run-sst2-classification.py",
         description=__doc__,
         epilog=cli.describe_recipes(
-            RECIPES | {f"{model} with --dataset tiny": changes for model, changes in ON_TINY.items()}
+            {model: models.option_defaults(model) | recipe for model, recipe in RECIPES.items()}
+            | {f"{model} with --dataset tiny": changes for model, changes in ON_TINY.items()}
         ),
     )
     what = cli.add_run_flags(parser)
-    what.add_argument(
+    what.add(
         "--explain",
-        type=cli.words,
+        type=cli.nonempty_text,
         metavar="TEXT",
         help="show how much each word of a text contributes to the prediction",
     )
     add_data_flags(parser)
     add_network_flags(parser)
+    add_regularisation_flags(parser)
+    add_learning_flags(parser)
     cli.add_training_flags(parser, "the recipe of the model", ("adamw", "adam", "sgd"))
     add_prediction_flags(parser)
     cli.add_view_flags(parser)
@@ -111,17 +90,18 @@ def make_parser() -> cli.Parser:
 
 
 def add_data_flags(parser: cli.Parser) -> None:
-    add = parser.add_argument_group("data").add_argument
+    add = parser.group("data", cli.Scope.DATA).add
     add("--dataset", choices=("sst2", "tiny"), default="sst2", help="the data set; tiny needs no download")
     add(
         "--data-dir",
         default="data",
         metavar="DIR",
+        is_path=True,
         help="folder with SST-2/*.tsv; missing files are downloaded from the Hub",
     )
     for name, split in (("train", "training"), ("valid", "validation"), ("test", "test")):
         text = f"your own {split} split: .tsv, .csv, .jsonl or .parquet, with named columns"
-        add(f"--{name}-file", metavar="FILE", help=text)
+        add(f"--{name}-file", metavar="FILE", is_path=True, help=text)
     add("--limit", type=cli.integer(2), metavar="N", help="train on a fixed subset of N phrases")
     add(
         "--holdout",
@@ -134,40 +114,28 @@ def add_data_flags(parser: cli.Parser) -> None:
 
 
 def add_network_flags(parser: cli.Parser) -> None:
-    add = parser.add_argument_group(
-        "network (the recipe of the model where no default is shown)"
-    ).add_argument
-    share = cli.number(0, 0.95)
+    add = parser.group("network (the recipe of the model where no default is shown)", cli.Scope.NETWORK).add
     add("--model", choices=tuple(RECIPES), default="lstm", help="the network; its recipe is shown below")
     add(
         "--ngrams",
-        type=cli.names_of(*"23456"),
+        type=cli.subset_of(*"23456"),
         metavar="N,…",
         help="lengths of the character n-grams of words, or none",
-    )
-    add(
-        "--bigrams",
-        type=cli.integer(0),
-        metavar="N",
-        help="number of vectors that all pairs of adjacent words share by hashing; 0 for none",
-    )
-    add("--embedding-size", type=cli.integer(1), metavar="N", help="size of a word's vector")
-    add("--hidden-size", type=cli.integer(1), metavar="N", help="size of the state of one direction")
-    add("--depth", type=cli.integer(1), metavar="N", help="number of LSTM layers")
-    add("--bidirectional", action=argparse.BooleanOptionalAction, help="also read phrases backwards")
-    add(
-        "--pool",
-        "--pooling",
-        dest="pooling",
-        choices=("last", "max", "mean", "mean+max", "attention"),
-        help="how the states of a phrase are pooled into its features",
     )
     add(
         "--cell",
         choices=("fused", "reference"),
         default="fused",
+        scope=cli.Scope.MACHINE,
         help="the LSTM: fused is fast, reference follows the equations",
     )
+    cli.add_network_option_flags(parser, models.options(tuple(RECIPES)).values())
+    parser.rename("--pool", "--pooling")
+
+
+def add_regularisation_flags(parser: cli.Parser) -> None:
+    add = parser.group("regularisation (the recipe of the model)", cli.Scope.TRAINING).add
+    share = cli.number(0, 0.95)
     add(
         "--word-dropout",
         type=share,
@@ -184,12 +152,6 @@ def add_network_flags(parser: cli.Parser) -> None:
         metavar="X",
         help="probability that a part of a phrase is exchanged for another of its label",
     )
-    add("--max-tokens", type=cli.integer(1), default=8192, metavar="N", help="most words per update")
-    add(
-        "--keep",
-        choices=("best", "last"),
-        help="weights to keep; default: best if there is a hold-out, otherwise last",
-    )
     add(
         "--r-drop",
         type=cli.number(0),
@@ -203,13 +165,25 @@ def add_network_flags(parser: cli.Parser) -> None:
         metavar="X",
         help="weight of the loss that makes words neutral which the corpus never labels on their own",
     )
+
+
+def add_learning_flags(parser: cli.Parser) -> None:
+    add = parser.group("what is learnt from, and what is kept", cli.Scope.TRAINING).add
+    add("--max-tokens", type=cli.integer(1), default=8192, metavar="N", help="most words per update")
+    add(
+        "--keep",
+        choices=("best", "last"),
+        help="weights to keep; default: best if there is a hold-out, otherwise last",
+    )
     add(
         "--teacher",
         metavar="CKPT",
+        fixed=True,
         help="distil this network or ensemble: learn its predictions as well as the labels",
     )
     add(
         "--teacher-weight",
+        only_with="teacher",
         type=cli.number(0, 1),
         default=0.5,
         metavar="X",
@@ -225,10 +199,10 @@ def add_network_flags(parser: cli.Parser) -> None:
 
 
 def add_prediction_flags(parser: cli.Parser) -> None:
-    add = parser.add_argument_group("with --predict-only").add_argument
+    add = parser.group("with --predict-only", cli.Scope.MODE, only_with="predict_only").add
     add(
         "--input",
-        type=cli.words,
+        type=cli.nonempty_text,
         metavar="TEXT|FILE|-",
         help="a phrase, a file of phrases, or - for standard input",
     )
@@ -239,32 +213,45 @@ def add_prediction_flags(parser: cli.Parser) -> None:
 def recipe(flags) -> dict:
     chosen_on_validation = flags.holdout or flags.valid_file
     keep = {"keep": "best" if chosen_on_validation else "last"}
-    chosen = RECIPES[flags.model] | keep | (ON_TINY[flags.model] if flags.dataset == "tiny" else {})
+    chosen = (
+        models.option_defaults(flags.model)
+        | RECIPES[flags.model]
+        | keep
+        | (ON_TINY[flags.model] if flags.dataset == "tiny" else {})
+    )
     # Words that are never labelled on their own were found to be neutral only in the whole of SST-2.
     whole_sst2 = flags.dataset == "sst2" and not (flags.train_file or flags.limit)
     return chosen if whole_sst2 else chosen | {"neutral_words": 0.0}
 
 
 def main(argv=None) -> None:
-    typed, defaults = make_parser().parse_typed(argv)
+    line = make_parser().parse(argv)
+    from lib.tasks import inspection, text_data, text_explanation, text_prediction, text_views
     from lib.tasks import text_classification as task
-    from lib.tasks import text_explanation, text_prediction, text_views
-    from lib.training import session
+    from lib.training import run as training
 
-    with session.start(TASK, typed, defaults, recipe, STRUCTURAL) as run:
-        flags = run.flags
-        if flags.predict_only or flags.explain:
-            reader = task.Reader.of(run)
-            model = task.build(run, reader)
-            (text_explanation.explain if flags.explain else text_prediction.predict)(run, model, reader)
+    with training.start(TASK, line, recipe) as run:
+        network = task.NetworkSettings.of(run.flags)
+        source = text_data.DataSettings.of(run.flags)
+        if run.flags["predict_only"] or run.flags["explain"]:
+            reader = text_data.Reader.of(run, source)
+            model = task.build(run, reader, network)
+            if run.flags["explain"]:
+                asked = text_explanation.ExplanationSettings.of(run.flags)
+                text_explanation.explain(run, model, reader, asked)
+            else:
+                settings = text_prediction.PredictionSettings.of(run.flags)
+                text_prediction.predict(run, model, reader, settings, source)
             return
-        data = task.load(flags)
-        task.describe(run, data)
-        reader = task.Reader.of(run, data)
-        if flags.eval_only:
-            text_views.look_inside(run, task.build(run, reader), data, reader)
+        data = text_data.load(source)
+        text_data.describe(run, data)
+        reader = text_data.Reader.of(run, source, data)
+        if run.flags["eval_only"]:
+            model = task.build(run, reader, network)
+            text_views.look_inside(run, model, data, reader, inspection.ViewSettings.of(run.flags))
         else:
-            task.report(run, task.fit(run, data, reader), data, reader)
+            model = task.fit(run, data, reader, network, task.LearningSettings.of(run.flags))
+            task.report(run, model, data, reader)
 
 
 if __name__ == "__main__":

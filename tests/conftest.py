@@ -4,11 +4,13 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -62,17 +64,22 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | ONE_THREAD | more
 
 
+def module_of(script: str) -> ModuleType:
+    """Return a script, e.g. `run-grad-cam.py`, as an imported module."""
+    spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", script), ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def call(script: str, *flags, folder: Path) -> Ended:
     """Run a script in this process, with `folder` as the current one: spares the import of torch."""
-    spec = importlib.util.spec_from_file_location(script.removesuffix(".py").replace("-", "_"), ROOT / script)
-    module = importlib.util.module_from_spec(spec)
     stdout, stderr = io.StringIO(), io.StringIO()
     status, argv = 0, sys.argv
     with contextlib.chdir(folder), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         sys.argv = [script, *map(str, flags)]
         try:
-            spec.loader.exec_module(module)
-            cli.run(module.main)
+            cli.run(module_of(script).main)
         except SystemExit as end:
             status = end.code or 0
         finally:

@@ -5,7 +5,7 @@ import signal
 import sys
 
 import pytest
-from conftest import ROOT, SCRIPT
+from conftest import ROOT, SCRIPT, module_of
 
 from lib import cli
 from lib.runtime.errors import Interrupted, RunFailed, UserError
@@ -18,7 +18,7 @@ def parser() -> cli.Parser:
     parser = cli.Parser(prog="x.py")
     parser.add_argument("--size", type=cli.integer(1), default=28)
     parser.add_argument("--rate", type=cli.number(0, above=True))
-    parser.add_argument("--names", type=cli.names_of("a", "b"), default=())
+    parser.add_argument("--names", type=cli.subset_of("a", "b"), default=())
     parser.add_argument("--amp", action="store_true")
     return parser
 
@@ -75,11 +75,11 @@ def parsed_or_refusal(kind, text: str):
         (cli.number(0, above=True), "1e-9", 1e-9),
         (cli.number(0, 1), "1", 1.0),
         (cli.number(0, 1), "1.0001", "refused"),
-        (cli.names_of("a", "b"), "a,b", ("a", "b")),
-        (cli.names_of("a", "b"), "none", ()),
-        (cli.names_of("a", "b"), "", ()),
-        (cli.names_of("a", "b"), "a,c", "refused"),
-        (cli.names_of("a", "b"), "a b", "refused"),
+        (cli.subset_of("a", "b"), "a,b", ("a", "b")),
+        (cli.subset_of("a", "b"), "none", ()),
+        (cli.subset_of("a", "b"), "", ()),
+        (cli.subset_of("a", "b"), "a,c", "refused"),
+        (cli.subset_of("a", "b"), "a b", "refused"),
     ],
 )
 def test_the_types_of_flags_take_what_is_in_their_bounds_only(kind, text, expected):
@@ -113,6 +113,21 @@ def test_help_shows_the_defaults_that_there_are(parser):
     assert "what size says (default: 28)" in text
     assert "what rate says\n" in text
     assert "what amp says\n" in text
+
+
+@pytest.mark.parametrize("old", [("--speed", "2"), ("--speed=2",)])
+def test_the_old_name_of_a_flag_still_works_and_says_so_once(parser, capsys, old):
+    parser.rename("--speed", "--rate")
+    assert parser.parse([*old, *old]).typed == {"rate": 2.0}
+    assert capsys.readouterr().err == "warning: --speed is now called --rate; the old name still works\n"
+    assert "--speed" not in parser.format_help()
+
+
+@pytest.mark.parametrize(("script", "old", "new"), [("run-sst2-classification.py", "--pool", "--pooling")])
+def test_a_flag_of_two_meanings_has_two_names_and_keeps_its_old_one(script, old, new, capsys):
+    value = {"--pool": "max"}[old]
+    assert module_of(script).make_parser().parse([old, value]).typed == {new.strip("-"): value}
+    assert f"{old} is now called {new}" in capsys.readouterr().err
 
 
 # Endings

@@ -7,7 +7,6 @@ loops and pipes mean here what they mean to a reader who pastes them.
 import argparse
 import functools
 import glob
-import importlib.util
 import os
 import re
 import shutil
@@ -18,11 +17,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, module_of
 
 from lib.runtime.errors import UserError
 
@@ -192,13 +190,6 @@ def documented() -> list[Command]:
 
 
 @functools.cache
-def module_of(script: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", script), ROOT / script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def script_of(call: tuple[str, ...]) -> tuple[str, list[str]] | None:
     """Return the script that a call runs and its flags; None if it runs none of this project's."""
     program, *words = call
@@ -225,8 +216,8 @@ def flags_of(script: str, words: Sequence[str]) -> tuple[dict[str, Any], dict[st
     if any(action.required for action in parser._actions):
         typed = vars(parser.parse_args(words))
         return typed, typed
-    typed, defaults = parser.parse_typed(words)
-    return typed, defaults | typed
+    line = parser.parse(words)
+    return line.typed, line.values
 
 
 @pytest.mark.parametrize("command", documented(), ids=lambda command: command.text)

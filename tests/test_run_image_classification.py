@@ -1,7 +1,6 @@
 """The photograph script from end to end: folders and CIFAR-10, transfer, views, predictions, refusals."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from lib.data import augment
 from lib.data.preprocessing import Preprocessing
 from lib.models import transfer
 from lib.runtime import checkpoint
-from lib.tasks import image_classification
+from lib.tasks import image_data, image_prediction
 
 SCRIPT = "run-image-classification.py"
 BRIEF = ("--dataset", "folder", "--model", "simple-cnn", "--size", 16, "--max-epoch", 2, "-bs", 12)
@@ -83,7 +82,7 @@ def test_looking_inside_draws_filters_activations_and_thumbnails_and_writes_spri
 
 
 def test_predictions_of_files_are_those_of_the_same_images_in_the_split(trained, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_classification, "INPUT_BATCH", 2)
+    monkeypatch.setattr(image_prediction, "INPUT_BATCH", 2)
     _, best = trained
     files = [tmp_path / f"{name}\n1.png" for name in COLOURS]
     for number, colour in enumerate(COLOURS.values()):
@@ -116,8 +115,9 @@ def test_cifar10_in_its_own_format_trains_and_is_tested_once(run, tmp_path):
 def test_cifar10_for_a_network_that_takes_large_images_is_made_large_in_batches(tmp_path):
     write_cifar10(tmp_path, images=40)
     how = Preprocessing(96, 3, (0.5,) * 3, (0.25,) * 3, 96)
-    flags = SimpleNamespace(dataset="cifar10", data_dir=tmp_path, valid_fraction=None, limit=30)
-    data = image_classification._load_in_memory(SimpleNamespace(flags=flags), how)
+    flags = {"dataset": "cifar10", "data_dir": tmp_path, "limit": 30, "model": "lenet5", "size": 96}
+    others = {"classes": (), "valid_fraction": None, "skip_bad": False, "workers": 0, "input": None}
+    data = image_data._load_in_memory(image_data.DataSettings.of(flags | others), how)
     assert data.train.images.shape == (30, 3, 32, 32)
     pixels, _ = next(iter(data.train.in_order()))
     data = data.prepared(how.mean, how.std, torch.device("cpu"))

@@ -64,8 +64,8 @@ def test_sentences_held_out_choose_the_weights_and_the_official_split_is_tested_
 def test_every_network_trains_and_restores(sentiment, tmp_path):
     variants = {
         "plain": ("--model", "plain"),
-        "deep": ("--depth", 2, "--pool", "attention", "--no-bidirectional"),
-        "words": ("--ngrams", "none", "--pool", "last"),
+        "deep": ("--depth", 2, "--pooling", "attention", "--no-bidirectional"),
+        "words": ("--ngrams", "none", "--pooling", "last"),
         "everything": (
             "--amp",
             "--ema",
@@ -269,7 +269,7 @@ RESTORED = ("--restore-file", "{best}")
 BAD_INPUT = {
     "unknown data set": ("--dataset", "imdb"),
     "unknown model": ("--model", "transformer"),
-    "unknown pooling": (*BRIEF, "--pool", "median"),
+    "unknown pooling": (*BRIEF, "--pooling", "median"),
     "ngrams of 9": (*BRIEF, "--ngrams", "3,9"),
     "dropout of everything": (*BRIEF, "--word-dropout", 1),
     "patience with the latest weights": (*BRIEF, "--patience", 2),
@@ -278,7 +278,7 @@ BAD_INPUT = {
     "no training file": (*BRIEF, "--valid-file", "{bad}/three.tsv"),
     "nothing to validate on": (*BRIEF, "--train-file", "{bad}/three.tsv"),
     "training file that is missing": (*BRIEF, "--train-file", "{bad}/none.tsv", "--holdout", 0.5),
-    "another pooling than the file's": ("--eval-only", *RESTORED, "--pool", "last"),
+    "another pooling than the file's": ("--eval-only", *RESTORED, "--pooling", "last"),
     "other classes than the file's": (
         *("--eval-only", *RESTORED),
         *("--train-file", "{bad}/three.tsv", "--valid-file", "{bad}/three.tsv"),

@@ -1,26 +1,35 @@
 """Command lines of the scripts: the parser, the exit statuses, types of flags, and shared groups of flags."""
 
+from lib.cli.exits import run
+from lib.cli.explanation_flags import add_explanation_flags, add_smoothing_flags, check_needs
 from lib.cli.flags import (
-    add_augmentation_flags,
-    add_dataset_flags,
-    add_explanation_flags,
-    add_input_flags,
-    add_list_models_flag,
+    add_config_flags,
     add_network_option_flags,
     add_run_flags,
-    add_smoothing_flags,
-    add_thumbnail_flag,
     add_training_flags,
     add_view_flags,
-    add_window_flag,
-    check_needs,
     describe_recipes,
 )
-from lib.cli.parser import Parser, integer, names_of, number, run, words
+from lib.cli.image_flags import (
+    add_augmentation_flags,
+    add_dataset_flags,
+    add_input_flags,
+    add_list_models_flag,
+    add_thumbnail_flag,
+    add_window_flag,
+)
+from lib.cli.parser import CommandLine, Group, Parser
+from lib.cli.scope import Flag, Scope
+from lib.cli.types import integer, nonempty_text, number, subset_of
 
 __all__ = [
+    "CommandLine",
+    "Flag",
+    "Group",
     "Parser",
+    "Scope",
     "add_augmentation_flags",
+    "add_config_flags",
     "add_dataset_flags",
     "add_explanation_flags",
     "add_input_flags",
@@ -35,8 +44,8 @@ __all__ = [
     "check_needs",
     "describe_recipes",
     "integer",
-    "names_of",
+    "nonempty_text",
     "number",
     "run",
-    "words",
+    "subset_of",
 ]

@@ -1,42 +1,191 @@
-"""Command lines: the parser, types of flags, and exit statuses with one-line error messages.
+"""The parser of command lines, whose flags are declared once, each with its scope.
 
 Nothing here imports torch, so that `--help` answers at once.
 """
 
 import argparse
-import math
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from lib.runtime import streams, threads
-from lib.runtime.errors import Interrupted, RunFailed, UserError, say
-
-OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+from lib.cli.scope import Flag, Scope, is_unset, spelled
+from lib.runtime.errors import UserError, warn
 
 _UNSET = object()
 
 
+@dataclass(frozen=True)
+class CommandLine:
+    """What the user asked for, apart from the defaults.
+
+    The two are separate so that values of a checkpoint or of a model's recipe can take precedence over the
+    defaults, but not over typed flags.
+
+    Attributes:
+        typed: values of the flags that were typed or that `--config` sets, by name.
+        defaults: the default of every flag, by name.
+        flags: every flag's declaration, by name.
+        config: names of the flags in `typed` that come from `--config`.
+    """
+
+    typed: dict[str, Any]
+    defaults: dict[str, Any]
+    flags: Mapping[str, Flag]
+    config: Collection[str] = ()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The value of every flag: the typed one, or else the default."""
+        return self.defaults | self.typed
+
+    def check_company(self) -> None:
+        """Raise a UserError if a flag was given without the flag that it needs, or with one that it excludes.
+
+        A value that says nothing, e.g. false in a configuration, counts as not given.
+        """
+        values = self.values
+        given = [self.flags[name] for name, value in self.typed.items() if not is_unset(value)]
+        for flag in given:
+            if flag.only_with and is_unset(values[flag.only_with]):
+                raise UserError(f"{spelled(flag.name)} goes with {spelled(flag.only_with)} alone")
+        for flag in given:
+            if flag.not_with and not is_unset(values[flag.not_with]):
+                raise UserError(
+                    f"{spelled(flag.name)} does not go with {spelled(flag.not_with)}: give one of them"
+                )
+
+
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that reports errors in one line and shows every default in `--help`."""
+    """An `ArgumentParser` whose flags have scopes.
+
+    It reports errors in one line, shows every default in `--help`, and reads flags from `--config`, too.
+    """
 
     def __init__(self, **options):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+        self._declared: dict[str, Flag] = {}
+        self._renamed: dict[str, str] = {}
 
     def error(self, message: str):
         raise UserError(f"{message} (see --help)")
 
-    def parse_typed(self, argv: Sequence[str] | None) -> tuple[dict, dict]:
-        """Return `(typed, defaults)`: the flags that the user typed, and the default of every flag.
+    def group(self, title: str, scope: Scope, *, only_with: str = "") -> "Group":
+        """Add a group of flags that share a scope, e.g. those of one mode, and return it.
 
-        The two are separate so that values of a checkpoint or of a model's recipe can take precedence over
-        the defaults, but not over typed flags.
+        Args:
+            title: heading of the group in `--help`.
+            scope: scope of its flags.
+            only_with: name of the flag without which they are refused.
         """
-        defaults = vars(self.parse_args([]))
+        return Group(self, self.add_argument_group(title), scope, only_with)
+
+    def declare(self, flag: Flag) -> None:
+        """Note the declaration of a flag; `Group.add` calls it."""
+        self._declared[flag.name] = flag
+
+    def rename(self, old: str, new: str) -> None:
+        """Accept the old spelling of a flag, e.g. `--pool` for `--pooling`; its use is said once."""
+        self._renamed[old] = new
+
+    def parse(self, argv: Sequence[str] | None) -> CommandLine:
+        """Return the flags of the command line and of the file that `--config` names.
+
+        Typed flags take precedence over those of the file.
+
+        Raises:
+            UserError: a flag is unknown or has a wrong value.
+        """
+        argv = self._respelled(sys.argv[1:] if argv is None else argv)
+        defaults = {each.dest: each.default for each in self._actions if each.default != argparse.SUPPRESS}
+        typed = self._given(argv, defaults)
+        in_file: dict[str, Any] = {}
+        if typed.get("config"):
+            from lib.cli import config
+
+            arguments, switched_off = config.read(typed["config"], self._option_string_actions)
+            try:
+                in_file = self._given(_joined(arguments), defaults) | switched_off
+            except UserError as error:
+                raise UserError(f"{typed['config']}: {error}") from None
+            # Once more together, so that flags which exclude each other are found.
+            self._given([*_joined(arguments, without=typed), *argv], defaults)
+        return CommandLine(in_file | typed, defaults, self._declared, frozenset(in_file) - frozenset(typed))
+
+    def parse_typed(self, argv: Sequence[str] | None) -> tuple[dict, dict]:
+        """Return `(typed, defaults)` of `parse`."""
+        line = self.parse(argv)
+        return line.typed, line.defaults
+
+    def _given(self, argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
         namespace = argparse.Namespace(**dict.fromkeys(defaults, _UNSET))
         self.parse_args(argv, namespace)
-        typed = {name: value for name, value in vars(namespace).items() if value is not _UNSET}
-        return typed, defaults
+        return {name: value for name, value in vars(namespace).items() if value is not _UNSET}
+
+    def _respelled(self, argv: Sequence[str]) -> list[str]:
+        """Replace old spellings of flags, and say so on standard error."""
+        arguments, used = list(argv), set()
+        for place, argument in enumerate(arguments):
+            name, equals, value = argument.partition("=")
+            if name in self._renamed:
+                used.add(name)
+                arguments[place] = f"{self._renamed[name]}{equals}{value}"
+        for name in sorted(used):
+            warn(f"{name} is now called {self._renamed[name]}; the old name still works")
+        return arguments
+
+
+def _joined(arguments: Mapping[str, Sequence[str]], without: Collection[str] = ()) -> list[str]:
+    return [each for name, words in arguments.items() if name not in without for each in words]
+
+
+class Group:
+    """A group of flags that share a scope; `Parser.group` makes it.
+
+    Attributes:
+        scope: scope of its flags.
+        only_with: name of the flag without which they are refused.
+    """
+
+    def __init__(self, parser: Parser, container: Any, scope: Scope, only_with: str = ""):
+        self._parser, self._container = parser, container
+        self.scope, self.only_with = scope, only_with
+
+    def add(
+        self,
+        *spellings: str,
+        scope: Scope | None = None,
+        only_with: str = "",
+        not_with: str = "",
+        fixed: bool = False,
+        is_path: bool = False,
+        kept_for_resume: bool = False,
+        **options: Any,
+    ) -> None:
+        """Declare a flag.
+
+        Args:
+            spellings: as for `ArgumentParser.add_argument`.
+            scope, only_with: of this flag, where they differ from the group's.
+            not_with, fixed, is_path, kept_for_resume: see `lib.cli.scope.Flag`.
+            options: for `ArgumentParser.add_argument`: type, default, help, …
+        """
+        action = self._container.add_argument(*spellings, **options)
+        self._parser.declare(
+            Flag(
+                action.dest,
+                scope or self.scope,
+                only_with or self.only_with,
+                not_with,
+                fixed,
+                is_path,
+                kept_for_resume,
+            )
+        )
+
+    def one_of(self) -> "Group":
+        """Return a group within this one, of whose flags a user may give one."""
+        return Group(self._parser, self._container.add_mutually_exclusive_group(), self.scope, self.only_with)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -49,98 +198,3 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         if action.default is None or action.default is False or action.default == ():
             return action.help
         return super()._get_help_string(action)
-
-
-def run(main: Callable[[Sequence[str] | None], None]) -> None:
-    """Call `main(argv)` and exit with a status that says how it ended.
-
-    Statuses: 0 success, 1 the run failed, 2 the user's input was wrong, 130 Ctrl-C, 143 SIGTERM, 141 the
-    reader of standard output is gone.
-    """
-    streams.open_missing()
-    threads.share_cores_with_others()
-    try:
-        main(sys.argv[1:])
-        sys.stdout.flush()
-        _leave(0)
-    except UserError as error:
-        _leave(2, f"error: {error}")
-    except RunFailed as error:
-        _leave(1, f"error: {error}")
-    except Interrupted as error:
-        _leave(128 + error.signal_number, str(error))
-    except KeyboardInterrupt:
-        _leave(130, "interrupted")
-    except BrokenPipeError:
-        # The reader of standard output is gone (as with `| head`), so no message can reach it.
-        streams.abandon(sys.stdout)
-        _leave(141)
-    except OSError as error:
-        # Code that reads and writes files turns their errors into UserError or RunFailed. Two kinds are left:
-        # invalid paths (e.g. too long), which the error names, and errors of standard output.
-        if error.filename is not None:
-            _leave(2, f"error: {error.filename}: {error.strerror}")
-        streams.abandon(sys.stdout)
-        _leave(1, f"error: cannot write to standard output: {error.strerror or error}")
-
-
-def _leave(status: int, line: str = "") -> None:
-    # Under torchrun every rank meets the same error; only rank 0 reports it.
-    if line and int(os.environ.get("RANK", 0)) == 0:
-        say(" ".join(line.split()))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        # A thread of gloo may still be releasing a tensor. If the interpreter is already shutting down then,
-        # the process aborts (pytorch/pytorch#179291). So ranks exit without shutting the interpreter down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """Return a flag type: an integer in [minimum, maximum]."""
-    return _number(int, "an integer", minimum, maximum)
-
-
-def number(minimum: float, maximum: float | None = None, *, above: bool = False) -> Callable[[str], float]:
-    """Return a flag type: a finite number in [minimum, maximum], or in (minimum, maximum] with `above`."""
-    return _number(float, "a number", minimum, maximum, above)
-
-
-def _number(kind, noun, minimum, maximum, above=False):
-    bounds = f"{'above' if above else 'of at least'} {minimum}"
-    if maximum is not None:
-        bounds += f" and at most {maximum}"
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-            float(value)
-        except (ValueError, OverflowError):  # not a number, or an integer too large for a float
-            value = math.nan
-        too_small = value <= minimum if above else value < minimum
-        if not math.isfinite(value) or too_small or (maximum is not None and value > maximum):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {bounds}")
-        return value
-
-    return parse
-
-
-def words(text: str) -> str:
-    """Flag type: a non-empty text (an unset shell variable arrives as an empty one)."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty")
-    return text
-
-
-def names_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
-    """Return a flag type: a comma-separated list of some of `choices`; empty or `none` for none."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(name for name in text.split(",") if name and name != "none")
-        unknown = [name for name in names if name not in choices]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(choices)}")
-        return names
-
-    return parse

@@ -22,14 +22,21 @@ class Option(NamedTuple):
     """A setting of a network, given by a flag of the same name.
 
     Attributes:
-        kind: `count` (an integer from 1 to `most`), `share` (a number from 0 to `most`), or `switch`.
+        kind: `count` (an integer from `least` to `most`), `share` (a number from 0 to `most`), `switch` (on
+            or off), or `choice` (one of `values`).
         help: its help, without the names of the networks.
+        default: its value where nothing else says one; None leaves it to the class.
+        argument: name of the class's argument, if it is another than the flag's.
     """
 
     name: str
     kind: str
     help: str
+    default: Any = None
+    least: int = 1
     most: float = 100_000
+    values: tuple[str, ...] = ()
+    argument: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,38 @@ class Entry:
 
 
 _ROW_OPTIONS = (
-    Option("hidden", "count", "size of the state"),
-    Option("depth", "count", "number of recurrent layers", most=100),
+    Option("hidden", "count", "size of the state", 256),
+    Option("depth", "count", "number of recurrent layers", 1, most=100),
+)
+
+
+def _sizes(default: int) -> tuple[Option, Option]:
+    return (
+        Option("embedding_size", "count", "size of a word's vector", default, argument="embedding"),
+        Option("hidden_size", "count", "size of the state of one direction", default, argument="hidden"),
+    )
+
+
+_LSTM_OPTIONS = (
+    *_sizes(128),
+    Option("depth", "count", "number of LSTM layers", 1, most=100),
+    Option("bidirectional", "switch", "also read phrases backwards", True),
+    Option(
+        "pooling",
+        "choice",
+        "how the states of a phrase are pooled into its features",
+        "mean+max",
+        values=("last", "max", "mean", "mean+max", "attention"),
+        argument="pool",
+    ),
+    Option(
+        "bigrams",
+        "count",
+        "number of vectors that all pairs of adjacent words share by hashing; 0 for none",
+        65536,
+        least=0,
+        most=2**31,
+    ),
 )
 
 
@@ -84,8 +121,8 @@ _TABLE = (
     _rows("rnn"),
     _rows("lstm"),
     _rows("gru"),
-    Entry("lstm", "recurrent:SentimentClassifier", "phrases", is_small=True),
-    Entry("plain", "recurrent:PlainClassifier", "phrases", is_small=True),
+    Entry("lstm", "recurrent:SentimentClassifier", "phrases", _LSTM_OPTIONS, is_small=True),
+    Entry("plain", "recurrent:PlainClassifier", "phrases", _sizes(512), is_small=True),
     Entry("ensemble", "recurrent:ensemble_of", "phrases", is_small=True),
 )
 
@@ -153,6 +190,34 @@ def options(names: Sequence[str]) -> dict[str, tuple[Option, list[str]]]:
     return found
 
 
+def option_defaults(name: str) -> dict[str, Any]:
+    """Return the defaults of a network's options, by name of the flag; torchvision's networks have none."""
+    own = ENTRIES[name].options if name in ENTRIES else ()
+    return {option.name: option.default for option in own if option.default is not None}
+
+
+def check_options(name: str, given: Mapping[str, Any]) -> None:
+    """Raise a UserError if `given`, flags by name, has an option that the network `name` does not have."""
+    of_images = name not in ENTRIES or bool(ENTRIES[name].sizes)
+    alike = [each for each in ENTRIES if bool(ENTRIES[each].sizes) == of_images]
+    for option, networks in options(alike).values():
+        if name not in networks and given.get(option.name) not in (None, False):
+            flag = f"--{option.name.replace('_', '-')}"
+            raise UserError(f"{flag} goes with {', '.join(networks)} alone, not with {name}")
+
+
+def arguments(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a network's class that its options give, where they have a value.
+
+    Args:
+        name: name of the network.
+        flags: values of flags by name; may hold others, too.
+    """
+    own = ENTRIES[name].options if name in ENTRIES else ()
+    values = {option.argument or option.name: flags.get(option.name) for option in own}
+    return {argument: value for argument, value in values.items() if value is not None}
+
+
 def table(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return name, parameters, input and options of networks of images, as aligned lines of text.
 
@@ -163,7 +228,7 @@ def table(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, recipe in recipes.items():
         entry = ENTRIES[name]
         channels, size = entry.sizes
-        own = {option.name: recipe[option.name] for option in entry.options if option.name in recipe}
+        own = arguments(name, {**option_defaults(name), **recipe})
         model = build(name, classes=10, channels=channels, size=size, **own)
         count = sum(weight.numel() for weight in model.parameters())
         flags = " ".join(f"--{option.name}" for option in entry.options)

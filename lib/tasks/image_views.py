@@ -17,8 +17,10 @@ from lib.models import layers
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 from lib.tasks import inspection
-from lib.tasks.image_classification import predictions_of, report
-from lib.training.session import Session
+from lib.tasks.image_classification import report
+from lib.tasks.image_prediction import predictions_of
+from lib.tasks.inspection import ViewSettings
+from lib.training.run import TrainingRun
 
 # Largest side in pixels of an image drawn at its point, so that a thousand of them fit on a sheet.
 THUMBNAIL_SIDE = 64
@@ -26,7 +28,7 @@ THUMBNAIL_SIDE = 64
 ALL_COLOURS = None
 
 
-def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
+def look_inside(run: TrainingRun, model: nn.Module, data: ImageData, settings: ViewSettings) -> None:
     """Log the metrics and draw what the network learnt.
 
     Logged: a table of classes, and one of the convolutions' activations. Drawn: the confusion matrix, the
@@ -37,21 +39,23 @@ def look_inside(run: Session, model: nn.Module, data: ImageData) -> None:
         UserError: no such layer, too few samples for the perplexity, thumbnails in 3 dimensions, or a folder
             that cannot be written; all are checked before anything is computed.
     """
-    rows = inspection.sample(run, data.valid.labels.cpu()).to(data.valid.labels.device)
+    rows = inspection.sample(settings, data.valid.labels.cpu()).to(data.valid.labels.device)
     # A cast, because nn.Module does not declare the `stages` that every image classifier here has.
-    layer_names = list(layers.resolve(model, run.flags.layers or cast(Any, model).stages))
-    if run.flags.thumbnails and run.flags.dims != 2:
+    layer_names = list(layers.resolve(model, settings.layers or cast(Any, model).stages))
+    if settings.thumbnails and settings.dims != 2:
         raise UserError("--thumbnails goes with --dims 2 alone")
-    inspection.make_folders(run)
-    report(run, model, data)
+    inspection.make_folders(settings)
+    report(run, model, data, settings.test_views)
     if not distributed.is_main():
         return
-    predictions = predictions_of(run, model, data.valid.in_order(distributed_over_ranks=False))
-    inspection.show_answers(run, predictions, data.classes)
-    inspection.draw(run, "mistakes", _mistakes(data, predictions), colours=ALL_COLOURS)
+    predictions = predictions_of(
+        run, model, data.valid.in_order(distributed_over_ranks=False), settings.test_views
+    )
+    inspection.show_answers(run, settings, predictions, data.classes)
+    inspection.draw(run, settings, "mistakes", _mistakes(data, predictions), colours=ALL_COLOURS)
     sample = data.valid.rows(rows)
-    _convolutions(run, model, sample)
-    _embed(run, model, data, sample, layer_names)
+    _convolutions(run, settings, model, sample)
+    _embed(run, settings, model, data, sample, layer_names)
 
 
 def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
@@ -66,39 +70,45 @@ def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
     )
 
 
-def _convolutions(run: Session, model: nn.Module, sample: Examples) -> None:
+def _convolutions(run: TrainingRun, settings: ViewSettings, model: nn.Module, sample: Examples) -> None:
     """Draw the first convolution's weights, and log and draw the activations of all convolutions, if any."""
     first = next(((name, each) for name, each in model.named_modules() if isinstance(each, nn.Conv2d)), None)
     if first is None:
         return
     name, convolution = first
     weights = convolution.weight.detach().float().cpu().numpy()
-    inspection.draw(run, "filters", filter_pictures.filters(weights, name), colours=ALL_COLOURS)
-    with distributed.autocast(run.device, run.flags.amp):
+    inspection.draw(run, settings, "filters", filter_pictures.filters(weights, name), colours=ALL_COLOURS)
+    with distributed.autocast(run.device, run.settings.amp):
         activations = views.activation_statistics(model, _images(sample))
     for line in views.activation_table(activations):
         run.log.text("ACTIVATIONS", line)
-    inspection.draw(run, "activations", filter_pictures.activations(activations))
+    inspection.draw(run, settings, "activations", filter_pictures.activations(activations))
 
 
-def _embed(run: Session, model: nn.Module, data: ImageData, sample: Examples, layer_names: list[str]) -> None:
-    flags = run.flags
-    with distributed.autocast(run.device, flags.amp):
-        features = views.layer_features(model, layer_names, _images(sample), flags.pool)
+def _embed(
+    run: TrainingRun,
+    settings: ViewSettings,
+    model: nn.Module,
+    data: ImageData,
+    sample: Examples,
+    layer_names: list[str],
+) -> None:
+    with distributed.autocast(run.device, run.settings.amp):
+        features = views.layer_features(model, layer_names, _images(sample), settings.pool)
     labels = sample.labels.cpu()
-    embedding = inspection.show_features(run, features, labels, data.classes)
-    if not (flags.projector or flags.thumbnails):
+    embedding = inspection.show_features(run, settings, features, labels, data.classes)
+    if not (settings.projector or settings.thumbnails):
         return
     thumbnails = _thumbnails(data, sample)
-    if flags.thumbnails:
+    if settings.thumbnails:
         layer = _deepest_map(model, sample, layer_names)
         points = embedding.points[layer]["tsne"]
         sheet = feature_pictures.thumbnail_sheet(points, thumbnails, labels.numpy(), data.classes, layer)
-        inspection.draw(run, "thumbnails", sheet, colours=ALL_COLOURS)
-    if flags.projector:
+        inspection.draw(run, settings, "thumbnails", sheet, colours=ALL_COLOURS)
+    if settings.projector:
         names = [data.classes[label] for label in labels]
-        embed.write_projector(flags.projector, features, names, thumbnails)
-        run.log.event("PROJECTOR", folder=flags.projector)
+        embed.write_projector(settings.projector, features, names, thumbnails)
+        run.log.event("PROJECTOR", folder=settings.projector)
 
 
 def _deepest_map(model: nn.Module, sample: Examples, layer_names: list[str]) -> str:

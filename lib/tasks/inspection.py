@@ -1,6 +1,7 @@
 """Figures and tables of `--eval-only` that images and text share: confusion matrix and features."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,50 +14,79 @@ from lib.figures import features as feature_pictures
 from lib.figures import style
 from lib.runtime.errors import UserError
 from lib.runtime.files import writable_folder
-from lib.training.session import Session
+from lib.runtime.settings import Settings
+from lib.training.run import TrainingRun
 
 
-def sample(run: Session, labels: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class ViewSettings(Settings):
+    """The flags of `--eval-only`."""
+
+    dataset: str
+    seed: int
+    out_dir: str
+    show: bool
+    layers: list[str] | None
+    samples: int
+    dims: int
+    perplexity: float | None
+    projector: str | None
+    pool: str = "flatten"
+    thumbnails: bool = False
+    test_views: int = 1
+
+    def perplexity_of(self, samples: int) -> float:
+        """Return the perplexity of t-SNE for a number of samples."""
+        return self.perplexity or min(30.0, samples / 3)
+
+
+def sample(settings: ViewSettings, labels: Tensor) -> Tensor:
     """Return the indices of the examples to embed, a stratified sample.
 
     Raises:
         UserError: the sample is too small for the perplexity.
     """
-    rows = views.stratified_sample(labels, run.flags.samples)
-    if _perplexity(run, len(rows)) >= len(rows):
-        raise UserError(f"--perplexity {run.flags.perplexity:g} must be less than the {len(rows)} samples")
+    rows = views.stratified_sample(labels, settings.samples)
+    if settings.perplexity_of(len(rows)) >= len(rows):
+        raise UserError(f"--perplexity {settings.perplexity:g} must be less than the {len(rows)} samples")
     return rows
 
 
-def _perplexity(run: Session, samples: int) -> float:
-    return run.flags.perplexity or min(30.0, samples / 3)
-
-
-def make_folders(run: Session) -> None:
+def make_folders(settings: ViewSettings) -> None:
     """Create the folders for pictures and for the projector's files.
 
     Raises:
         UserError: a folder cannot be written.
     """
-    for folder in (run.flags.out_dir, run.flags.projector):
+    for folder in (settings.out_dir, settings.projector):
         if folder:
             writable_folder(folder)
 
 
-def show_answers(run: Session, predictions: views.Predictions, classes: Sequence[str]) -> None:
+def show_answers(
+    run: TrainingRun, settings: ViewSettings, predictions: views.Predictions, classes: Sequence[str]
+) -> None:
     """Log a table of the metrics of each class, and draw the confusion matrix."""
     for line in views.per_class(predictions, classes):
         run.log.text("CLASSES", line)
-    draw(run, "confusion", pictures.confusion_matrix(views.confusion(predictions), classes))
+    draw(run, settings, "confusion", pictures.confusion_matrix(views.confusion(predictions), classes))
 
 
 def show_features(
-    run: Session, features: Mapping[str, np.ndarray], labels: Tensor, classes: Sequence[str]
+    run: TrainingRun,
+    settings: ViewSettings,
+    features: Mapping[str, np.ndarray],
+    labels: Tensor,
+    classes: Sequence[str],
 ) -> views.Embedding:
     """Draw the features (N, D) of each layer by PCA and t-SNE, and log their neighbour accuracies."""
-    flags = run.flags
-    perplexity = _perplexity(run, len(labels))
-    embedding = views.embed_layers(features, labels, dims=flags.dims, perplexity=perplexity, seed=flags.seed)
+    embedding = views.embed_layers(
+        features,
+        labels,
+        dims=settings.dims,
+        perplexity=settings.perplexity_of(len(labels)),
+        seed=settings.seed,
+    )
     for layer, scores in embedding.accuracies.items():
         named = {f"{method}_neighbour_accuracy": score for method, score in scores.items()}
         run.log.event("FEATURE", layer=layer, **named)
@@ -64,11 +94,13 @@ def show_features(
     panels = feature_pictures.layer_panels(
         embedding.points, embedding.accuracies, sizes, labels.numpy(), classes
     )
-    draw(run, "feature", panels)
+    draw(run, settings, "feature", panels)
     return embedding
 
 
-def draw(run: Session, what: str, figure: Figure, *, colours: int | None = 256) -> None:
+def draw(
+    run: TrainingRun, settings: ViewSettings, what: str, figure: Figure, *, colours: int | None = 256
+) -> None:
     """Save a figure with a palette of `colours` (None for full colour), and log its path."""
-    path = Path(run.flags.out_dir) / f"{what}-{run.flags.dataset}.png"
-    run.log.event("FIGURE", file=style.save(figure, path, show=run.flags.show, colours=colours))
+    path = Path(settings.out_dir) / f"{what}-{settings.dataset}.png"
+    run.log.event("FIGURE", file=style.save(figure, path, show=settings.show, colours=colours))

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -16,13 +17,24 @@ from lib.models import layers
 from lib.runtime import distributed
 from lib.runtime.errors import UserError, warn
 from lib.runtime.files import writable_folder, write_atomically
-from lib.tasks.text_classification import PhraseNetwork, Reader
-from lib.training.session import Session
+from lib.runtime.settings import Settings
+from lib.tasks.text_classification import PhraseNetwork
+from lib.tasks.text_data import Reader
+from lib.training.run import TrainingRun
 
 TOLERANCE = 0.01  # largest completeness gap, as a share of the difference of the log-odds
 
 
-def explain(run: Session, model: PhraseNetwork, reader: Reader) -> None:
+@dataclass(frozen=True)
+class ExplanationSettings(Settings):
+    """The flags of `--explain`."""
+
+    explain: str
+    out_dir: str
+    show: bool
+
+
+def explain(run: TrainingRun, model: PhraseNetwork, reader: Reader, settings: ExplanationSettings) -> None:
     """Print how much each word of `--explain` adds to the prediction, and draw it as a figure and as a page.
 
     Standard output shows the words in colour (only on a terminal), then a line per word and a line of totals.
@@ -30,9 +42,9 @@ def explain(run: Session, model: PhraseNetwork, reader: Reader) -> None:
     """
     if not distributed.is_main():
         return
-    words = words_of(run.flags.explain)
+    words = words_of(settings.explain)
     if not words:
-        raise UserError(f"there is no word to explain in --explain {run.flags.explain!r}")
+        raise UserError(f"there is no word to explain in --explain {settings.explain!r}")
     chosen, probability, found = attribute(model, reader, words, run.device)
     values = found.values.sum(1).tolist()
     name = reader.classes[chosen]
@@ -60,7 +72,7 @@ def explain(run: Session, model: PhraseNetwork, reader: Reader) -> None:
             f"{found.steps} steps do not bring the sum within {TOLERANCE:.0%} of the difference of the "
             f"log-odds: it misses {found.gap:.2g} of {difference:.2g}"
         )
-    folder = writable_folder(run.flags.out_dir)
+    folder = writable_folder(settings.out_dir)
     stem = f"explain-{re.sub(r'[^a-z0-9]+', '-', ' '.join(words))[:40].strip('-') or 'phrase'}"
     heading = f"{name}, probability {probability:.3f}; completeness gap {found.gap:.1e}"
     if unknown:
@@ -68,7 +80,7 @@ def explain(run: Session, model: PhraseNetwork, reader: Reader) -> None:
     page = folder / f"{stem}.html"
     write_atomically(page, text_pictures.coloured_html(explained, heading).encode())
     figure = text_pictures.attribution_lines(explained, heading, f"log-odds\nof {name}")
-    picture = style.save(figure, folder / f"{stem}.png", show=run.flags.show)
+    picture = style.save(figure, folder / f"{stem}.png", show=settings.show)
     run.log.event("FIGURE", file=picture, page=page)
 
 

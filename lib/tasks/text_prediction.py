@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +22,26 @@ from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, warn
 from lib.runtime.files import replaced, writable_file
 from lib.runtime.interrupts import Signals
-from lib.tasks.text_classification import PhraseNetwork, Reader, answer, load
-from lib.training.session import Session
+from lib.runtime.settings import Settings
+from lib.tasks.text_classification import PhraseNetwork, answer
+from lib.tasks.text_data import DataSettings, Reader, load
+from lib.training.run import TrainingRun
 
 # Size of the chunks that are read, classified and written at a time, so that memory stays bounded.
 CHUNK_ROWS = 16384
 CHUNK_CHARACTERS = 4_000_000
 # Share of unknown words above which predictions are guesses; SST-2 has about one per cent.
 MANY_UNKNOWN = 0.3
+
+
+@dataclass(frozen=True)
+class PredictionSettings(Settings):
+    """The flags of `--predict-only`."""
+
+    input: str | None
+    format: str
+    glue: bool
+    out_file: str | None
 
 
 class Chunk(NamedTuple):
@@ -45,7 +58,13 @@ class Chunk(NamedTuple):
     labels: list[str | None]
 
 
-def predict(run: Session, model: PhraseNetwork, reader: Reader) -> None:
+def predict(
+    run: TrainingRun,
+    model: PhraseNetwork,
+    reader: Reader,
+    settings: PredictionSettings,
+    source: DataSettings,
+) -> None:
     """Write a prediction for each phrase of `--input`, or of the validation split, in the order of the input.
 
     With `--glue` the output is a GLUE submission, for the test split if there is no `--input`. Phrases are
@@ -57,12 +76,12 @@ def predict(run: Session, model: PhraseNetwork, reader: Reader) -> None:
     if not distributed.is_main():
         return
     spell = {"tsv": _as_tsv, "jsonl": _as_json, "glue": _as_glue}[
-        "glue" if run.flags.glue else run.flags.format
+        "glue" if settings.glue else settings.format
     ]
 
     def answered(chunk: Chunk) -> tuple[Counts, Tensor]:
         phrases = [words_of(phrase) for phrase in chunk.texts]
-        probabilities = answer(model, reader, phrases, run.device, run.flags.amp).probabilities
+        probabilities = answer(model, reader, phrases, run.device, run.settings.amp).probabilities
         lines = "".join(f"{line}\n" for line in spell(chunk, probabilities, reader.classes))
         # Return a tensor, because it leaves the worker in shared memory. A long text would have to wait until
         # the pipe is read, and would wait for ever if the reading process had been killed.
@@ -71,10 +90,10 @@ def predict(run: Session, model: PhraseNetwork, reader: Reader) -> None:
         return counts, torch.frombuffer(bytearray(lines, "utf-8", "replace"), dtype=torch.uint8)
 
     # Input typed at a terminal is answered line by line.
-    typing = run.flags.input == "-" and sys.stdin.isatty()
-    chunks = _chunks(_rows(run), 1 if typing else CHUNK_ROWS, reader.classes)
-    done, where = Counts(0, 0, 0), run.flags.out_file or "standard output"
-    with layers.evaluating(model), Signals() as signals, _destination(run.flags.out_file) as write_out:
+    typing = settings.input == "-" and sys.stdin.isatty()
+    chunks = _chunks(_rows(settings, source), 1 if typing else CHUNK_ROWS, reader.classes)
+    done, where = Counts(0, 0, 0), settings.out_file or "standard output"
+    with layers.evaluating(model), Signals() as signals, _destination(settings.out_file) as write_out:
         answers = map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device)
         for counts, lines in signals.until_received(answers):
             write_out(lines.numpy().tobytes().decode())
@@ -132,17 +151,18 @@ def _on_all_cores(
     )
 
 
-def _rows(run: Session) -> Iterable[Row]:
-    flags = run.flags
-    if flags.input == "-":
+def _rows(settings: PredictionSettings, source: DataSettings) -> Iterable[Row]:
+    if settings.input == "-":
         return text.read_lines(sys.stdin.buffer, "standard input")
-    if flags.input:
+    if settings.input:
         return (
-            text.read_file(flags.input) if _names_a_file(flags.input) else [Row("--input", flags.input, None)]
+            text.read_file(settings.input)
+            if _names_a_file(settings.input)
+            else [Row("--input", settings.input, None)]
         )
-    if flags.glue:
-        return text.unlabelled_rows(flags.dataset, flags.data_dir, flags.test_file)
-    data = load(flags)
+    if settings.glue:
+        return text.unlabelled_rows(source.dataset, source.data_dir, source.test_file)
+    data = load(source)
     assert data.valid.labels is not None  # the validation split is always labelled
     facts = zip(data.valid.phrases, data.valid.labels, strict=True)
     return (Row("", " ".join(words), data.classes[label]) for words, label in facts)

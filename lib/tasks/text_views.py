@@ -13,40 +13,45 @@ from lib.models import layers
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 from lib.tasks import inspection
-from lib.tasks.text_classification import PhraseNetwork, Reader, answer_split, interval, report
-from lib.training.session import Session
+from lib.tasks.inspection import ViewSettings
+from lib.tasks.text_classification import PhraseNetwork, answer_split, report, wilson_interval
+from lib.tasks.text_data import Reader
+from lib.training.run import TrainingRun
 
 # Upper ends, in words, of the ranges of lengths whose accuracies are logged.
 LENGTHS = (5, 10, 15, 20, 25, 30)
 MISTAKES = 12
 
 
-def look_inside(run: Session, model: PhraseNetwork, data: TextData, reader: Reader) -> None:
+def look_inside(
+    run: TrainingRun, model: PhraseNetwork, data: TextData, reader: Reader, settings: ViewSettings
+) -> None:
     """Log metrics and tables of classes, lengths and mistakes; draw the confusion matrix and the features.
 
     Raises:
         UserError: no such layer, a layer without a vector per phrase, too few samples for the perplexity, or
             a folder that cannot be written; all are checked before anything is computed.
     """
-    sample = _sample(run, model, data.valid, reader)
-    inspection.make_folders(run)
+    sample = _sample(run, settings, model, data.valid, reader)
+    inspection.make_folders(settings)
     report(run, model, data, reader)
     if not distributed.is_main():
         return
-    predictions = answer_split(model, reader, data.valid, run.device, run.flags.amp)
-    inspection.show_answers(run, predictions, reader.classes)
+    predictions = answer_split(model, reader, data.valid, run.device, run.settings.amp)
+    inspection.show_answers(run, settings, predictions, reader.classes)
     _log_lengths(run, data.valid, predictions)
     _log_mistakes(run, data.valid, predictions, reader.classes)
-    _embed(run, model, sample, reader)
+    _embed(run, settings, model, sample, reader)
 
 
-def _sample(run: Session, model: PhraseNetwork, split: Split, reader: Reader) -> Split:
+def _sample(
+    run: TrainingRun, settings: ViewSettings, model: PhraseNetwork, split: Split, reader: Reader
+) -> Split:
     """Return the phrases to embed, shortest first, after checking that the layers output one vector each."""
-    flags = run.flags
-    sample = split.rows(inspection.sample(run, torch.tensor(split.labels)).tolist())
+    sample = split.rows(inspection.sample(settings, torch.tensor(split.labels)).tolist())
     sample = sample.rows(sorted(range(len(sample)), key=lambda row: len(sample.phrases[row])))
     phrases = _batches(run, sample, reader)[-1]
-    modules = layers.resolve(model, flags.layers or model.stages)
+    modules = layers.resolve(model, settings.layers or model.stages)
     with layers.evaluating(model), layers.record(modules) as outputs, torch.no_grad():
         model(phrases)
     for name, output in outputs.items():
@@ -57,12 +62,12 @@ def _sample(run: Session, model: PhraseNetwork, split: Split, reader: Reader) ->
     return sample
 
 
-def _batches(run: Session, split: Split, reader: Reader) -> list[Phrases]:
+def _batches(run: TrainingRun, split: Split, reader: Reader) -> list[Phrases]:
     batches = PhrasesInOrder(*reader.encode(split, run.device), distributed_over_ranks=False)
     return [phrases for phrases, _ in batches]
 
 
-def _log_lengths(run: Session, split: Split, predictions: views.Predictions) -> None:
+def _log_lengths(run: TrainingRun, split: Split, predictions: views.Predictions) -> None:
     lengths = torch.tensor([len(phrase) for phrase in split.phrases])
     right = predictions.classes == predictions.labels
     for low, high in zip((0, *LENGTHS), (*LENGTHS, math.inf), strict=True):
@@ -70,11 +75,15 @@ def _log_lengths(run: Session, split: Split, predictions: views.Predictions) -> 
         if len(here):
             words = f"{low + 1}-{high}" if high < math.inf else f"{low + 1}+"
             accuracy = float(here.double().mean())
-            ends = dict(zip(("accuracy_low", "accuracy_high"), interval(accuracy, len(here)), strict=True))
+            ends = dict(
+                zip(("accuracy_low", "accuracy_high"), wilson_interval(accuracy, len(here)), strict=True)
+            )
             run.log.event("LENGTH", words=words, examples=len(here), accuracy=accuracy, **ends)
 
 
-def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, classes: Sequence[str]) -> None:
+def _log_mistakes(
+    run: TrainingRun, split: Split, predictions: views.Predictions, classes: Sequence[str]
+) -> None:
     for row in views.most_confident_mistakes(predictions, MISTAKES).tolist():
         chosen = int(predictions.classes[row])
         run.log.event(
@@ -86,15 +95,16 @@ def _log_mistakes(run: Session, split: Split, predictions: views.Predictions, cl
         )
 
 
-def _embed(run: Session, model: PhraseNetwork, sample: Split, reader: Reader) -> None:
-    flags = run.flags
+def _embed(
+    run: TrainingRun, settings: ViewSettings, model: PhraseNetwork, sample: Split, reader: Reader
+) -> None:
     batches = _batches(run, sample, reader)
-    with distributed.autocast(run.device, flags.amp):
-        features = views.layer_features(model, flags.layers or model.stages, batches, "flatten")
-    inspection.show_features(run, features, torch.tensor(sample.labels), reader.classes)
-    if flags.projector:
+    with distributed.autocast(run.device, run.settings.amp):
+        features = views.layer_features(model, settings.layers or model.stages, batches, "flatten")
+    inspection.show_features(run, settings, features, torch.tensor(sample.labels), reader.classes)
+    if settings.projector:
         assert sample.labels is not None  # the validation split is always labelled
         facts = zip(sample.labels, sample.phrases, strict=True)
         names = [f"{reader.classes[label]}: {' '.join(phrase)}" for label, phrase in facts]
-        embed.write_projector(flags.projector, features, names)
-        run.log.event("PROJECTOR", folder=flags.projector)
+        embed.write_projector(settings.projector, features, names)
+        run.log.event("PROJECTOR", folder=settings.projector)

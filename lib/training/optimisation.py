@@ -3,13 +3,14 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib.runtime.errors import UserError
+from lib.runtime.settings import Settings as FromFlags
 
 MUON_SIZE = 0.2  # root mean square of the entries of AdamW's steps, as a share of the learning rate
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b and c of Jordan et al. 2024
@@ -17,7 +18,7 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(FromFlags):
     """The settings of `fit`; `lib.cli.add_training_flags` has a flag for each field."""
 
     seed: int
@@ -38,11 +39,6 @@ class Settings:
     save_epochs: tuple[int, ...] = ()
     amp: bool = False
     compile: bool = False
-
-    @classmethod
-    def of(cls, flags: dict[str, Any]) -> "Settings":
-        """Return the settings among `flags`, which may hold other flags, too."""
-        return cls(**{each.name: flags[each.name] for each in fields(cls)})
 
 
 def learning_rate_factor(settings: Settings, update: int, updates: int) -> float:

@@ -1,41 +1,51 @@
-"""A session: which value a flag has, and what a checkpoint has to say in it."""
+"""Settled flags: which value a flag has, and what a checkpoint has to say in it; runs as a whole."""
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SCRIPT, call
+from conftest import SCRIPT, call, module_of
 
+from lib import cli
+from lib.cli import settle as settling
 from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
-from lib.training import session
+from lib.runtime.runlog import RunLog
+from lib.training import run as training
 
 TASK = "image-classification"
-DEFAULTS = {
-    "model": "lenet5",
-    "dataset": "mnist",
-    "size": 28,
-    "threads": None,
-    "overwrite": False,
-    "batch_size": None,
-    "learning_rate": None,
-    "beta2": 0.999,
-    "log_interval": 100,
-    "data_dir": "data",
-    "eval_only": False,
-    "predict_only": False,
-    "resume": False,
-    "restore_file": None,
-    "checkpoint_dir": None,
-    "out_dir": "imgs",
-    "device": "auto",
-}
+
+
+def parser() -> cli.Parser:
+    """A script's flags in small: the shared ones, a network's, and one of the script's own evaluation."""
+    parser = cli.Parser(prog="small.py")
+    data = parser.group("data", cli.Scope.DATA).add
+    data("--dataset", default="mnist")
+    data("--data-dir", default="data", is_path=True)
+    network = parser.group("network", cli.Scope.NETWORK).add
+    network("--model", default="lenet5")
+    network("--size", type=int, default=28)
+    network("--weights", scope=cli.Scope.TRAINING, fixed=True, not_with="restore_file")
+    cli.add_run_flags(parser)
+    cli.add_training_flags(parser, "the recipe of the model")
+    cli.add_view_flags(parser).add("--sharpness", type=float)
+    cli.add_input_flags(parser)
+    return parser
+
+
+def command_line(**typed) -> cli.CommandLine:
+    """The command line of which `typed` are the flags."""
+    empty = parser().parse([])
+    return replace(empty, typed=typed)
+
+
 RECIPES = {
-    "lenet5": {"batch_size": 128, "learning_rate": 0.004, "log_interval": 50},
-    "mnist-classifier": {"batch_size": 64, "learning_rate": 0.03, "log_interval": 50},
+    "lenet5": {"batch_size": 128, "learning_rate": 0.004, "warmup": 0.3},
+    "mnist-classifier": {"batch_size": 64, "learning_rate": 0.03, "warmup": 0.3},
 }
 
 
@@ -44,8 +54,12 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def recipe(flags) -> dict:
+    return RECIPES[flags.model]
+
+
 def settle(**typed) -> SimpleNamespace:
-    return session.settle(TASK, typed, DEFAULTS, lambda flags: RECIPES[flags.model], ("model", "size"))[0]
+    return SimpleNamespace(**settling.settle(TASK, command_line(**typed), recipe).values)
 
 
 @pytest.fixture
@@ -77,7 +91,7 @@ def test_a_flag_is_what_was_typed_or_else_of_the_recipe_or_else_the_default():
     flags = settle(learning_rate=0.5)
     assert flags.learning_rate == 0.5
     assert flags.batch_size == 128
-    assert flags.log_interval == 50
+    assert flags.warmup == 0.3
     assert flags.beta2 == 0.999
 
 
@@ -88,7 +102,7 @@ def test_the_recipe_is_that_of_the_model_that_was_typed():
 def test_a_checkpoint_stands_between_what_was_typed_and_the_recipe(saved):
     path = saved(batch_size=7, learning_rate=0.1, beta2=0.9)
     flags = settle(restore_file=path, eval_only=True, learning_rate=0.5)
-    assert (flags.learning_rate, flags.batch_size, flags.beta2, flags.log_interval) == (0.5, 7, 0.9, 50)
+    assert (flags.learning_rate, flags.batch_size, flags.beta2, flags.warmup) == (0.5, 7, 0.9, 0.3)
 
 
 def test_a_checkpoint_says_which_model_it_is_of(saved):
@@ -131,7 +145,7 @@ def test_a_data_folder_of_another_machine_is_forgotten_and_one_that_is_here_is_k
     assert typed.data_dir == "mine"
 
 
-@pytest.mark.parametrize("flags", [{"data_dir": [5]}, {"log_interval": "7"}, {"beta2": None}])
+@pytest.mark.parametrize("flags", [{"dataset": [5]}, {"size": "7"}, {"beta2": None}])
 def test_a_checkpoint_with_flags_of_another_kind_is_damaged(saved, flags):
     with pytest.raises(UserError, match="the checkpoint is damaged"):
         settle(restore_file=saved(**flags), eval_only=True)
@@ -172,15 +186,16 @@ def test_a_resume_does_not_go_on_with_another_run(saved, typed):
 def test_ranks_that_find_different_checkpoints_all_say_so(monkeypatch, others):
     """Hosts may have different disks, and would wait for each other for ever."""
     monkeypatch.setattr(
-        session.distributed, "any_rank", lambda mine, _: max(mine, others if mine > 0 else -others)
+        training.distributed, "any_rank", lambda mine, _: max(mine, others if mine > 0 else -others)
     )
-    flags = SimpleNamespace(restore_file=None, checkpoint_dir="ckpts/lenet5")
+    settled = settling.settle(TASK, command_line(), recipe)
+    run = training.TrainingRun(TASK, replace(settled, saved={"update": 5}), torch.device("cpu"), RunLog("x"))
     expectation = pytest.raises(UserError, match="not all ranks find the same checkpoint in ckpts/lenet5")
     with contextlib.nullcontext() if others == 5 else expectation:
-        session._check_ranks({"update": 5}, flags, torch.device("cpu"))
+        run.check_ranks()
 
 
-@pytest.mark.parametrize("name", ["input", "out_file", "layers", "projector"])
+@pytest.mark.parametrize("name", ["input", "out_file", "layers", "projector", "sharpness"])
 def test_a_flag_that_would_do_nothing_is_refused(name):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} goes with --(eval|predict)-only alone"):
         settle(**{name: "x"})
@@ -249,14 +264,14 @@ def test_the_best_weights_are_in_the_network_after_training(tmp_path):
 
 
 def test_a_run_does_not_take_the_weights_of_another_in_its_folder_for_its_own(tmp_path, monkeypatch):
-    train = session.train.fit
+    train = training.train.fit
 
     def fit(*args, checkpoints, **options):
         progress = train(*args, checkpoints=checkpoints, **options)
         checkpoint.save(checkpoints.best, checkpoint.load(checkpoints.best) | {"run": "another"})
         return progress
 
-    monkeypatch.setattr(session.train, "fit", fit)
+    monkeypatch.setattr(training.train, "fit", fit)
     done = call(SCRIPT, "--dataset", "digits", "--max-update", 1, folder=tmp_path)
     assert (done.status, done.stderr.count("\n")) == (1, 1)
     assert "checkpoint_best.pt is of run another" in done.stderr
@@ -276,9 +291,61 @@ def test_answers_on_standard_output_have_it_to_themselves(monkeypatch, saved):
     path = saved()
     stderr = io.StringIO()
     monkeypatch.setattr("sys.stderr", stderr)
-    typed = {"restore_file": path, "predict_only": True, "device": "cpu"}
-    defaults = DEFAULTS | {"out_file": None, "tensorboard": None}
-    recipe = RECIPES.__getitem__
-    with session.start(TASK, typed, defaults, lambda flags: recipe(flags.model), ("model",)) as run:
+    line = command_line(restore_file=path, predict_only=True, device="cpu")
+    with training.start(TASK, line, recipe) as run:
         run.log.text("RUN", "a remark")
     assert "a remark" in stderr.getvalue()
+
+
+# Scopes
+
+
+def test_a_checkpoint_keeps_the_network_the_data_and_the_training_alone():
+    line = command_line(sharpness=1.0, eval_only=True, out_dir="x", device="cpu", log_interval=3, seed=7)
+    kept = settling.Settled(line, line.values, {}, {}).kept
+    of_scope = {
+        name
+        for name, flag in line.flags.items()
+        if flag.scope in (cli.Scope.NETWORK, cli.Scope.DATA, cli.Scope.TRAINING)
+    }
+    assert set(kept) == of_scope | {"threads"}
+    assert not {"sharpness", "eval_only", "out_dir", "device", "log_interval", "overwrite"} & set(kept)
+
+
+@pytest.mark.parametrize("script", ["run-mnist", "run-image", "run-sst2"])
+def test_every_flag_of_a_training_script_has_a_scope(script):
+    line = module_of(f"{script}-classification.py").make_parser().parse([])
+    assert set(line.defaults) == set(line.flags)
+    needed = {flag.only_with for flag in line.flags.values()} | {f.not_with for f in line.flags.values()}
+    assert needed - {""} <= set(line.flags)
+
+
+def test_an_old_checkpoint_that_keeps_flags_of_the_machine_does_not_impose_them(saved):
+    path = saved(log_interval=7, workers=3, device="cuda:7", no_such_flag=1)
+    flags = settle(restore_file=path, eval_only=True)
+    assert (flags.log_interval, flags.device) == (100, "auto")
+    assert not hasattr(flags, "workers")
+    assert not hasattr(flags, "no_such_flag")
+
+
+def test_threads_are_kept_for_a_resume_alone(saved):
+    path = saved(checkpoint.LAST, threads=3)
+    assert settle(resume=True).threads == 3
+    assert settle(restore_file=path, eval_only=True).threads is None
+
+
+def test_two_flags_that_exclude_each_other_are_refused(saved):
+    with pytest.raises(UserError, match="--weights does not go with --restore-file: give one of them"):
+        settle(weights="w.pth", restore_file=saved())
+
+
+def test_settling_says_where_every_value_comes_from(saved):
+    path = saved(size=28, beta2=0.9)
+    line = replace(
+        command_line(restore_file=path, eval_only=True, seed=7, clip_norm=1.0), config={"clip_norm"}
+    )
+    sources = settling.settle(TASK, line, recipe).sources
+    assert set(sources["typed"]) == {"restore_file", "eval_only", "seed"}
+    assert sources["config"] == ["clip_norm"]
+    assert {"size", "beta2", "model"} <= set(sources["checkpoint"])
+    assert set(sources["recipe"]) == {"batch_size", "learning_rate", "warmup"}

@@ -1,0 +1,89 @@
+"""Flags of the scripts that explain images."""
+
+from collections.abc import Mapping
+
+from lib.cli.flags import add_config_flags, add_machine_flags
+from lib.cli.parser import Parser
+from lib.cli.scope import Scope
+from lib.cli.types import integer, number
+from lib.runtime.errors import UserError
+
+
+def add_explanation_flags(parser: Parser) -> None:
+    """Add the flags of the scripts that explain image classifiers: networks, images, classes, and outputs."""
+    group = parser.group("network", Scope.MODE)
+    add = group.one_of().add
+    add(
+        "--ptm", metavar="NAME", help="a pretrained classifier of torchvision, e.g. resnet18, vgg16, vit_b_16"
+    )
+    add(
+        "--restore-file",
+        nargs="+",
+        metavar="FILE",
+        help="one or more checkpoints of image classifiers, e.g. of several epochs",
+    )
+    group.add(
+        "--weights",
+        metavar="WHICH",
+        help="weights of --ptm: torchvision's name, e.g. IMAGENET1K_V1, a file with a state_dict, or random; "
+        "default: torchvision's own, downloaded on first use",
+    )
+    add_machine_flags(group)
+    add_config_flags(group)
+    add = parser.group("images", Scope.MODE).add
+    add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
+    add(
+        "--data-dir",
+        default="data",
+        metavar="DIR",
+        help="folder of data sets such as MNIST/raw/…; missing ones are downloaded",
+    )
+    add(
+        "--invert",
+        action="store_true",
+        help="invert image files, because they are dark on light, which MNIST is not",
+    )
+    add = parser.group("what is explained", Scope.MODE).add
+    add(
+        "-k",
+        "--top-k",
+        type=integer(1),
+        default=3,
+        metavar="N",
+        help="explain the N most probable classes of each image",
+    )
+    add("--target", nargs="+", metavar="CLASS", help="explain these classes instead, given by name or number")
+    add(
+        "--score",
+        choices=("logit", "log-odds", "probability"),
+        default="logit",
+        help="the score of a class that is explained",
+    )
+    seeds = integer(0, 2**32 - 1)
+    add("--seed", type=seeds, default=42, metavar="N", help="seed of random weights and of noise")
+    add = parser.group("output", Scope.MODE).add
+    add("--out-dir", default="imgs", metavar="DIR", scope=Scope.MACHINE, help="folder for pictures")
+    add("--save-values", metavar="FILE.npz", help="save the arrays behind the picture as they were computed")
+    add("--json", metavar="FILE", help="also write the numbers of the panels as JSON records")
+    add("--show", action="store_true", help="open pictures in windows, too")
+
+
+def check_needs(typed: Mapping, needs: Mapping[str, str]) -> None:
+    """Raise a UserError if a flag was typed without the flag that it needs."""
+    for name, needed in needs.items():
+        if name in typed and needed not in typed:
+            raise UserError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')} alone")
+
+
+def add_smoothing_flags(parser: Parser, of_what: str) -> None:
+    """Add the flags of SmoothGrad, which averages a map over noisy images."""
+    add = parser.group("smoothing", Scope.MODE).add
+    add("--smooth", type=integer(1), metavar="N", help=f"average {of_what} over N noisy images (SmoothGrad)")
+    add(
+        "--noise",
+        type=number(0, above=True),
+        default=0.15,
+        metavar="X",
+        only_with="smooth",
+        help="standard deviation of the noise, as a share of the image's range",
+    )

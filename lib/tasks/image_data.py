@@ -1,0 +1,180 @@
+"""Load the images that a script classifies: data sets by name, folders, or image files alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from lib import models
+from lib.data import datasets, folders, image_files, images
+from lib.data.images import ImageData
+from lib.data.preprocessing import Preprocessing
+from lib.runtime.errors import UserError
+from lib.runtime.settings import Settings
+from lib.training.run import TrainingRun
+
+# Mean and standard deviation of ImageNet's pixels, with which torchvision's weights were trained; those of
+# other photographs are similar.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Published weights are evaluated on the central 224 of 256 pixels, because objects are seldom at the edge.
+RESIZE_SHARE = 256 / 224
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """The flags that choose the images.
+
+    Attributes:
+        choices: the values of the flags that single data sets offer, e.g. `split`; None where not given.
+        (the others: see the flags of the same names)
+    """
+
+    dataset: str
+    data_dir: str
+    classes: tuple[str, ...]
+    valid_fraction: float | None
+    limit: int | None
+    skip_bad: bool
+    workers: int
+    input: list[str] | None
+    model: str
+    size: int | None
+    mean: float = 0.0
+    std: float = 1.0
+    holdout: int | None = None
+    choices: Mapping[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> Self:
+        """Return the settings among `flags`."""
+        offered = datasets.choices(tuple(datasets.DATASETS))
+        choices = {each.name: flags[each.name] for each in offered if each.name in flags}
+        return super().of({**flags, "choices": choices})
+
+    def check(self) -> None:
+        """Raise a UserError if a flag was given that does not suit the data set."""
+        is_folder = self.dataset == datasets.FOLDER
+        own = () if is_folder else tuple(each.name for each in datasets.find(self.dataset).choices)
+        for name, value in self.choices.items():
+            if value is not None and name not in own:
+                raise UserError(f"--{name} does not go with --dataset {self.dataset}")
+        if is_folder:
+            if self.holdout:
+                raise UserError("--holdout does not go with --dataset folder: give --valid-fraction")
+        elif self.classes:
+            raise UserError("--classes goes with --dataset folder alone")
+        elif self.valid_fraction is not None and self.holdout is not None:
+            raise UserError(f"--valid-fraction does not go with --dataset {self.dataset}: give --holdout")
+
+
+def load_grey(run: TrainingRun, settings: DataSettings) -> ImageData:
+    """Load the grey images that the flags name, normalised for its network.
+
+    With `--input` no examples are loaded, because the checkpoint has the classes and the preprocessing.
+    """
+    settings.check()
+    assert settings.size  # the flag has a default
+    how = Preprocessing(settings.size, 1, (settings.mean,), (settings.std,))
+    if settings.input:
+        if "preprocessing" in run.saved:
+            how = Preprocessing.of(run.saved["preprocessing"], run.source)
+        data = images.without_examples(_classes(run, settings), how)
+    elif settings.dataset == datasets.FOLDER:
+        data = _load_folder(settings, how)
+    else:
+        data = images.load(
+            settings.dataset,
+            settings.data_dir,
+            size=settings.size,
+            limit=settings.limit,
+            holdout=settings.holdout or 0,
+            options=settings.choices,
+        )
+    _check_classes(run, data)
+    return data.prepared(how.mean, how.std, run.device)
+
+
+def _load_folder(settings: DataSettings, how: Preprocessing) -> ImageData:
+    return image_files.load(
+        settings.data_dir,
+        how,
+        only=settings.classes,
+        valid_fraction=settings.valid_fraction,
+        limit=settings.limit,
+        skip_bad=settings.skip_bad,
+        workers=settings.workers,
+    )
+
+
+def load_photographs(run: TrainingRun, settings: DataSettings, usual: Preprocessing | None) -> ImageData:
+    """Load the colour images that the flags name, normalised for its network, like `load_grey`.
+
+    Args:
+        run: the run.
+        settings: which images.
+        usual: preprocessing of the initial weights, if known.
+
+    Raises:
+        UserError: as `lib.data.cifar.load` and `lib.data.image_files.load` do; the classes differ from the
+            checkpoint's; the network takes grey images.
+    """
+    settings.check()
+    how = _preprocessing(run, settings, usual)
+    if settings.input:
+        data = images.without_examples(_classes(run, settings), how)
+    elif how.channels != 3:
+        raise UserError(f"{run.source} takes grey images, and these are coloured")
+    elif settings.dataset == datasets.FOLDER:
+        data = _load_folder(settings, how)
+    else:
+        data = _load_in_memory(settings, how)
+    _check_classes(run, data)
+    return data.prepared(how.mean, how.std, run.device)
+
+
+def _preprocessing(run: TrainingRun, settings: DataSettings, usual: Preprocessing | None) -> Preprocessing:
+    """Return the preprocessing of the checkpoint, or the usual one of the weights or the network."""
+    found = usual
+    if "preprocessing" in run.saved:
+        found = Preprocessing.of(run.saved["preprocessing"], run.source)
+    own_size = 32 if models.is_own(settings.model) else 224
+    size = settings.size or (found.size if found else own_size)
+    run.fill_in("size", size)
+    if not found:
+        found = Preprocessing(
+            own_size, 3, MEAN, STD, own_size if own_size == 32 else round(own_size * RESIZE_SHARE)
+        )
+    if size == found.size:
+        return found
+    small = size <= images.LARGEST_IN_MEMORY
+    return replace(found, size=size, resize=size if small else round(size * RESIZE_SHARE))
+
+
+def _classes(run: TrainingRun, settings: DataSettings) -> Sequence[str]:
+    if "classes" in run.saved:
+        return run.saved["classes"]
+    if settings.dataset == datasets.FOLDER:
+        return folders.find(settings.data_dir, settings.classes).classes
+    entry = datasets.find(settings.dataset)
+    return entry.classes(Path(settings.data_dir), entry.options(settings.choices))
+
+
+def _load_in_memory(settings: DataSettings, how: Preprocessing) -> ImageData:
+    entry = datasets.find(settings.dataset)
+    splits, names = entry.read(Path(settings.data_dir), entry.options(settings.choices))
+    train, valid, test = images.divide(splits, settings.valid_fraction, settings.limit)
+    return ImageData(
+        train.resized(how.size),
+        valid.resized(how.size),
+        test and test.resized(how.size),
+        names,
+        images.unscaled(how),
+    )
+
+
+def _check_classes(run: TrainingRun, data: ImageData) -> None:
+    known = run.saved.get("classes")
+    if known and run.goes_on and list(known) != list(data.classes):
+        raise UserError(
+            f"the checkpoint tells apart {', '.join(known)}, but the images are of {', '.join(data.classes)}"
+        )

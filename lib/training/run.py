@@ -1,0 +1,258 @@
+"""Runs of the training scripts: settle the flags, start the log, build, train and restore networks."""
+
+import contextlib
+import secrets
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib import models
+from lib.cli import CommandLine, config
+from lib.cli.scope import is_unset
+from lib.cli.settle import INSPECTIONS, Recipe, Settled, load_last, settle
+from lib.models import layers
+from lib.runtime import checkpoint, distributed, run_folder, threads
+from lib.runtime.errors import RunFailed, UserError
+from lib.runtime.files import writable_folder
+from lib.runtime.memory import keep_what_is_freed
+from lib.runtime.runlog import RunLog
+from lib.runtime.settings import Settings
+from lib.runtime.spelling import as_typed
+from lib.training import train
+from lib.training.optimisation import Settings as TrainingSettings
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """The flags that every run of a training script has."""
+
+    model: str
+    dataset: str
+    seed: int
+    amp: bool
+    resume: bool
+    restore_file: str | None
+    checkpoint_dir: str
+
+
+@contextlib.contextmanager
+def start(task: str, line: CommandLine, recipe: Recipe) -> Iterator["TrainingRun"]:
+    """Settle the flags, join the other ranks and open the log; yield a `TrainingRun`.
+
+    Args:
+        task: task name in checkpoints, e.g. 'image-classification'.
+        line: the command line.
+        recipe: function from the flags to the defaults that suit their model and data.
+
+    Raises:
+        UserError: the flags contradict each other, or the checkpoint cannot be used.
+    """
+    started = time.perf_counter()
+    settled = settle(task, line, recipe)
+    flags = settled.values
+    models.check_options(flags["model"], line.typed)
+    flags["threads"] = flags["threads"] or threads.suitable(models.is_small(flags["model"]))
+    device = distributed.pick_device(flags["device"])
+    if device.type == "cpu":
+        keep_what_is_freed()
+    # If predictions go to standard output, the log goes to standard error.
+    answers = flags["predict_only"] or flags.get("explain")
+    stream = sys.stderr if answers and not flags["out_file"] else None
+    with (
+        distributed.process_group(device),
+        RunLog(task, stream=stream, tensorboard=flags["tensorboard"], enabled=distributed.is_main()) as log,
+    ):
+        run = TrainingRun(task, settled, device, log)
+        run.check_ranks()
+        threads.use(flags["threads"])
+        if flags["save_config"] and distributed.is_main():
+            config.save(flags["save_config"], flags, line.flags, line.typed)
+        run.log_start()
+        yield run
+        log.event("DONE", Seconds=round(time.perf_counter() - started, 1))
+
+
+class TrainingRun:
+    """One run of a training script.
+
+    Attributes:
+        task: task name in checkpoints.
+        flags: the settled value of every flag, by name.
+        settings: those that every run has.
+        device: device of the network and its batches.
+        log: the log of the run.
+        saved: the checkpoint that is restored or resumed; empty if there is none.
+        id: id of the run; a resumed run keeps its id.
+    """
+
+    def __init__(self, task: str, settled: Settled, device: torch.device, log: RunLog):
+        self.task, self.device, self.log = task, device, log
+        self._settled = settled
+        self.flags: Mapping[str, Any] = settled.values
+        self.saved = settled.saved
+        self.settings = RunSettings.of(self.flags)
+        if self.settings.resume and self.saved:
+            self.id = self.saved["run"]
+        else:
+            self.id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+    @property
+    def source(self) -> str:
+        """Where the initial weights come from, for messages."""
+        return self.settings.restore_file or self.flags.get("weights") or "the checkpoint"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether this command looks at, or goes on with, the network of a checkpoint and its classes."""
+        return self.settings.resume or any(self.flags.get(mode) for mode in INSPECTIONS)
+
+    def fill_in(self, name: str, value: Any) -> None:
+        """Give a flag that the user left open the value that the data or the weights decide."""
+        self._settled.values[name] = value
+
+    def check_ranks(self) -> None:
+        """Raise a UserError on every rank if their checkpoints differ: hosts may have different files."""
+        update = self.saved.get("update", -1)
+        if distributed.any_rank(update, self.device) != -distributed.any_rank(-update, self.device):
+            raise UserError(
+                f"not all ranks find the same checkpoint in "
+                f"{self.settings.restore_file or self.settings.checkpoint_dir}: "
+                "share the folder among all hosts, or copy it to each"
+            )
+
+    def log_start(self) -> None:
+        """Write the `[RUN]` line: the run's id, all flags that have a value, and where they come from."""
+        values = {name: as_typed(value) for name, value in self.flags.items() if not is_unset(value)}
+        if self.settings.resume and self.saved:
+            values["Resume_step"] = self.saved["update"]
+        elif self.settings.resume:
+            self.log.text("RUN", f"nothing to resume in {self.settings.checkpoint_dir}: starting anew")
+        sources = {
+            f"From_{source}": ",".join(names) for source, names in self._settled.sources.items() if names
+        }
+        self.log.event("RUN", id=self.id, **values, **sources)
+
+    def build(self, example: Any, **config: Any) -> nn.Module:
+        """Build the network, log its layers, and restore the checkpoint's weights, if there is a checkpoint.
+
+        Args:
+            example: an input of batch size 1, a tensor or `Phrases`, to log the sizes of the outputs.
+            config: arguments of `lib.models.build`; the configuration in a checkpoint takes precedence.
+
+        Raises:
+            UserError: the checkpoint's network has another configuration, or does not take such an input.
+        """
+        self.network = self.saved.get("model") or {"name": self.settings.model, "config": config}
+        for name, value in self.network["config"].items():
+            if config.get(name, value) != value:
+                raise UserError(f"the checkpoint's network has {name} {value}, the data have {config[name]}")
+        torch.manual_seed(self.settings.seed)
+        model = models.build(self.network["name"], **self.network["config"])
+        if self.saved:
+            checkpoint.restore_weights(model, self.saved["state_dict"], self.source)
+        model.to(self.device)
+        for line in layers.format_table(layers.table(model, example.to(self.device))):
+            self.log.text("MODEL", line)
+        return model
+
+    def fit(
+        self,
+        model: nn.Module,
+        objective: train.Objective,
+        training: train.Batches,
+        validation: Iterable[Any],
+        *,
+        description: dict[str, Any],
+        **options,
+    ) -> None:
+        """Train `model` with the settled flags; afterwards it has its best weights.
+
+        Args:
+            description: entries of the checkpoints that describe the data: `classes`, `preprocessing`, …
+            model, objective, training, validation, options: see `lib.training.train.fit`.
+        """
+        checkpoints = self._checkpoints(description)
+        self.log.event("PLAN", Steps_per_epoch=len(training))
+        resume = self.saved if self.settings.resume and self.saved else None
+        if not resume and distributed.is_main():
+            run_folder.clear(checkpoints.folder)
+        progress = train.fit(
+            model,
+            objective,
+            training,
+            validation,
+            TrainingSettings.of(self.flags),
+            log=self.log,
+            checkpoints=checkpoints,
+            resume=resume,
+            **options,
+        )
+        if distributed.is_main():
+            best = checkpoint.load(checkpoints.best, task=self.task)
+            if best.get("run") != self.id:
+                raise RunFailed(
+                    f"{checkpoints.best} is of run {best.get('run')}, which wrote to the same folder while "
+                    f"{self.id} trained: give each its own --checkpoint-dir"
+                )
+            checkpoint.restore_weights(model, best["state_dict"], checkpoints.best)
+        distributed.share_weights(model)
+        length = len(training)
+        self.log.event(
+            "BEST",
+            Epoch=max(0, progress.best_update - 1) // length,
+            Step=progress.best_update,
+            file=checkpoints.best,
+        )
+
+    def _checkpoints(self, description: dict[str, Any]) -> train.Checkpoints:
+        return train.Checkpoints(
+            writable_folder(self.settings.checkpoint_dir),
+            {
+                "task": self.task,
+                "model": self.network,
+                "run": self.id,
+                "flags": self._settled.kept,
+                **description,
+            },
+        )
+
+    def members(self, count: int) -> list["TrainingRun"]:
+        """Return a run for each network of an ensemble.
+
+        Each has its own seed (--seed, --seed + 1, …) and its own folder, from which `--resume` continues it.
+        The initial weights are saved too, so that members not yet started can begin after an interruption.
+        """
+        folder = Path(self.settings.checkpoint_dir)
+        resumes = self.settings.resume and bool(self.saved)
+        if not resumes and distributed.is_main():
+            run_folder.clear(folder)
+            if self.saved:
+                checkpoint.save(writable_folder(folder) / checkpoint.START, self.saved)
+        start = self.saved
+        if resumes:
+            kept = folder / checkpoint.START
+            start = checkpoint.load(kept, task=self.task) if kept.exists() else {}
+        return [self._member(run_folder.member(folder, number), number, start) for number in range(count)]
+
+    def _member(self, folder: Path, number: int, start: dict[str, Any]) -> "TrainingRun":
+        begun = load_last(folder, self.task) if self.settings.resume else {}
+        own = {"seed": self.settings.seed + number, "checkpoint_dir": str(folder), "resume": bool(begun)}
+        settled = replace(self._settled, values={**self.flags, **own}, saved=begun or start)
+        member = TrainingRun(self.task, settled, self.device, self.log)
+        member.check_ranks()
+        return member
+
+    def save_ensemble(self, model: nn.Module, members: Sequence["TrainingRun"], description: dict) -> None:
+        """Save the ensemble `model` of the networks of `members` as one checkpoint."""
+        self.network = {"name": "ensemble", "config": {"members": len(members), "member": members[0].network}}
+        checkpoints = self._checkpoints(description)
+        if distributed.is_main():
+            checkpoint.save(checkpoints.best, checkpoints.description | {"state_dict": model.state_dict()})
+        self.log.event("ENSEMBLE", members=len(members), file=checkpoints.best)
