@@ -67,11 +67,11 @@ def make_parser() -> cli.Parser:
 def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
     cli.check_needs(typed, {"rule": "guided", "smooth": "guided", "noise": "smooth"})
-    from lib.tasks import cam_explanation as task
-    from lib.tasks import image_explanation
+    from lib.tasks import class_activation as task
+    from lib.tasks import explanation_run
 
     task.check(SimpleNamespace(**(defaults | typed)), typed)
-    with image_explanation.start("gradcam", typed, defaults) as run:
+    with explanation_run.start("gradcam", typed, defaults) as run:
         if run.flags.list_layers:
             task.list_layers(run)
         else:

@@ -56,10 +56,10 @@ def main(argv=None) -> None:
     cli.check_needs(typed, {"noise": "smooth"})
     if "steps" in typed and "tolerance" in typed:
         raise UserError("--steps and --tolerance both say how many steps: choose one")
-    from lib.tasks import image_explanation
+    from lib.tasks import explanation_run
     from lib.tasks import integrated_gradients as task
 
-    with image_explanation.start("ig", typed, defaults) as run:
+    with explanation_run.start("ig", typed, defaults) as run:
         task.explain(run)
 
 

@@ -94,11 +94,11 @@ def main(argv=None) -> None:
     typed, defaults = make_parser().parse_typed(argv)
     from types import SimpleNamespace
 
-    from lib.tasks import image_explanation
+    from lib.tasks import explanation_run
     from lib.tasks import shapley_explanation as task
 
     task.check(SimpleNamespace(**(defaults | typed)), typed)
-    with image_explanation.start("shap", typed, defaults) as run:
+    with explanation_run.start("shap", typed, defaults) as run:
         task.explain(run)
 
 

@@ -15,7 +15,7 @@ from lib.data.image_inputs import read
 from lib.explain import gradients
 from lib.explain.targets import class_scores
 from lib.models.network import load_checkpoint
-from lib.tasks.cam_explanation import rank_correlation
+from lib.tasks.class_activation import rank_correlation
 
 SCRIPT = "run-grad-cam.py"
 

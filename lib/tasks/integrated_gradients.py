@@ -13,7 +13,7 @@ from lib.explain.integrated_gradients import Attributions, integrated_gradients
 from lib.explain.progress import Watch
 from lib.explain.targets import class_scores
 from lib.runtime.errors import warn
-from lib.tasks.image_explanation import Answer, ExplanationRun, Panel, Question, answers, baseline_of
+from lib.tasks.explanation_run import Answer, ExplanationRun, Panel, Question, answers, baseline_of
 
 
 def explain(run: ExplanationRun) -> None:

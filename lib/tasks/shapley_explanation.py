@@ -28,7 +28,7 @@ from lib.runtime.files import existing_file, replaced, writable_file, write_atom
 from lib.runtime.interrupts import Signals
 from lib.runtime.runlog import RunLog
 from lib.tasks.evaluation_store import EvaluationStore
-from lib.tasks.image_explanation import (
+from lib.tasks.explanation_run import (
     Answer,
     ExplanationRun,
     Question,

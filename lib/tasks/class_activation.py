@@ -18,7 +18,7 @@ from lib.explain.progress import Watch
 from lib.explain.targets import Scores, class_scores
 from lib.models.network import Network
 from lib.runtime.errors import UserError
-from lib.tasks.image_explanation import Answer, ExplanationRun, Panel, Question, answers, baseline_of
+from lib.tasks.explanation_run import Answer, ExplanationRun, Panel, Question, answers, baseline_of
 
 
 def list_layers(run: ExplanationRun) -> None:
