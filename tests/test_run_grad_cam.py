@@ -79,14 +79,15 @@ def test_guided_adds_two_columns_a_class(explain, tmp_path, subject_folder):
 
 def test_smoothing_and_the_rule_change_the_guided_columns_alone(explain):
     plain = panels_of(explain("--guided", "-k", 1))
-    smooth = panels_of(explain("--guided", "-k", 1, "--smooth", 3))
+    smooth = panels_of(explain("--guided", "-k", 1, "--smoothgrad", 3))
     deconvnet = panels_of(explain("--guided", "-k", 1, "--rule", "deconvnet"))
     for other in (smooth, deconvnet):
         assert other[0]["map_maximum"] == plain[0]["map_maximum"]
         assert other[1]["map_maximum"] != plain[1]["map_maximum"]
     assert (smooth[1]["forward_passes"], smooth[1]["backward_passes"]) == (3, 3)
     assert (
-        panels_of(explain("--guided", "-k", 1, "--smooth", 3))[1]["map_maximum"] == smooth[1]["map_maximum"]
+        panels_of(explain("--guided", "-k", 1, "--smoothgrad", 3))[1]["map_maximum"]
+        == smooth[1]["map_maximum"]
     )
 
 
@@ -150,8 +151,8 @@ def test_a_network_of_torchvisions_explains_a_photograph(subject_folder, tmp_pat
 
 
 def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
-    explain("--guided", "--smooth", 2, "--randomise", 1, "--out-dir", "once")
-    explain("--guided", "--smooth", 2, "--randomise", 1, "--out-dir", "again")
+    explain("--guided", "--smoothgrad", 2, "--randomise", 1, "--out-dir", "once")
+    explain("--guided", "--smoothgrad", 2, "--randomise", 1, "--out-dir", "again")
     once, again = (next((tmp_path / name).iterdir()).read_bytes() for name in ("once", "again"))
     assert once == again
 
@@ -167,7 +168,7 @@ def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
         (("-k", "2", "--target", "3"), "choose one"),
         (("--weights", "random"), "--weights goes with --ptm alone"),
         (("--rule", "deconvnet"), "--rule goes with --guided alone"),
-        (("--smooth", "3"), "--smooth goes with --guided alone"),
+        (("--smoothgrad", "3"), "--smoothgrad goes with --guided alone"),
         (("--randomise", "99"), "99"),
         (("--animate",), "two checkpoints or more"),
         (("--ptm", "resnet18"), "not allowed with"),
@@ -247,3 +248,11 @@ def test_the_rank_correlation_is_spearmans_and_unknown_for_a_flat_map():
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic)
     assert rank_correlation(a, a**3) == pytest.approx(1)
     assert np.isnan(rank_correlation(a, torch.zeros(7, 7)))
+
+
+def test_the_flags_of_a_run_are_saved_and_make_it_again(explain, tmp_path):
+    first = panels_of(explain("--method", "occlusion", "--occlusion-side", 5, "--save-config", "run.toml"))
+    again = panels_of(explain("--config", "run.toml"))
+    assert "occlusion-side = 5" in (tmp_path / "run.toml").read_text()
+    for before, after in zip(first, again, strict=True):
+        assert before | {"seconds": 0} == after | {"seconds": 0}

@@ -6,7 +6,7 @@ Afterwards the network's modes, weights and `.grad` are as they were before.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -228,6 +228,19 @@ def smooth(
                 raise
             return total / done
     return total / samples
+
+
+def smooth_if_asked(
+    settings: Mapping[str, Any], explain: Callable[[Tensor], Tensor], images: Tensor
+) -> Tensor:
+    """Return `explain(images)`, or its mean over as many noisy images as the setting `smoothgrad` says.
+
+    The settings `noise` and `seed` are those of `smooth`.
+    """
+    if not settings.get("smoothgrad"):
+        return explain(images)
+    samples, noise, seed = settings["smoothgrad"], settings.get("noise", 0.15), settings.get("seed", 42)
+    return smooth(explain, images, samples=samples, noise=noise, seed=seed)
 
 
 @contextmanager

@@ -53,14 +53,20 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Device of the module: that of its first weight or buffer, or the CPU if it has none."""
-        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
-        return next((each.device for each in tensors), torch.device("cpu"))
+        return self._first_weight.device
 
     @property
     def example(self) -> Tensor:
         """A grey image, normalised, (1, C, size, size): an input to try the module on."""
-        grey = torch.full((1, self.channels, self.size, self.size), 0.5, device=self.device)
+        weight = self._first_weight
+        kind = weight.dtype if weight.is_floating_point() else torch.float32
+        grey = torch.full((1, self.channels, self.size, self.size), 0.5, dtype=kind, device=weight.device)
         return self.normalise(grey)
+
+    @property
+    def _first_weight(self) -> Tensor:
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        return next(tensors, torch.zeros(()))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return pixels (…, C, H, W) in [0, 1] normalised for the network: (pixels − mean) / std."""

@@ -1,204 +1,146 @@
 """Shared steps of the scripts that explain images: load networks, choose targets, draw the sheet."""
 
-import contextlib
-import itertools
-import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lib import models
+from lib.cli import CommandLine, config
 from lib.data import image_inputs, photographs
 from lib.data.image_inputs import ImageInput
 from lib.explain.baselines import KINDS, baseline
 from lib.explain.progress import Stopped, Watch
-from lib.explain.targets import class_scores, top_classes
+from lib.explain.targets import top_classes
 from lib.figures import explanations as pictures
 from lib.figures import style
-from lib.models import network as subjects
-from lib.models.network import Network
+from lib.models.network import Network, check_top, find_classes, load_checkpoint, load_pretrained
 from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, UserError
-from lib.runtime.files import replaced, spare, writable_file, writable_folder, write_atomically
+from lib.runtime.files import spare, writable_file, writable_folder, write_atomically
 from lib.runtime.interrupts import Signals
 from lib.runtime.memory import keep_what_is_freed
 from lib.runtime.runlog import RunLog
-
-# The most panels on one line of a sheet, beside the image.
-MOST_PANELS = 9
+from lib.runtime.settings import Settings
+from lib.tasks.explanation_panels import Panel, Question, as_json, lines_of, save_values
 
 
 @dataclass(frozen=True)
-class Question:
-    """A network, an image, and the classes whose scores are to be explained: one or more rows of a sheet.
+class NetworkChoice(Settings):
+    """The networks to explain, and where they compute."""
 
-    Attributes:
-        subject: the network.
-        picture: the image.
-        classes: indices of the classes to explain.
-    """
-
-    subject: Network
-    picture: ImageInput
-    classes: Sequence[int]
-
-    @property
-    def pixels(self) -> Tensor:
-        """The image as a batch (1, C, H, W) in [0, 1] on the network's device."""
-        return self.picture.pixels[None].to(self.subject.device)
+    ptm: str | None
+    weights: str | None
+    restore_file: Sequence[str] | None
+    device: str
+    threads: int | None
+    seed: int
 
 
-def baseline_of(flags: SimpleNamespace, question: Question, *, cropped: bool) -> Tensor:
+@dataclass(frozen=True)
+class ImageQuestion(Settings):
+    """The images, the classes that are explained, and the baseline, for methods that have one."""
+
+    input: Sequence[str] | None
+    data_dir: str
+    invert: bool
+    top_k: int
+    target: Sequence[str] | None
+    score: str
+    seed: int
+    baseline: str = KINDS[0]
+
+
+@dataclass(frozen=True)
+class OutputFiles(Settings):
+    """The files to write: pictures, arrays, records; or only a list of layers."""
+
+    out_dir: str
+    save_values: str | None
+    json: str | None
+    show: bool
+    animate: bool = False
+    list_layers: bool = False
+
+
+def baseline_of(asked: ImageQuestion, question: Question, *, cropped: bool) -> Tensor:
     """Return the baseline (C, H, W) in [0, 1] that `--baseline` names, on the network's device.
 
     Args:
-        flags: the run's flags.
+        asked: names the baseline.
         question: the network and the image for which the baseline is made.
         cropped: whether to crop a baseline file like an image; if not, it must have the input size.
 
     Raises:
         UserError: the file has another size.
     """
-    subject, name = question.subject, flags.baseline
+    network, name = question.network, asked.baseline
     if name in KINDS:
-        return baseline(name, question.pixels[0], seed=flags.seed)
+        return baseline(name, question.pixels[0], seed=asked.seed)
     if image_inputs.is_file(name) and not cropped:
         size = photographs.read(name).size
-        if size != (subject.size, subject.size):
+        if size != (network.size, network.size):
             raise UserError(
                 f"the baseline {name} has {size[0]}×{size[1]} pixels; "
-                f"the network sees {subject.size}×{subject.size}"
+                f"the network sees {network.size}×{network.size}"
             )
-    (picture,) = image_inputs.read([name], subject.preprocessing, flags.data_dir, invert=flags.invert)
-    return picture.pixels.to(subject.device)
+    (image,) = image_inputs.read([name], network.preprocessing, asked.data_dir, invert=asked.invert)
+    return image.pixels.to(network.device)
 
 
-class Answer(NamedTuple):
-    """A network's output for a class: the class index, its probability in [0, 1] and its score."""
-
-    target: int
-    probability: float
-    score: float
-
-
-def answers(question: Question, output: Tensor, kind: str) -> list[Answer]:
-    """Return the probability and the score, of the given kind, of each class of `question`.
-
-    Args:
-        question: names the classes.
-        output: logits (1, classes) of the image.
-        kind: kind of the score: `logit`, `log-odds` or `probability`.
-    """
-    probabilities = output[0].softmax(0)[list(question.classes)]
-    scores = class_scores(question.classes, kind)(output)[:, 0]
-    return [
-        Answer(*each) for each in zip(question.classes, probabilities.tolist(), scores.tolist(), strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One explanation map: the evidence in an image for a class.
-
-    Attributes:
-        question: the network, the image and the classes.
-        answer: the network's output for the class of this map.
-        method: name of the method, e.g. `grad-cam`.
-        map: (H, W) at the size of the image, on the CPU.
-        layer: name of the layer of the map; empty for a map of the input.
-        raw_map: (h, w) the map before it was upsampled; None if it was not.
-        signed: whether negative values are evidence against the class.
-        redrawn: names of the layers with re-initialised weights, the last first.
-        note: text above the map, in addition to the class and its probability.
-        numbers: further numbers for standard output and `--json`.
-    """
-
-    question: Question
-    answer: Answer
-    method: str
-    map: Tensor
-    layer: str = ""
-    raw_map: Tensor | None = None
-    signed: bool = False
-    redrawn: tuple[str, ...] = ()
-    note: str = ""
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def class_name(self) -> str:
-        """Name of the class."""
-        return self.question.subject.classes[self.answer.target]
-
-    @property
-    def values(self) -> Tensor:
-        """The map as the method computed it, before upsampling."""
-        return self.map if self.raw_map is None else self.raw_map
-
-    def record(self) -> dict[str, Any]:
-        """Return the numbers of the panel for standard output and `--json`."""
-        subject, values = self.question.subject, self.values
-        return {
-            "image": self.question.picture.name,
-            "model": subject.name,
-            **({} if subject.epoch is None else {"epoch": subject.epoch}),
-            **({"layer": self.layer} if self.layer else {}),
-            "method": self.method,
-            "class": self.class_name,
-            **self.answer._asdict(),
-            "map_minimum": float(values.min()),
-            "map_maximum": float(values.max()),
-            "map_mean": float(values.mean()),
-            "zero_share": float((values == 0).float().mean()),
-            **({"redrawn": ",".join(self.redrawn)} if self.redrawn else {}),
-            **self.numbers,
-        }
-
-
-@contextlib.contextmanager
-def start(name: str, typed: dict, defaults: dict) -> Iterator["ExplanationRun"]:
-    """Check the shared flags, load the networks and open the log; yield a `ExplanationRun`.
+@contextmanager
+def start(name: str, line: CommandLine) -> Iterator["ExplanationRun"]:
+    """Check the shared flags, load the networks and open the log; yield an `ExplanationRun`.
 
     Args:
         name: name of the method in file names and log lines.
-        typed, defaults: from `lib.cli.Parser.parse_typed`.
+        line: the flags.
 
     Raises:
         UserError: the flags contradict each other, a network cannot be loaded, or an output cannot
             be written.
     """
-    flags = SimpleNamespace(**(defaults | typed))
-    _check(flags, typed)
-    for path in (flags.save_values, flags.json):
+    flags, typed = line.values, line.typed
+    choice, asked, files = NetworkChoice.of(flags), ImageQuestion.of(flags), OutputFiles.of(flags)
+    _check(choice, asked, files, typed)
+    spare(flags["save_config"], choice.restore_file, choice.weights, asked.input, flags["config"])
+    for path in (files.save_values, files.json):
         if path:
             writable_file(path)
-    if not getattr(flags, "list_layers", False):
-        writable_folder(flags.out_dir)
-    image_inputs.check(flags.input or ())
-    device = distributed.pick_device(flags.device)
+    if not files.list_layers:
+        writable_folder(files.out_dir)
+    image_inputs.check(asked.input or ())
+    networks = _load(choice)
+    if "top_k" not in typed:
+        fewest = min((len(each.classes) for each in networks if each.classes), default=asked.top_k)
+        asked = replace(asked, top_k=min(asked.top_k, fewest))
+    if files.save_values and len({each.size for each in networks}) > 1:
+        raise UserError("--save-values cannot hold maps of different sizes: ask the networks one by one")
+    if flags["save_config"] and distributed.is_main():
+        config.save(flags["save_config"], flags, line.flags, typed)
+    with RunLog(name) as log:
+        yield ExplanationRun(name, log, networks, asked, files)
+
+
+def _load(choice: NetworkChoice) -> list[Network]:
+    """Return the networks, and choose the number of threads by their size."""
+    device = distributed.pick_device(choice.device)
     if device.type == "cpu":
         keep_what_is_freed()
-    if flags.ptm:
-        networks = [subjects.load_pretrained(flags.ptm, flags.weights, device, seed=flags.seed)]
+    if choice.ptm:
+        networks = [load_pretrained(choice.ptm, choice.weights, device, seed=choice.seed)]
     else:
-        networks = _by_age([subjects.load_checkpoint(file, device) for file in flags.restore_file])
+        networks = _by_age([load_checkpoint(file, device) for file in choice.restore_file or ()])
     small = all(models.is_small(each.name) for each in networks)
-    threads.use(flags.threads or threads.suitable(small))
-    if "top_k" not in typed:
-        flags.top_k = min(flags.top_k, *(len(each.classes) for each in networks))
-    if flags.save_values and len({each.size for each in networks}) > 1:
-        raise UserError("--save-values cannot hold maps of different sizes: ask the networks one by one")
-    with RunLog(name) as log:
-        yield ExplanationRun(name, flags, log, networks)
+    threads.use(choice.threads or threads.suitable(small))
+    return networks
 
 
 def _by_age(networks: list[Network]) -> list[Network]:
@@ -209,22 +151,22 @@ def _by_age(networks: list[Network]) -> list[Network]:
     return [each for _, each in sorted(aged, key=lambda pair: pair[0])]
 
 
-def _check(flags: SimpleNamespace, typed: dict) -> None:
-    if not flags.ptm and not flags.restore_file:
+def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, typed: Mapping[str, Any]) -> None:
+    if not choice.ptm and not choice.restore_file:
         raise UserError("no network given: use --ptm NAME (e.g. resnet18) or --restore-file CHECKPOINT")
-    if flags.weights and not flags.ptm:
+    if choice.weights and not choice.ptm:
         raise UserError("--weights goes with --ptm alone: a checkpoint brings its own")
-    if getattr(flags, "animate", False) and len(flags.restore_file or ()) < 2:
+    if files.animate and len(choice.restore_file or ()) < 2:
         raise UserError("--animate shows how a network changes: give --restore-file two checkpoints or more")
-    if not flags.input and not getattr(flags, "list_layers", False):
+    if not asked.input and not files.list_layers:
         raise UserError("no image given: use --input FILE, or an example such as --input digits:7")
     if "target" in typed and "top_k" in typed:
         raise UserError("--top-k and --target both say which classes: choose one")
-    if flags.save_values and not flags.save_values.endswith(".npz"):
-        raise UserError(f"--save-values {flags.save_values}: the name must end in .npz")
-    for output in (flags.json, flags.save_values):
-        spare(output, flags.restore_file, flags.weights, flags.input, getattr(flags, "baseline", None))
-    _check_baseline(getattr(flags, "baseline", KINDS[0]))
+    if files.save_values and not files.save_values.endswith(".npz"):
+        raise UserError(f"--save-values {files.save_values}: the name must end in .npz")
+    for output in (files.json, files.save_values):
+        spare(output, choice.restore_file, choice.weights, asked.input, asked.baseline)
+    _check_baseline(asked.baseline)
 
 
 def _check_baseline(name: str) -> None:
@@ -235,24 +177,26 @@ def _check_baseline(name: str) -> None:
     image_inputs.check([name])
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExplanationRun:
     """One run of a script that explains images.
 
     Attributes:
         name: name of the method.
-        flags: the flags, as attributes.
         log: the log on standard output.
-        subjects: the networks, one or more.
+        networks: the networks, one or more.
+        asked: what is asked about which images.
+        files: the files to write.
     """
 
     name: str
-    flags: SimpleNamespace
     log: RunLog
-    subjects: list[Network]
+    networks: Sequence[Network]
+    asked: ImageQuestion
+    files: OutputFiles
 
-    def questions(self) -> list[list[Question]]:
-        """Return one question per network for each image.
+    def questions(self) -> list[Question]:
+        """Return one question per network for each image in turn.
 
         Networks with the same classes are taken for checkpoints of one training run: all explain the most
         probable classes of the last one.
@@ -260,26 +204,45 @@ class ExplanationRun:
         Raises:
             UserError: an image cannot be read, or there is no such class.
         """
-        flags = self.flags
+        asked = self.asked
         shown = [
-            image_inputs.read(flags.input, each.preprocessing, flags.data_dir, invert=flags.invert)
-            for each in self.subjects
+            image_inputs.read(asked.input or (), each.preprocessing, asked.data_dir, invert=asked.invert)
+            for each in self.networks
         ]
-        return [self._questions_about(picture) for picture in zip(*shown, strict=True)]
+        return [question for image in zip(*shown, strict=True) for question in self._questions_about(image)]
 
-    def _questions_about(self, picture: Sequence[ImageInput]) -> list[Question]:
-        asked = list(zip(self.subjects, picture, strict=True))
-        if self.flags.target:
-            return [Question(*each, subjects.find_classes(each[0], self.flags.target)) for each in asked]
-        if len({subject.classes for subject in self.subjects}) == 1:
-            likeliest = self._likeliest(*asked[-1])
-            return [Question(*each, likeliest) for each in asked]
-        return [Question(*each, self._likeliest(*each)) for each in asked]
+    def _questions_about(self, image: Sequence[ImageInput]) -> list[Question]:
+        """Return the questions of all networks about one image, as each of them sees it."""
+        pairs, score = list(zip(self.networks, image, strict=True)), self.asked.score
+        if self.asked.target:
+            return [Question(*each, find_classes(each[0], self.asked.target), score) for each in pairs]
+        if len({network.classes for network in self.networks}) == 1:
+            likeliest = self._likeliest(*pairs[-1])
+            return [Question(*each, likeliest, score) for each in pairs]
+        return [Question(*each, self._likeliest(*each), score) for each in pairs]
 
-    def _likeliest(self, subject: Network, picture: ImageInput) -> list[int]:
-        subjects.check_top(subject, self.flags.top_k)
+    def _likeliest(self, network: Network, image: ImageInput) -> list[int]:
+        check_top(network, self.asked.top_k)
         with torch.no_grad():
-            return top_classes(subject.logits(picture.pixels[None]), self.flags.top_k)[:, 0].tolist()
+            return top_classes(network.logits(image.pixels[None]), self.asked.top_k)[:, 0].tolist()
+
+    @contextmanager
+    def watching(self, signals: Signals, unit: str) -> Iterator[tuple[Watch, tqdm]]:
+        """Within the context, show a progress bar on the main process, and yield it with its `Watch`."""
+        disable = None if distributed.is_main() else True
+        with tqdm(total=0, unit=f" {unit}", disable=disable, leave=False) as bar:
+
+            def expect(count: int) -> None:
+                bar.total += count
+                bar.refresh()
+
+            def report(half_width: float) -> None:
+                bar.set_postfix(half_width=f"{half_width:.3g}")
+
+            yield (
+                Watch(expect, bar.update, lambda: bool(signals.received), None if bar.disable else report),
+                bar,
+            )
 
     def explain_each(
         self,
@@ -287,7 +250,6 @@ class ExplanationRun:
         rows_of: Callable[[Question, Watch], list[list[Panel]]],
         *,
         unit: str,
-        animate: bool = False,
     ) -> None:
         """Explain the questions one by one, with a progress bar, and report the results.
 
@@ -296,22 +258,15 @@ class ExplanationRun:
             rows_of: function that returns the panels of a question; it may raise `Stopped` if its `Watch`
                 says to stop.
             unit: unit of the progress bar.
-            animate: see `report`.
 
         Raises:
             Interrupted: Ctrl-C; the results obtained by then are reported.
         """
         rows: list[list[Panel]] = []
         answered = 0
-        with Signals() as signals, tqdm(total=0, unit=f" {unit}", disable=None, leave=False) as bar:
-
-            def expect(count: int) -> None:
-                bar.total += count
-                bar.refresh()
-
-            watch = Watch(expect, bar.update, lambda: bool(signals.received))
+        with Signals() as signals, self.watching(signals, unit) as (watch, bar):
             for question in questions:
-                bar.set_description(f"{question.picture.name}, {question.subject.name}")
+                bar.set_description(f"{question.image.name}, {question.network.name}")
                 try:
                     rows += rows_of(question, watch)
                 except Stopped:
@@ -320,150 +275,47 @@ class ExplanationRun:
                 if signals.received:
                     break
         if rows:
-            self.report(rows, animate=animate)
+            self._report(rows)
         if signals.received:
             raise Interrupted(
                 f"interrupted: {answered} of {len(questions)} images are drawn with what is known of them",
                 signals.received,
             )
 
-    def report(self, rows: Sequence[Sequence[Panel]], *, animate: bool = False) -> None:
+    def _report(self, rows: Sequence[Sequence[Panel]]) -> None:
         """Log the panels' numbers, write the files that the flags name, and draw the sheet.
 
-        Args:
-            rows: rows of panels; the panels of a row have the same question.
-            animate: also write a GIF, with one frame for each network.
+        The panels of a row have the same question.
         """
         panels = [panel for row in rows for panel in row]
-        records = [panel.record() for panel in panels]
-        for record in records:
-            self.log.event("PANEL", **record)
-        if self.flags.json:
-            write_atomically(Path(self.flags.json), as_json(records))
-            self.log.event("RECORDS", file=self.flags.json)
-        if self.flags.save_values:
-            save_values(Path(self.flags.save_values), panels)
-            self.log.event("VALUES", file=self.flags.save_values)
-        self._draw(rows, animate)
+        for panel in panels:
+            self.log.event("PANEL", **panel.record())
+        self.write(panels)
+        self._draw(rows)
 
-    def _draw(self, rows: Sequence[Sequence[Panel]], animate: bool) -> None:
-        folder = Path(self.flags.out_dir)
+    def write(self, panels: Sequence[Panel]) -> None:
+        """Write the records and the arrays of panels to the files that the flags name, if any."""
+        if self.files.json:
+            write_atomically(Path(self.files.json), as_json([panel.record() for panel in panels]))
+            self.log.event("RECORDS", file=self.files.json)
+        if self.files.save_values:
+            save_values(Path(self.files.save_values), panels)
+            self.log.event("VALUES", file=self.files.save_values)
+
+    def _draw(self, rows: Sequence[Sequence[Panel]]) -> None:
+        """Draw the sheet, and with `--animate` a GIF of one frame for each network."""
+        folder = Path(self.files.out_dir)
         asked = [row[0].question for row in rows]
-        networks, images = (_joined(getattr(q, key).name for q in asked) for key in ("subject", "picture"))
+        networks, images = (_joined(getattr(q, key).name for q in asked) for key in ("network", "image"))
         stem = f"{self.name}-{networks}-{images}"
-        if animate:
+        if self.files.animate:
             frames = [
-                pictures.sheet(_lines(row for row in rows if row[0].question.subject is subject))
-                for subject in self.subjects
+                pictures.sheet(lines_of(row for row in rows if row[0].question.network is network))
+                for network in self.networks
             ]
             self.log.event("FIGURE", file=pictures.save_animation(frames, folder / f"{stem}.gif"))
-        figure = pictures.sheet(_lines(rows))
-        self.log.event("FIGURE", file=style.save(figure, folder / f"{stem}.png", show=self.flags.show))
-
-
-def as_json(records: Sequence[dict[str, Any]]) -> bytes:
-    """Return records of plain values as JSON, which has no NaN or infinity: these become null."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    plain_records = [{key: plain(value) for key, value in record.items()} for record in records]
-    return f"{json.dumps(plain_records, indent=1, ensure_ascii=False)}\n".encode()
-
-
-def _lines(rows: Iterable[Sequence[Panel]]) -> list[list[pictures.Tile]]:
-    """Return the lines of a sheet; a row with too many panels takes several lines."""
-    return [_tiles(line) for row in rows for line in _broken(row)]
-
-
-def _broken(row: Sequence[Panel]) -> list[list[Panel]]:
-    """Split a row into lines between depths of re-initialisation, or else between classes."""
-    several = len({panel.redrawn for panel in row}) > 1
-    lines: list[list[Panel]] = [[]]
-    for _, group in itertools.groupby(row, key=lambda p: p.redrawn if several else p.answer.target):
-        panels = list(group)
-        if lines[-1] and len(lines[-1]) + len(panels) > MOST_PANELS:
-            lines.append([])
-        lines[-1] += panels
-    return lines
-
-
-def _tiles(row: Sequence[Panel]) -> list[pictures.Tile]:
-    """Return the tiles of a line: the image that the network sees, then the maps."""
-    pixels = as_bytes(row[0].question.picture.pixels)
-    return [
-        pictures.Tile(_describe(row[0]), pixels),
-        *(
-            pictures.Tile(
-                [f"{panel.class_name}: {panel.answer.probability:.3f}", *panel.note.splitlines()],
-                pixels,
-                panel.map.numpy(),
-                panel.signed,
-            )
-            for panel in row
-        ),
-    ]
-
-
-def _describe(panel: Panel) -> list[str]:
-    """Return the heading of a row: the image, the network and the layer."""
-    subject, picture = panel.question.subject, panel.question.picture
-    label = f" ({picture.label})" if picture.label else ""
-    size = "" if panel.raw_map is None else " {}×{}".format(*panel.raw_map.shape)
-    return [picture.name + label, described(subject), *([panel.layer + size] if panel.layer else [])]
-
-
-def described(subject: Network) -> str:
-    """Return a network's name and its number of training epochs, counted from 1 as in file names."""
-    epochs = "" if subject.epoch is None else f", {subject.epoch + 1} epoch{'s' if subject.epoch else ''}"
-    return subject.name + epochs
-
-
-def as_bytes(pixels: Tensor) -> np.ndarray:
-    """Return pixels (C, H, W) in [0, 1] as (H, W, 3) uint8."""
-    colour = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
-    return (colour * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-
-
-def save_values(path: Path, panels: Sequence[Panel]) -> None:
-    """Save the arrays behind a sheet as an .npz file, one row per panel in reading order.
-
-    The arrays are maps (P, H, W) at input size; raw_maps (P, h, w) if any map was coarser, each in the upper
-    left corner, of size raw_sizes (P, 2), with NaN outside; inputs (P, H, W, 3) uint8; names, models, layers,
-    methods, classes, redrawn (P,) text; targets, probabilities, scores (P,); epochs (P,), −1 if unknown.
-
-    Raises:
-        RunFailed: the file cannot be written.
-    """
-    records = [panel.record() for panel in panels]
-    arrays: dict[str, Any] = {
-        "maps": np.stack([panel.map.numpy() for panel in panels]),
-        **_raw_maps(panels),
-        "inputs": np.stack([as_bytes(panel.question.picture.pixels) for panel in panels]),
-        "names": np.array([record["image"] for record in records]),
-        "models": np.array([record["model"] for record in records]),
-        "layers": np.array([panel.layer for panel in panels]),
-        "methods": np.array([panel.method for panel in panels]),
-        "classes": np.array([panel.class_name for panel in panels]),
-        "redrawn": np.array([",".join(panel.redrawn) for panel in panels]),
-        "epochs": np.array([record.get("epoch", -1) for record in records]),
-        "targets": np.array([panel.answer.target for panel in panels]),
-        "probabilities": np.array([panel.answer.probability for panel in panels]),
-        "scores": np.array([panel.answer.score for panel in panels]),
-    }
-    with replaced(path) as file:
-        np.savez_compressed(file, **arrays)
-
-
-def _raw_maps(panels: Sequence[Panel]) -> dict[str, np.ndarray]:
-    raw = [np.empty((0, 0)) if panel.raw_map is None else panel.raw_map.numpy() for panel in panels]
-    sizes = np.array([each.shape for each in raw])
-    if not sizes.any():
-        return {}
-    maps = np.full((len(raw), *sizes.max(0)), np.nan, np.float32)
-    for place, each in zip(maps, raw, strict=True):
-        place[: each.shape[0], : each.shape[1]] = each
-    return {"raw_maps": maps, "raw_sizes": sizes}
+        figure = pictures.sheet(lines_of(rows))
+        self.log.event("FIGURE", file=style.save(figure, folder / f"{stem}.png", show=self.files.show))
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -1,171 +1,85 @@
 """Steps of run-integrated-gradients.py: attributions of pixels, and how exactly they add up to the score."""
 
-import math
-import time
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from lib.explain import gradients
-from lib.explain.integrated_gradients import Attributions, integrated_gradients
+from lib.explain.methods import METHODS, Request
 from lib.explain.progress import Watch
-from lib.explain.targets import class_scores
 from lib.runtime.errors import warn
-from lib.tasks.explanation_run import Answer, ExplanationRun, Panel, Question, answers, baseline_of
+from lib.runtime.settings import Settings
+from lib.tasks.explanation_panels import Panel, Question, panels_of
+from lib.tasks.explanation_run import ExplanationRun, baseline_of
+
+METHOD = METHODS["integrated-gradients"]
 
 
-def explain(run: ExplanationRun) -> None:
+@dataclass(frozen=True)
+class PathSettings(Settings):
+    """How the gradients are integrated; see the method's options."""
+
+    quadrature: str
+    steps: int | None
+    tolerance: float
+    batch_size: int | None
+    smoothgrad: int | None
+    noise: float
+    seed: int
+
+
+def explain(run: ExplanationRun, settings: PathSettings) -> None:
     """Explain every question of the run: a row of panels for each image and network.
 
     Raises:
         Interrupted: Ctrl-C; the results obtained by then are drawn.
     """
-    questions = [question for asked in run.questions() for question in asked]
-    run.explain_each(questions, lambda question, watch: [_row(run, question, watch)], unit="gradients")
+    run.explain_each(
+        run.questions(), lambda question, watch: [_row(run, settings, question, watch)], unit="gradients"
+    )
 
 
-def _row(run: ExplanationRun, question: Question, watch: Watch) -> list[Panel]:
+def _row(run: ExplanationRun, settings: PathSettings, question: Question, watch: Watch) -> list[Panel]:
     """Return a panel of attributions for each class.
 
     Raises:
         Stopped: the run was interrupted before there were any.
     """
-    flags, subject, started = run.flags, question.subject, time.perf_counter()
-    start = baseline_of(flags, question, cropped=True)
-    scores = class_scores(question.classes, flags.score)
-    found: list[_Sums] = []
-
-    def attribute(shown: Tensor) -> Tensor:
-        each = integrated_gradients(
-            lambda points: scores(subject.logits(points)),
-            shown[0],
-            start,
-            rule=flags.rule,
-            steps=flags.steps,
-            tolerance=flags.tolerance,
-            batch_size=flags.batch_size,
+    start = baseline_of(run.asked, question, cropped=True)
+    options = {name.replace("_", "-"): value for name, value in dataclasses.asdict(settings).items()}
+    found = METHOD.explain(
+        Request(
+            question.network,
+            question.pixels,
+            question.targets,
+            baseline=start[None],
+            settings=options,
             watch=watch,
         )
-        found.append(_Sums.of(each))
-        return each.values
-
-    if flags.smooth:
-        values = gradients.smooth(
-            attribute, question.pixels, samples=flags.smooth, noise=flags.noise, seed=flags.seed
-        )
-    else:
-        values = attribute(question.pixels)
-    with torch.no_grad():
-        said = answers(question, subject.logits(question.pixels), flags.score)
-    sums = [_Completeness.of(found, index) for index in range(len(said))]
-    _warn(run, question, sums)
-    maps = values.sum(1).cpu()
-    seconds = round(time.perf_counter() - started, 4)
-    return [_panel(run, question, *each, seconds) for each in zip(said, maps, sums, strict=True)]
+    )
+    (row,) = panels_of(question, METHOD, found, lambda panel: _note(run.asked.score, panel))
+    _warn(question, row, settings)
+    named = {"baseline": run.asked.baseline}
+    return [dataclasses.replace(panel, numbers={**named, **panel.numbers}) for panel in row]
 
 
-class _Sums(NamedTuple):
-    """The scalars of the attributions of one (noisy) image; for the fields, see `Attributions`."""
-
-    score: Tensor
-    baseline_score: Tensor
-    gap: Tensor
-    change: float
-    steps: int
-    evaluations: int
-
-    @classmethod
-    def of(cls, attributions: Attributions) -> "_Sums":
-        return cls(*(getattr(attributions, name) for name in cls._fields))
-
-
-class _Completeness(NamedTuple):
-    """How exactly the attributions of one class add up; difference and gap are means over noisy images.
-
-    Attributes:
-        baseline_score: F(x′).
-        difference: F(x) − F(x′).
-        gap: sum of the attributions less the difference.
-        change: largest relative change of the map at the last trebling of the steps; NaN with `--steps`.
-        steps: largest number of steps.
-        evaluations: total number of points at which gradients were computed.
-        images: number of (noisy) images.
-    """
-
-    baseline_score: float
-    difference: float
-    gap: float
-    change: float
-    steps: int
-    evaluations: int
-    images: int
-
-    @classmethod
-    def of(cls, found: Sequence[_Sums], index: int) -> "_Completeness":
-        count = len(found)
-        return cls(
-            baseline_score=float(found[0].baseline_score[index]),
-            difference=sum(float((each.score - each.baseline_score)[index]) for each in found) / count,
-            gap=sum(float(each.gap[index]) for each in found) / count,
-            change=max(each.change for each in found),
-            steps=max(each.steps for each in found),
-            evaluations=sum(each.evaluations for each in found),
-            images=count,
-        )
-
-    @property
-    def gap_share(self) -> float:
-        """The gap as a share of the difference."""
-        return abs(self.gap / self.difference) if self.difference else math.inf if self.gap else 0.0
-
-    def within(self, tolerance: float) -> bool:
-        """Return whether the steps were enough; a change of NaN (given number of steps) counts as small."""
-        return self.gap_share <= tolerance and not self.change > tolerance
-
-
-def _warn(run: ExplanationRun, question: Question, sums: Sequence[_Completeness]) -> None:
-    flags = run.flags
-    short = [index for index, each in enumerate(sums) if not each.within(flags.tolerance)]
-    if short and flags.steps is None:
-        worst = max(short, key=lambda index: sums[index].gap_share)
-        name = question.subject.classes[question.classes[worst]]
+def _warn(question: Question, row: Sequence[Panel], settings: PathSettings) -> None:
+    """Warn if the largest number of steps was not enough for every map."""
+    short = [panel for panel in row if not panel.numbers.get("converged", True)]
+    if short:
+        worst = max(short, key=lambda panel: panel.numbers["gap_share"])
         warn(
-            f"{question.picture.name}: {sums[worst].steps} steps do not bring {len(short)} of {len(sums)} "
-            f"maps within --tolerance {flags.tolerance:g}; that of {name} misses "
-            f"{100 * sums[worst].gap_share:.2g} % of the difference"
+            f"{question.image.name}: {worst.numbers['steps']} steps do not bring {len(short)} of {len(row)} "
+            f"maps within --tolerance {settings.tolerance:g}; that of {worst.class_name} misses "
+            f"{100 * worst.numbers['gap_share']:.2g} % of the difference"
         )
 
 
-def _panel(
-    run: ExplanationRun, question: Question, answer: Answer, map_: Tensor, sums: _Completeness, seconds: float
-) -> Panel:
-    flags = run.flags
-    return Panel(
-        question,
-        answer,
-        "integrated-gradients",
-        map_,
-        signed=True,
-        note=(
-            f"{flags.score} {_spell(answer.score)}, baseline's {_spell(sums.baseline_score)}\n"
-            f"gap {_spell(sums.gap, '.1e')} ({100 * sums.gap_share:.2g} %), {sums.steps} steps"
-        ),
-        numbers={
-            "baseline": flags.baseline,
-            "rule": flags.rule,
-            "baseline_score": sums.baseline_score,
-            "score_difference": sums.difference,
-            "completeness_gap": sums.gap,
-            "gap_share": sums.gap_share,
-            "map_change": sums.change,
-            **({} if flags.steps else {"converged": sums.within(flags.tolerance)}),
-            "steps": sums.steps,
-            "forward_passes": sums.evaluations + 2 * sums.images,
-            "backward_passes": sums.evaluations * len(question.classes),
-            "seconds": seconds,
-        },
+def _note(score: str, panel: Panel) -> str:
+    found = panel.numbers
+    return (
+        f"{score} {_spell(panel.answer.score)}, baseline's {_spell(found['baseline_score'])}\n"
+        f"gap {_spell(found['completeness_gap'], '.1e')} ({100 * found['gap_share']:.2g} %), "
+        f"{found['steps']} steps"
     )
 
 
