@@ -11,9 +11,11 @@ from explained import network_of, request, small, small_images
 from torch import nn
 
 from lib.explain.explanation import Request
+from lib.explain.integrated_gradients import RULES
 from lib.explain.methods import METHODS, drawn_by
 from lib.explain.players import patches
 from lib.explain.progress import Stopped, Watch
+from lib.explain.shapley import ESTIMATORS
 from lib.explain.targets import Target, class_target
 from lib.runtime.errors import UserError
 
@@ -140,6 +142,13 @@ def test_every_method_explains_a_network_from_elsewhere_through_the_one_door(nam
     # Each image is explained by itself: the other changes nothing.
     alone = method.explain(replace(asked, images=images[1:]))
     torch.testing.assert_close(next(iter(alone.values.values()))[:, 0], values[:, 1])
+
+
+def test_the_choices_in_the_table_are_those_that_the_methods_know():
+    """The table is read by `--help`, and cannot import what computes."""
+    choices = {option.name: option.choices for method in METHODS.values() for option in method.options}
+    assert sorted(choices["quadrature"]) == sorted(RULES)
+    assert sorted(choices["estimator"]) == sorted(["auto", *ESTIMATORS])
 
 
 @pytest.mark.parametrize("name", ["occlusion", "input-x-gradient", "integrated-gradients", "shapley"])

@@ -77,25 +77,22 @@ def explain(run: ExplanationRun, settings: ShapleySettings) -> None:
         Interrupted: Ctrl-C; the results obtained by then are drawn.
     """
     device = run.networks[0].device
-    with (
-        distributed.process_group(device),
-        Signals() as signals,
-        run.watching(signals, "evaluations") as (watch, bar),
-    ):
+    with distributed.process_group(device), Signals() as signals:
         run = replace(run, log=RunLog(run.name, enabled=distributed.is_main()))
         done: list[Panel] = []
         questions = run.questions()
         try:
-            for question, stem in zip(questions, _stems(run, questions), strict=True):
-                bar.set_description(f"{question.image.name}, {question.network.name}")
-                found = _explain_one(run, settings, question, watch, signals)
-                (panels,) = panels_of(question, METHOD, found)
-                done += panels
-                interrupted = bool(signals.received) and not panels[0].numbers["converged"]
-                _report(run, settings, panels, found.details[0], stem, interrupted=interrupted)
-                received = distributed.any_rank(signals.received, device)
-                if received:
-                    break
+            with run.watching(signals, "evaluations") as (watch, bar):
+                for question, stem in zip(questions, _stems(run, questions), strict=True):
+                    bar.set_description(f"{question.image.name}, {question.network.name}")
+                    found = _explain_one(run, settings, question, watch, signals)
+                    (panels,) = panels_of(question, METHOD, found)
+                    done += panels
+                    interrupted = bool(signals.received) and not panels[0].numbers["converged"]
+                    _report(run, settings, panels, found.details[0], stem, interrupted=interrupted)
+                    received = distributed.any_rank(signals.received, device)
+                    if received:
+                        break
         finally:  # also if the last image failed, so that the results of the others are not lost
             if distributed.is_main() and done:
                 run.write(done)
