@@ -159,11 +159,10 @@ def main(argv=None) -> None:
         return
     image_prediction.check_input(line.values["input"] or ())
     with training.start(TASK, line, recipe) as run:
-        network = task.NetworkSettings.of(run.flags)
-        given = task.given_weights(run, network)
-        usual = given.preprocessing if given else None
+        initial = task.initial_weights(run, run.flags["weights"])
+        usual = initial.preprocessing if initial else None
         data = image_data.load_photographs(run, image_data.DataSettings.of(run.flags), usual)
-        model = task.build(run, data, network, given)
+        model = task.build(run, data, initial)
         if run.flags["predict_only"]:
             image_prediction.predict(run, model, data, image_prediction.PredictionSettings.of(run.flags))
         elif run.flags["eval_only"]:

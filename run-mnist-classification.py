@@ -131,7 +131,7 @@ def main(argv=None) -> None:
     image_prediction.check_input(line.values["input"] or ())
     with training.start(TASK, line, recipe) as run:
         data = image_data.load_grey(run, image_data.DataSettings.of(run.flags))
-        model = task.build(run, data, task.NetworkSettings.of(run.flags))
+        model = task.build(run, data)
         if run.flags["predict_only"]:
             image_prediction.predict(run, model, data, image_prediction.PredictionSettings.of(run.flags))
         elif run.flags["eval_only"]:

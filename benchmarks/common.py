@@ -16,7 +16,7 @@ from lib.runtime.files import writable_file
 
 
 def before_torch() -> None:
-    """Set up what the scripts set up before torch is loaded, so that what is timed is what they do."""
+    """Do what the scripts do before they load torch, so that the timings are those of the scripts."""
     threads.share_cores_with_others()
 
 

@@ -6,7 +6,7 @@
     folder      the first start on a folder of images, which decodes them, against the second, which finds
                 them in the cache; with --data-dir
 
-Both epochs are of `lib.training.train.fit`, as the training script calls it; validation is left out.
+Both epochs are of `lib.training.fit.fit`, as the training script calls it; validation is left out.
 """
 
 import io
@@ -36,7 +36,7 @@ from lib.data.preprocessing import Preprocessing  # noqa: E402
 from lib.models import transfer  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 from lib.runtime.runlog import RunLog  # noqa: E402
-from lib.training import train  # noqa: E402
+from lib.training.fit import Checkpoints, fit  # noqa: E402
 from lib.training.objectives import classification  # noqa: E402
 from lib.training.optimisation import Settings  # noqa: E402
 
@@ -87,14 +87,14 @@ def frozen(name: str, size: int) -> nn.Module:
 
 def epoch_of(model: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int, folder: str) -> None:
     """Train `model` for an epoch on inputs (N, …), with its checkpoints in a folder."""
-    train.fit(
+    fit(
         model,
         classification(),
         TensorBatches(inputs, labels, batch_size=batch_size, seed=SEED),
         InOrder(inputs[:2], labels[:2]),
         Settings(seed=SEED, max_epoch=1, learning_rate=1e-3, log_interval=1_000_000),
         log=RunLog("benchmark", stream=io.StringIO()),
-        checkpoints=train.Checkpoints(Path(folder)),
+        checkpoints=Checkpoints(Path(folder)),
     )
 
 

@@ -41,9 +41,10 @@ from lib.explain.integrated_gradients import integrated_gradients  # noqa: E402
 from lib.explain.targets import class_scores, top_classes, top_scores  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 from lib.runtime.runlog import RunLog  # noqa: E402
-from lib.training import train  # noqa: E402
+from lib.training.fit import Checkpoints, fit  # noqa: E402
 from lib.training.objectives import classification  # noqa: E402
 from lib.training.optimisation import Settings  # noqa: E402
+from lib.training.validation import evaluate  # noqa: E402
 
 SEED = 42
 LAYER = "layer4"
@@ -203,14 +204,14 @@ def trained(name: str, epochs: int, data: images.ImageData) -> nn.Module:
     torch.manual_seed(SEED)
     model = models.build(name)
     with tempfile.TemporaryDirectory() as folder:
-        train.fit(
+        fit(
             model,
             classification(),
             data.train.shuffled((), lambda _names: None, batch_size=32, seed=SEED),
             data.valid.in_order(),
             Settings(seed=SEED, max_epoch=epochs, learning_rate=4e-3),
             log=RunLog("benchmark", stream=io.StringIO()),
-            checkpoints=train.Checkpoints(Path(folder)),
+            checkpoints=Checkpoints(Path(folder)),
         )
     return model.eval()
 
@@ -221,7 +222,7 @@ def completeness(options: SimpleNamespace) -> list[dict]:
     rows = []
     for name, epochs in (QUICK_DIGITS if options.quick else DIGITS).items():
         model = trained(name, epochs, data)
-        accuracy = train.evaluate(model, classification(), data.valid.in_order())["accuracy"]
+        accuracy = evaluate(model, classification(), data.valid.in_order())["accuracy"]
         counts = [gradients_taken(model, x) for x in data.valid.images[: options.images]]
         columns = {key: [each[key] for each in counts] for key in counts[0]}
         rows.append(

@@ -36,7 +36,8 @@ from lib import cli  # noqa: E402
 from lib.data import text  # noqa: E402
 from lib.data.phrases import PhraseBatches  # noqa: E402
 from lib.data.tokens import Encoded, Phrases, Vocabulary  # noqa: E402
-from lib.models.recurrent import LSTM, PlainClassifier, Recurrent  # noqa: E402
+from lib.models.phrase_classifiers import PlainClassifier  # noqa: E402
+from lib.models.recurrent import LSTM, Recurrent  # noqa: E402
 
 SEED = 42
 SIZE = 512

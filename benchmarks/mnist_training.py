@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time one epoch of mnist-classifier: the loop of the tutorials against `lib.training.train.fit`.
+"""Time one epoch of mnist-classifier: the loop of the tutorials against `lib.training.fit.fit`.
 
 Both train the same network with AdamW at the same batch size, on the same images and the same number of
 threads, in turn in one process:
@@ -36,9 +36,9 @@ from torchvision.transforms import ToTensor  # noqa: E402
 from lib import cli, models  # noqa: E402
 from lib.data import images  # noqa: E402
 from lib.data.batches import InOrder  # noqa: E402
-from lib.models.digits import ShiftedConv2d  # noqa: E402
+from lib.models.shifted_convolution import ShiftedConv2d  # noqa: E402
 from lib.runtime.runlog import RunLog  # noqa: E402
-from lib.training import train  # noqa: E402
+from lib.training.fit import Checkpoints, fit  # noqa: E402
 from lib.training.objectives import classification  # noqa: E402
 from lib.training.optimisation import Settings  # noqa: E402
 
@@ -134,7 +134,7 @@ class TimedValidation:
 def our_epoch(
     data: images.ImageData, batch_size: int, folder: Path, validations: list[tuple[float, float]]
 ) -> Callable[[], None]:
-    """Return a function that trains one epoch with `lib.training.train.fit`.
+    """Return a function that trains one epoch with `lib.training.fit.fit`.
 
     It adds the seconds of validation to a list.
     """
@@ -145,14 +145,14 @@ def our_epoch(
 
     def epoch() -> None:
         validation = TimedValidation(data.valid.in_order())
-        train.fit(
+        fit(
             make_network(library_convolutions=False),
             classification(),
             training,
             validation,
             settings,
             log=RunLog("benchmark", stream=io.StringIO()),
-            checkpoints=train.Checkpoints(folder),
+            checkpoints=Checkpoints(folder),
         )
         validations.append(validation.seconds)
 

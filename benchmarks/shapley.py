@@ -5,21 +5,16 @@
     --tables    .npy files of 2ⁿ values, or of several such rows; index Σ 2ᵃ over the present players a
     --network   64 patches of small photographs, a network and reference values from a folder
 
-Ours (odd-gp, and for comparison permutation and per-patch) against shap, Captum and shapiq: those that are
-installed, with paired sampling where they have it. Of shapiq, all estimators of Shapley values take part that
-the installed version brings. Printed is the median over images of the mean squared error, each the mean over
-seeds, and the share of our 95 % intervals that hold the truth.
+Our estimators (odd-gp, and for comparison permutation and per-patch) are compared with those of shap, Captum
+and shapiq that are installed, with paired sampling where a library has it; from shapiq, with all estimators
+of Shapley values in the installed version. The tables show the median over images of the mean squared error,
+each averaged over seeds, and the share of our 95 % intervals that contain the true value.
 """
 
-import contextlib
-import functools
-import inspect
-import io
 import math
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +26,9 @@ from benchmarks import common  # noqa: E402
 
 common.before_torch()
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.shapley_estimators import OURS, Answer, forgiving, ours, peers  # noqa: E402
 from benchmarks.shapley_games import (  # noqa: E402
     FAMILY_SEPARATOR,
     Game,
@@ -45,18 +40,12 @@ from benchmarks.shapley_games import (  # noqa: E402
 from lib import cli  # noqa: E402
 from lib.explain import shapley  # noqa: E402
 from lib.explain.shapley import Plan  # noqa: E402
-from lib.runtime.errors import RunFailed, UserError, say  # noqa: E402
+from lib.runtime.errors import UserError  # noqa: E402
 
-OURS = ("odd-gp", "permutation", "per-patch")
 # Of the libraries, these take seconds to compile or to fit even the smallest game.
 SLOW = ("shap PermutationExplainer", "shapiq ProxySPEX", "shapiq SPEX", "shapiq ShaplEIG")
 # Nine patches, 512 coalitions, of a network that has hardly learnt.
 QUICK = {"digits": 1, "patch": 10, "epochs": 2, "evaluations": [32, 128], "seeds": 1, "without": SLOW}
-
-# Values of a game from so many evaluations and a seed, (n,).
-Estimator = Callable[[Game, int, int], np.ndarray]
-# Values (n,), and their standard errors (n,) if the estimator states them.
-Answer = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def make_parser() -> cli.Parser:
@@ -116,183 +105,10 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def ours(name: str) -> Callable[[Game, int, int], Answer | None]:
-    """Return an estimator of ours; it answers with None where the evaluations are too few for it."""
-
-    def answer(game: Game, budget: int, seed: int) -> Answer | None:
-        try:
-            found = shapley.ESTIMATORS[name](game.of_tensor, game.positions, Plan(budget, seed=seed))
-        except RunFailed as error:
-            say_once(f"{name} is left out at {budget} evaluations of {game.n} players: {error}")
-            return None
-        return found.values[0], found.standard_errors[0]
-
-    return answer
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    say(text)
-
-
-def shap_permutation(game: Game, budget: int, seed: int) -> np.ndarray:
-    import shap
-
-    masker = shap.maskers.Independent(np.zeros((1, game.n)))
-    explainer = shap.PermutationExplainer(game.of_array, masker, seed=seed)
-    return explainer(np.ones((1, game.n)), max_evals=max(budget, 2 * game.n + 1), silent=True).values[0]
-
-
-def shap_kernel(game: Game, budget: int, seed: int) -> np.ndarray:
-    import shap
-
-    np.random.seed(seed)
-    explainer = shap.KernelExplainer(game.of_array, np.zeros((1, game.n)))
-    full = np.ones((1, game.n))
-    return explainer.shap_values(full, nsamples=budget - 2, l1_reg=False, silent=True)[0]
-
-
-def shap_partition(game: Game, budget: int, seed: int) -> np.ndarray:
-    import shap
-    from scipy.cluster.hierarchy import linkage
-
-    np.random.seed(seed)
-    masker = shap.maskers.Partition(
-        np.zeros((1, game.n)), clustering=linkage(game.positions.numpy(), "complete")
-    )
-    explainer = shap.PartitionExplainer(game.of_array, masker)
-    return explainer(np.ones((1, game.n)), max_evals=budget, silent=True).values[0]
-
-
-def captum(method: str, samples: Callable[[int, int], int]) -> Estimator:
-    """Return an estimator of Captum's; `samples` says how many to ask for, of evaluations and players."""
-
-    def estimate(game: Game, budget: int, seed: int) -> np.ndarray:
-        from captum import attr
-
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        explainer = getattr(attr, method)(lambda inputs: torch.from_numpy(game.of_array(inputs)))
-        ones = torch.ones(1, game.n, dtype=torch.float64)
-        return explainer.attribute(ones, n_samples=samples(budget, game.n))[0].double().numpy()
-
-    return estimate
-
-
-SHAP = {
-    "shap PermutationExplainer": shap_permutation,
-    "shap KernelExplainer": shap_kernel,
-    "shap PartitionExplainer": shap_partition,
-}
-CAPTUM = {
-    "Captum ShapleyValueSampling": captum(
-        "ShapleyValueSampling", lambda budget, n: max(1, (budget - 1) // n)
-    ),
-    "Captum KernelShap": captum("KernelShap", lambda budget, _n: budget),
-}
-
-# shapiq's own list lacks these, in some versions or in all.
-SHAPIQ_BESIDES_ITS_LIST = ("RegressionMSR", "ProxySHAP")
-# What to tell an estimator of shapiq, as far as its version takes it. On the games of `--tables`, pairs of
-# complements made none worse, and the error of most two to four times smaller.
-SHAPIQ_OPTIONS = {"index": "SV", "pairing_trick": True, "show_progress": False}
-
-
-def shapiq_estimators() -> dict[str, Estimator]:
-    """Return the estimators of Shapley values that the installed version of shapiq brings."""
-    from shapiq import approximator
-
-    kinds = list(getattr(approximator, "SV_APPROXIMATORS", ()))
-    kinds += [getattr(approximator, name) for name in SHAPIQ_BESIDES_ITS_LIST if hasattr(approximator, name)]
-    return {f"shapiq {kind.__name__}": shapiq_estimator(kind) for kind in kinds}
-
-
-def shapiq_estimator(kind: type) -> Estimator:
-    """Return one of shapiq's approximators as an estimator.
-
-    Which options an approximator takes changes from version to version: it is asked.
-    """
-    known = inspect.signature(kind).parameters
-    options = {name: value for name, value in SHAPIQ_OPTIONS.items() if name in known}
-
-    def estimate(game: Game, budget: int, seed: int) -> np.ndarray:
-        explainer = kind(n=game.n, random_state=seed, **options)
-        found = explainer.approximate(budget=budget, game=game.of_array)
-        return np.array([found[(player,)] for player in range(game.n)])
-
-    return estimate
-
-
-def peers(wanted: Sequence[str], unwanted: Sequence[str]) -> dict[str, Estimator]:
-    """Return the estimators of the libraries that are installed: those `wanted`, or else all but some.
-
-    Raises:
-        UserError: an installed library has no estimator of a name that is wanted.
-    """
-    libraries: dict[str, Callable[[], dict[str, Estimator]]] = {
-        "shap": lambda: SHAP,
-        "captum": lambda: CAPTUM,
-        "shapiq": shapiq_estimators,
-    }
-    named = {name: name.partition(" ")[0].lower() for name in wanted if name not in OURS}
-    missing = set()
-    found: dict[str, Estimator] = {}
-    for library, estimators in libraries.items():
-        if wanted and library not in named.values():
-            continue
-        if common.is_installed(library):
-            found |= estimators()
-        else:
-            missing.add(library)
-    unknown = [name for name, library in named.items() if name not in found and library not in missing]
-    if unknown:
-        raise UserError(f"there is no estimator {unknown[0]!r}; there are {', '.join((*OURS, *found))}")
-    chosen = wanted or found
-    return {name: found[name] for name in found if name in chosen and name not in unwanted}
-
-
-def forgiving(name: str, estimate: Estimator, patience: float) -> Callable[[Game, int, int], Answer | None]:
-    """Return an estimator of a library's that answers with None where it cannot run, or was too slow before.
-
-    What it may raise depends on its version, so that nothing short of any exception would do.
-    """
-    slow: list[str] = []
-
-    def answer(game: Game, budget: int, seed: int) -> Answer | None:
-        if slow:
-            return None
-        started = time.perf_counter()
-        try:
-            with (
-                warnings.catch_warnings(),
-                contextlib.redirect_stderr(io.StringIO()),
-                contextlib.redirect_stdout(io.StringIO()),
-            ):
-                warnings.simplefilter("ignore")
-                values = torch.as_tensor(estimate(game, budget, seed), dtype=torch.float64)
-            if not values.isfinite().all():
-                raise ValueError("not all of its values are finite")
-        except ImportError as error:
-            say_once(f"{name} is left out: {error}")
-            return None
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            say_once(f"{name} is left out at {budget} evaluations of {game.n} players: {what}")
-            return None
-        seconds = time.perf_counter() - started - game.seconds
-        if seconds > patience:
-            slow.append(name)
-            say_once(f"{name} is left out from {budget} evaluations on: it took {seconds:.1f} s (--patience)")
-            return None
-        return values, None
-
-    return answer
-
-
 def measure(
     game: Game, answer: Callable[[Game, int, int], Answer | None], budget: int, seeds: int
 ) -> dict | None:
-    """Return the mean over seeds of what an estimator achieves on a game; None where it cannot run."""
+    """Return an estimator's mean error, coverage and cost over seeds on a game; None if it cannot run."""
     errors, coverages, seconds, asked = [], [], [], []
     for seed in range(seeds):
         game.asked, game.seconds, started = 0, 0.0, time.perf_counter()
@@ -380,10 +196,10 @@ def quotient(error: float, others: Sequence[float]) -> str:
 
 
 def promises(family: str, games: Sequence[Game], seeds: int, most: int) -> dict:
-    """Return how often the stop by tolerance keeps its promise, from tolerances loose to tight.
+    """Return how often the stop by tolerance keeps its promise, over loose to tight tolerances.
 
-    Of each run it is asked whether at least 95 % of its players are within the tolerance, and of all runs
-    together which share of players is.
+    A run keeps it if at least 95 % of its players are within the tolerance. The share of all players of all
+    runs that are within it is returned too.
     """
     kept, inside, within = [], [], []
     for game in games:
@@ -443,7 +259,7 @@ def games_of(options: SimpleNamespace) -> dict[str, list[Game]]:
 
 
 def enough(budgets: Sequence[int], n: int) -> list[int]:
-    """Return those numbers of evaluations that odd-gp can work with for n players.
+    """Return the numbers of evaluations that suffice for odd-gp with n players.
 
     Raises:
         UserError: there is none.

@@ -107,7 +107,7 @@ def digit_games(images: int, *, patch: int = 7, epochs: int = 20) -> Iterator[Ga
     from lib import models
     from lib.data import images as data
     from lib.runtime.runlog import RunLog
-    from lib.training import train
+    from lib.training.fit import Checkpoints, fit
     from lib.training.objectives import classification
     from lib.training.optimisation import Settings
 
@@ -118,14 +118,14 @@ def digit_games(images: int, *, patch: int = 7, epochs: int = 20) -> Iterator[Ga
     model = models.build("mnist-classifier")
     settings = Settings(seed=0, max_epoch=epochs, learning_rate=0.01, schedule="one-cycle", weight_decay=0.01)
     with tempfile.TemporaryDirectory() as folder:
-        train.fit(
+        fit(
             model,
             classification(),
             digits.train.shuffled((), lambda _names: None, batch_size=32, seed=0),
             digits.valid.in_order(),
             settings,
             log=RunLog("benchmark", stream=io.StringIO()),
-            checkpoints=train.Checkpoints(Path(folder)),
+            checkpoints=Checkpoints(Path(folder)),
         )
     model.eval()
     players = patches(28, patch)

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from lib.data import augment
 
+NAMES = ("shift", "rotate", "scale", "affine", "crop", "flip", "color", "erase")
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
@@ -165,7 +167,7 @@ def test_erase_blackens_one_square_of_a_quarter_to_half_the_side_in_about_half_o
     assert max(sides) in (12, 13)
 
 
-@pytest.mark.parametrize("names", [*((name,) for name in augment.NAMES), augment.NAMES])
+@pytest.mark.parametrize("names", [*((name,) for name in NAMES), NAMES])
 @pytest.mark.parametrize("background", [-0.4242, 0.7])
 def test_what_comes_in_from_outside_is_the_background(names, background):
     black = torch.full((50, 1, 10, 10), background)
@@ -175,9 +177,9 @@ def test_what_comes_in_from_outside_is_the_background(names, background):
 def test_a_background_is_as_if_the_images_were_augmented_before_they_were_prepared():
     images, mean, std = photos(20), 0.13, 0.3
     torch.manual_seed(3)
-    before = (augment.augmentation(augment.NAMES)(images) - mean) / std
+    before = (augment.augmentation(NAMES)(images) - mean) / std
     torch.manual_seed(3)
-    after = augment.augmentation(augment.NAMES, mean=(mean,), std=(std,))((images - mean) / std)
+    after = augment.augmentation(NAMES, mean=(mean,), std=(std,))((images - mean) / std)
     assert torch.allclose(before, after, atol=1e-5)
 
 
@@ -198,13 +200,13 @@ def test_nothing_asked_for_is_nothing_done():
 def test_the_images_given_are_not_changed_and_shape_and_type_stay():
     images = photos(10, channels=3)
     before = images.clone()
-    out = augment.augmentation(augment.NAMES, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))(images)
+    out = augment.augmentation(NAMES, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))(images)
     assert torch.equal(images, before)
     assert out.shape == images.shape
     assert out.dtype == images.dtype
 
 
-@pytest.mark.parametrize("name", augment.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_random_numbers_make_the_same_images(name):
     images = photos(10)
     outcomes = []

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lib.data.batches import InOrder, Phases, TensorBatches
+from lib.data.batches import InOrder, ScheduledBatches, TensorBatches
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 
@@ -72,13 +72,13 @@ def test_only_the_first_tensor_is_transformed():
         assert torch.equal(first * -10, second)
 
 
-def test_phases_are_the_first_batches_for_some_epochs_and_then_the_others():
+def test_scheduled_batches_are_the_first_batches_for_some_epochs_and_then_the_others():
     first, then = batches(transform=lambda numbers: -numbers), batches()
-    phases = Phases(first, 2, then)
-    assert len(phases) == len(then)
+    scheduled = ScheduledBatches(first, 2, then)
+    assert len(scheduled) == len(then)
     for epoch in range(4):
         expected = order(first if epoch < 2 else then, epoch, start=1)
-        assert order(phases, epoch, start=1) == expected
+        assert order(scheduled, epoch, start=1) == expected
 
 
 @pytest.mark.parametrize("seed", [0, 42, 2**32 - 1])

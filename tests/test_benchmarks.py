@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, Ended, call
 
-from benchmarks import common
+from benchmarks import common, shapley_estimators
 from lib import cli
 from lib.data import images
 
@@ -99,7 +99,7 @@ def test_every_flag_says_in_help_what_it_is_for(script):
 
 def test_helpers_of_the_benchmarks_are_not_taken_for_scripts():
     helpers = {path.name for path in FOLDER.glob("*.py")} - set(SCRIPTS)
-    assert helpers == {"common.py", "shapley_games.py"}
+    assert helpers == {"common.py", "shapley_estimators.py", "shapley_games.py"}
 
 
 def test_typed_flags_prevail_over_those_of_quick_and_these_over_the_defaults():
@@ -273,16 +273,16 @@ class OldApproximator(NewApproximator):
 
 
 @pytest.mark.parametrize("kind", [NewApproximator, OldApproximator])
-def test_estimators_of_shapiq_are_given_the_options_that_their_version_takes(kind, shapley, game):
-    values = shapley.shapiq_estimator(kind)(game, 16, 7)
+def test_estimators_of_shapiq_are_given_the_options_that_their_version_takes(kind, game):
+    values = shapley_estimators.shapiq_estimator(kind)(game, 16, 7)
     assert values.tolist() == [0, 1, 2, 3]
 
 
-def test_estimators_that_shapiq_lists_or_brings_besides_take_part(shapley, monkeypatch):
+def test_estimators_that_shapiq_lists_or_brings_besides_take_part(monkeypatch):
     approximator = SimpleNamespace(SV_APPROXIMATORS=[OldApproximator], RegressionMSR=NewApproximator)
     monkeypatch.setitem(sys.modules, "shapiq", SimpleNamespace(approximator=approximator))
     monkeypatch.setitem(sys.modules, "shapiq.approximator", approximator)
-    assert set(shapley.shapiq_estimators()) == {"shapiq OldApproximator", "shapiq NewApproximator"}
+    assert set(shapley_estimators.shapiq_estimators()) == {"shapiq OldApproximator", "shapiq NewApproximator"}
 
 
 def raising(error: Exception):
@@ -302,7 +302,7 @@ def raising(error: Exception):
     ],
 )
 def test_an_estimator_of_a_library_that_fails_is_left_out_with_one_line(estimate, shapley, game, capsys):
-    shapley.say_once.cache_clear()
+    shapley_estimators.say_once.cache_clear()
     estimators = {"odd-gp": shapley.ours("odd-gp"), "theirs": shapley.forgiving("theirs", estimate, 10.0)}
     rows = shapley.compare("sums", [game, game], estimators, 16, seeds=2)
     assert [row["estimator"] for row in rows] == ["odd-gp"]

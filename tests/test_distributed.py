@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from lib import cli
 from lib.runtime import distributed
-from lib.training import train
+from lib.training.fit import Checkpoints, fit
 from lib.data.batches import InOrder, TensorBatches
 from lib.training.objectives import classification
 from lib.training.optimisation import Settings
@@ -54,8 +54,8 @@ def main(argv):
             (folder / "ckpts-0").mkdir()
         with open(folder / f"log-{rank}", "w") as stream:
             log = RunLog("test", stream=stream, enabled=distributed.is_main())
-            train.fit(model, objective, training, validation, settings, log=log,
-                      checkpoints=train.Checkpoints(folder / f"ckpts-{rank}"))
+            fit(model, objective, training, validation, settings, log=log,
+                checkpoints=Checkpoints(folder / f"ckpts-{rank}"))
         norm = nn.BatchNorm1d(2)
         norm.running_mean += rank
         distributed.share_buffers(norm)
@@ -146,7 +146,7 @@ def fit_alone(folder: Path) -> nn.Module:
     """The same training by a single rank, in this process."""
     from lib.data.batches import InOrder, TensorBatches
     from lib.runtime.runlog import RunLog
-    from lib.training import train
+    from lib.training.fit import Checkpoints, fit
     from lib.training.objectives import classification
     from lib.training.optimisation import Settings
 
@@ -156,14 +156,14 @@ def fit_alone(folder: Path) -> nn.Module:
         seed=0, max_epoch=2, learning_rate=0.1, optimizer="sgd", momentum=0.5, clip_norm=1.0, ema=0.5
     )
     folder.mkdir()
-    train.fit(
+    fit(
         model,
         classification(),
         TensorBatches(images, labels, batch_size=8, seed=0),
         InOrder(images, labels),
         settings,
         log=RunLog("test", enabled=False),
-        checkpoints=train.Checkpoints(folder),
+        checkpoints=Checkpoints(folder),
     )
     return model
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.evaluation import views
+from lib.evaluation.activation_statistics import activation_statistics, activation_table
 from lib.figures import features, filters
 
 
@@ -56,7 +56,7 @@ def small_network() -> nn.Sequential:
 
 def test_statistics_of_activations_are_those_of_all_outputs_at_once():
     model, images = small_network(), torch.randn(30, 1, 8, 8) + 1
-    rows = views.activation_statistics(model, images.split(7))
+    rows = activation_statistics(model, images.split(7))
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
     model.eval()
@@ -71,16 +71,36 @@ def test_statistics_of_activations_are_those_of_all_outputs_at_once():
     assert [row.layer for row in rows] == ["0", "3"]
     assert rows[0].sparsity == pytest.approx((rectified == 0).float().mean().item())
     assert rows[1].sparsity is None
-    table = views.activation_table(rows)
+    table = activation_table(rows)
     assert table[0].split() == ["convolution", "mean", "variance", "sparsity"]
     assert table[2].split()[-1] == "-"
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.1, -3.3, 1000.1, 1e7])
+def test_outputs_that_are_all_the_same_have_no_variance(bias):
+    convolution = nn.Conv2d(1, 2, 3)
+    nn.init.zeros_(convolution.weight)
+    nn.init.constant_(convolution.bias, bias)
+    (row,) = activation_statistics(nn.Sequential(convolution), [torch.randn(5, 1, 9, 9)] * 3)
+    assert row.mean == pytest.approx(bias, rel=1e-6)
+    assert 0 <= row.variance <= (1e-6 * bias) ** 2
+
+
+def test_a_small_variance_beside_a_large_mean_is_that_of_float64():
+    convolution = nn.Conv2d(1, 1, 1)
+    nn.init.ones_(convolution.weight)
+    nn.init.constant_(convolution.bias, 1000.0)
+    images = torch.randn(30, 1, 8, 8) * 0.1
+    (row,) = activation_statistics(nn.Sequential(convolution), images.split(7))
+    expected = (images + 1000).double().var(correction=0).item()
+    assert row.variance == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_histogram_keeps_what_is_beyond_its_limits_in_its_outermost_bins():
     convolution = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.ones_(convolution.weight)
     batches = [torch.linspace(-1, 1, 64).view(1, 1, 8, 8), torch.full((1, 1, 8, 8), 9.0)]
-    (row,) = views.activation_statistics(nn.Sequential(convolution), batches, bins=4)
+    (row,) = activation_statistics(nn.Sequential(convolution), batches, bins=4)
     assert row.limits == (-1, 1)
     assert row.counts.tolist() == [16, 16, 16, 80]
     titles = [axes.get_title() for axes in filters.activations([row]).axes]

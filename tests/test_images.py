@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, write_idx, write_mnist
 
-from lib.data import images
+from lib.data import idx, images
 from lib.data.preprocessing import Preprocessing
 from lib.runtime.errors import UserError
 
@@ -46,7 +46,7 @@ def test_an_idx_file_is_read_as_it_was_written(tmp_path, shape, zipped):
     if zipped:
         plain, path = path, tmp_path / "some-idx.gz"
         path.write_bytes(gzip.compress(plain.read_bytes()))
-    read = images.read_idx(path, len(shape))
+    read = idx.read_idx(path, len(shape))
     assert read.dtype == torch.uint8
     assert np.array_equal(read.numpy(), array)
 
@@ -157,7 +157,7 @@ def test_pixels_are_from_0_to_1_and_labels_are_whole_numbers(mnist_folder):
     assert data.train.images.shape == (300, 1, 28, 28)
     assert data.train.images.dtype == torch.float32
     assert data.train.labels.dtype == torch.int64
-    raw = images.read_idx(mnist_folder / "MNIST" / "raw" / IMAGES, 3)
+    raw = idx.read_idx(mnist_folder / "MNIST" / "raw" / IMAGES, 3)
     assert torch.equal((data.train.images * 255).round().to(torch.uint8).squeeze(1), raw)
     assert data.train.images.max() <= 1
     assert len(data.valid.labels) == 100

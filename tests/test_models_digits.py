@@ -9,7 +9,7 @@ from torch import nn
 
 from lib import models
 from lib.data import images
-from lib.models.digits import ShiftedConv2d
+from lib.models.shifted_convolution import ShiftedConv2d
 from lib.runtime.errors import UserError
 
 # The shifted convolution is a convolution

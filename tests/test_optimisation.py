@@ -15,8 +15,8 @@ from lib.training.optimisation import (
     learning_rate_factor,
     make_optimizer,
     orthogonalised,
+    unit_lr_multiplier,
 )
-from lib.training.train import full_rate
 
 SETTINGS = Settings(seed=0, max_epoch=1, learning_rate=0.02, optimizer="muon", weight_decay=0.3, momentum=0.8)
 
@@ -115,7 +115,7 @@ def test_a_kernel_moves_as_the_matrix_of_its_rows_moves_in_torch(channels_last):
         model[0].weight.grad = random(8, 3, 3, 3, seed=time)
         matrix.grad = random(8, 3, 3, 3, seed=time).flatten(1)
         if time == 0:
-            ours = make_optimizer(model, SETTINGS, full_rate)
+            ours = make_optimizer(model, SETTINGS, unit_lr_multiplier)
         ours.step()
         theirs.step()
     moved, expected = (each.detach().flatten(1) - before for each in (model[0].weight, matrix))
@@ -127,7 +127,7 @@ def test_all_other_parameters_move_as_by_adamw():
     mine, its = net(), net()
     settings = Settings(**vars(SETTINGS) | {"optimizer": "adamw"})
     for model, how in ((mine, SETTINGS), (its, settings)):
-        step(make_optimizer(model, how, full_rate), list(model.parameters()))
+        step(make_optimizer(model, how, unit_lr_multiplier), list(model.parameters()))
     for (name, ours), theirs in zip(mine.named_parameters(), its.parameters(), strict=True):
         assert torch.equal(ours, theirs) == (name != "0.weight"), name
 
@@ -136,10 +136,10 @@ def test_a_frozen_kernel_stays_and_a_network_without_any_is_refused():
     model = net()
     model[0].requires_grad_(False)
     with pytest.raises(UserError, match="kernels of convolutions, and none are to be trained: take adamw"):
-        make_optimizer(model, SETTINGS, full_rate)
+        make_optimizer(model, SETTINGS, unit_lr_multiplier)
 
 
 def test_a_network_with_nothing_to_train_is_refused():
     model = net().requires_grad_(False)
     with pytest.raises(UserError, match="nothing is left to train"):
-        make_optimizer(model, SETTINGS, full_rate)
+        make_optimizer(model, SETTINGS, unit_lr_multiplier)

@@ -7,8 +7,9 @@ from torch import nn
 from lib import models
 from lib.data.phrases import PhrasesInOrder
 from lib.data.tokens import Vocabulary
-from lib.models import recurrent
-from lib.models.recurrent import LSTM, Dropout, Pool, Recurrent, from_gates, to_gates
+from lib.models import phrase_classifiers, recurrent
+from lib.models.phrase_classifiers import Dropout
+from lib.models.recurrent import LSTM, Pool, Recurrent, to_gates
 from lib.runtime.errors import UserError
 
 CELLS = ("fused", "reference")
@@ -27,9 +28,9 @@ VOCABULARY = Vocabulary.of(PHRASES)
 SIZES = {"words": len(VOCABULARY.words), "ngrams": len(VOCABULARY.ngrams)}
 
 
-def sentiment(**config) -> recurrent.SentimentClassifier:
+def sentiment(**config) -> phrase_classifiers.SentimentClassifier:
     torch.manual_seed(0)
-    return recurrent.SentimentClassifier(**SIZES, embedding=8, hidden=6, **config)
+    return phrase_classifiers.SentimentClassifier(**SIZES, embedding=8, hidden=6, **config)
 
 
 def logits_of(model: nn.Module, phrases, max_tokens: int = 1000) -> torch.Tensor:
@@ -108,9 +109,22 @@ def test_dropped_connections_still_receive_gradients_where_they_were_kept():
     assert 0.3 < share < 0.7
 
 
+# The names of a gate's parameters, by those of all gates' parameters in one matrix or vector.
+STACKS = {
+    "weight_ih_l0": "from_input.weight",
+    "weight_hh_l0": "from_state.weight",
+    "bias_ih_l0": "from_input.bias",
+    "bias_hh_l0": "from_state.bias",
+}
+
+
 def test_parameters_converted_there_and_back_are_the_same():
     fused = dict(nn.LSTM(4, 3, batch_first=True).named_parameters())
-    back = from_gates(to_gates(fused))
+    gates = to_gates(fused)
+    back = {
+        stack: torch.cat([gates[f"{gate}.{name}"] for gate in recurrent.GATES])
+        for stack, name in STACKS.items()
+    }
     assert back.keys() == fused.keys()
     for name in fused:
         assert torch.equal(back[name], fused[name]), name
@@ -205,7 +219,7 @@ def test_bigrams_stand_beside_the_words_and_tell_orders_apart():
     model = sentiment(bigrams=64).eval()
     encoded = VOCABULARY.encode([("films", "good"), ("good", "films")])
     vectors = model.embed(encoded.phrases(encoded.rows(torch.arange(2))))
-    words, bigrams = vectors.split([8, recurrent.BIGRAM_SIZE], dim=2)
+    words, bigrams = vectors.split([8, phrase_classifiers.BIGRAM_SIZE], dim=2)
     torch.testing.assert_close(words[0], words[1].flip(0))
     # The first word's is that of the beginning and it; the second's, that of both.
     assert not torch.allclose(bigrams[0, 1], bigrams[1, 0])

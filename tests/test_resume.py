@@ -22,7 +22,7 @@ from training import (
 from lib.data.augment import augmentation
 from lib.runtime import checkpoint
 from lib.runtime.errors import Interrupted, UserError
-from lib.training import train
+from lib.training.fit import _Run
 
 RUNS = {
     "adamw, one-cycle": {},
@@ -93,7 +93,7 @@ def test_augmentation_and_dropout_do_change_from_update_to_update():
     augment = augmentation(("shift", "rotate", "scale", "erase"))
     outcomes = []
     for update in (0, 1, 0):
-        run = train._Run(make_net(), None, make_settings(), None, None, None, None, train.full_rate)
+        run = _Run(make_net(), None, None, make_settings(), None, None, None, None)
         run.progress.update = update
         run._seed()
         outcomes.append(nn.Dropout(0.3)(augment(images)))

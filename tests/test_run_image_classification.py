@@ -185,13 +185,13 @@ def test_windows_come_first_and_a_run_resumed_among_them_ends_at_the_same_weight
 
 
 def test_windows_grow_when_they_are_to_and_the_whole_images_come_last(run, photos, monkeypatch):
-    sides, windowed = [], augment.windowed
+    sides, random_windows = [], augment.random_windows
 
     def recorded(images, height, width):
         sides.append(height)
-        return windowed(images, height, width)
+        return random_windows(images, height, width)
 
-    monkeypatch.setattr(augment, "windowed", recorded)
+    monkeypatch.setattr(augment, "random_windows", recorded)
     flags = (*BRIEF, "--model", "fast-cnn", "--size", 20, "--data-dir", photos, "--augment", "shift")
     done = run(*flags, "--max-epoch", 4, "--windows", "0.7:0.25,0.8:0.75")
     assert done.status == 0, done.stderr

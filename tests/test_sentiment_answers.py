@@ -11,7 +11,7 @@ from conftest import table
 from lib import models
 from lib.data.text import words_of
 from lib.data.tokens import Vocabulary
-from lib.models.recurrent import BIGRAM_SIZE
+from lib.models.phrase_classifiers import BIGRAM_SIZE
 from lib.runtime import checkpoint
 from lib.tasks import text_classification, text_explanation, text_prediction
 from lib.tasks.text_classification import Reader

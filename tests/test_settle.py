@@ -264,14 +264,14 @@ def test_the_best_weights_are_in_the_network_after_training(tmp_path):
 
 
 def test_a_run_does_not_take_the_weights_of_another_in_its_folder_for_its_own(tmp_path, monkeypatch):
-    train = training.train.fit
+    train = training.loop.fit
 
     def fit(*args, checkpoints, **options):
         progress = train(*args, checkpoints=checkpoints, **options)
         checkpoint.save(checkpoints.best, checkpoint.load(checkpoints.best) | {"run": "another"})
         return progress
 
-    monkeypatch.setattr(training.train, "fit", fit)
+    monkeypatch.setattr(training.loop, "fit", fit)
     done = call(SCRIPT, "--dataset", "digits", "--max-update", 1, folder=tmp_path)
     assert (done.status, done.stderr.count("\n")) == (1, 1)
     assert "checkpoint_best.pt is of run another" in done.stderr

@@ -14,9 +14,9 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.data import text
+from lib.data import sentences, text, text_files
 from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap
-from lib.data.text import Split
+from lib.data.text import TextSplit
 from lib.data.tokens import UNKNOWN, Vocabulary, tokenise
 from lib.runtime.errors import UserError
 
@@ -119,9 +119,9 @@ def test_a_batch_has_the_words_and_ngrams_of_its_phrases_alone():
 # Files
 
 
-def rows_of(content: str | bytes, suffix: str) -> list[text.Row]:
+def rows_of(content: str | bytes, suffix: str) -> list[text_files.Row]:
     content = content.encode() if isinstance(content, str) else content
-    return list(text.read_lines(io.BytesIO(content), "file", suffix))
+    return list(text_files.read_lines(io.BytesIO(content), "file", suffix))
 
 
 def test_every_format_reads_the_same_rows(tmp_path):
@@ -138,7 +138,7 @@ def test_every_format_reads_the_same_rows(tmp_path):
     }
     for suffix, content in contents.items():
         assert [row[1:] for row in rows_of(content, suffix)] == [('say " no', "1"), ("NA, null", "0")], suffix
-    assert [row[1:] for row in text.read_file(tmp_path / "file.parquet")] == [
+    assert [row[1:] for row in text_files.read_file(tmp_path / "file.parquet")] == [
         ('say " no', "1"),
         ("NA, null", "0"),
     ]
@@ -177,6 +177,39 @@ def test_a_file_that_cannot_be_learnt_from_is_refused_by_the_line(tmp_path, suff
     assert "\n" not in str(error.value)
 
 
+def files_with(folder, empty: str, content: str) -> dict[str, str]:
+    """Three files of phrases, of which the one called `empty` has another content."""
+    good = "sentence\tlabel\n" + "".join(f"a{number} film\t{number % 2}\n" for number in range(20))
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.tsv").write_text(content if name == empty else good)
+    return {name: str(folder / f"{name}.tsv") for name in ("train", "valid", "test")}
+
+
+def test_a_test_file_of_blank_rows_is_not_replaced_by_the_validation_split(tmp_path):
+    files = files_with(tmp_path, "test", "sentence\tlabel\n \t1\n")
+    with pytest.raises(UserError, match=r"test\.tsv holds no phrase") as error:
+        text.load("sst2", "", files, holdout=0.5)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("holdout", [0, 0.5])
+@pytest.mark.parametrize(
+    "content", ["sentence\tlabel\n", "sentence\tlabel\n \t1\n\t0\n"], ids=["empty", "blank"]
+)
+@pytest.mark.parametrize("name", ["train", "valid", "test"])
+def test_a_file_without_a_phrase_is_refused_by_name(tmp_path, name, content, holdout):
+    with pytest.raises(UserError, match=rf"{name}\.tsv holds no phrase") as error:
+        text.load("sst2", "", files_with(tmp_path, name, content), holdout=holdout)
+    assert "\n" not in str(error.value)
+
+
+def test_an_official_split_without_a_phrase_is_refused(tmp_path):
+    files_with(tmp_path, "", "")
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\n \t1\n")
+    with pytest.raises(UserError, match="the validation split of sst2 holds no phrase"):
+        text.load("sst2", tmp_path, {}, holdout=0.5)
+
+
 def test_labels_of_validation_are_those_of_training(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\na\tgood\nb\tbad\n")
     (tmp_path / "valid.tsv").write_text("sentence\tlabel\na\tfair\n")
@@ -198,7 +231,7 @@ def test_glue_is_found_below_the_data_folder_or_in_it(tmp_path):
         (tmp_path / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\ngood \t1\nbad \t0\n")
     for folder in (tmp_path, tmp_path / "SST-2"):
         data = text.load("sst2", folder, {})
-        assert data.train == Split([("good",), ("bad",)], [1, 0])
+        assert data.train == TextSplit([("good",), ("bad",)], [1, 0])
         assert data.classes == ("negative", "positive")
 
 
@@ -226,22 +259,28 @@ def test_the_tiny_data_set_is_balanced_and_its_parts_share_no_phrase():
 
 
 def test_duplicates_and_contradictions_are_counted():
-    split = Split([("a",), ("a",), ("b",), ("b",), ("c", "d")], [0, 0, 0, 1, 1])
+    split = TextSplit([("a",), ("a",), ("b",), ("b",), ("c", "d")], [0, 0, 0, 1, 1])
     assert text.statistics(split) == {"phrases": 5, "words": 6, "duplicates": 2, "contradictory": 1}
 
 
-def corpus_of_trees(sentences: int = 60) -> Split:
+def hold_out(split: TextSplit, share: float) -> tuple[TextSplit, TextSplit]:
+    """The rest of a split, and the sentences held out."""
+    rest, held = sentences.held_out_rows(split.phrases, share)
+    return split.rows(rest), split.rows(held)
+
+
+def corpus_of_trees(count: int = 60) -> TextSplit:
     """Sentences of ten words of their own and one that all share, and their parts of one or three words."""
     phrases = []
-    for number in range(sentences):
+    for number in range(count):
         sentence = (*(f"w{number}-{i}" for i in range(10)), "film")
         phrases += [sentence, *(sentence[i : i + 3] for i in range(0, 9, 2)), *((word,) for word in sentence)]
     phrases = list(dict.fromkeys(phrases))
-    return Split(phrases, [number % 2 for number in range(len(phrases))])
+    return TextSplit(phrases, [number % 2 for number in range(len(phrases))])
 
 
 def test_the_hold_out_is_of_whole_sentences_and_shares_none_with_the_rest():
-    rest, held = text.hold_out(corpus_of_trees(), 0.2)
+    rest, held = hold_out(corpus_of_trees(), 0.2)
     assert len(held) == 12
     assert all(len(phrase) == 11 for phrase in held.phrases)
     own = {word for phrase in held.phrases for word in phrase} - {"film"}
@@ -251,40 +290,40 @@ def test_the_hold_out_is_of_whole_sentences_and_shares_none_with_the_rest():
 
 
 def test_sentences_that_share_a_run_of_words_are_held_out_together():
-    shared = tuple(f"s{i}" for i in range(text.SHARED_RUN))
+    shared = tuple(f"s{i}" for i in range(sentences.SHARED_RUN))
     pair = (("a", *shared), (*shared, "b"))
-    split = Split([*pair, *((f"x{i}", f"y{i}") for i in range(20))], [0, 1] * 11)
+    split = TextSplit([*pair, *((f"x{i}", f"y{i}") for i in range(20))], [0, 1] * 11)
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
-        rest, _ = text.hold_out(split, share)
+        rest, _ = hold_out(split, share)
         assert sum(phrase in pair for phrase in rest.phrases) in (0, 2)
 
 
-@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=2 * text.BEGINNING).map(tuple)))
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=2 * sentences.BEGINNING).map(tuple)))
 def test_the_sentences_of_a_phrase_are_all_those_that_it_is_a_part_of(phrases):
-    owners, sentences = text._sentences(phrases)
+    owners, found = sentences._sentences(phrases)
 
     def is_part(part, whole):
         return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
 
     for phrase in phrases:
-        assert owners[phrase] == [n for n, sentence in enumerate(sentences) if is_part(phrase, sentence)]
-    assert not any(is_part(a, b) for a, b in permutations(sentences, 2))
+        assert owners[phrase] == [n for n, sentence in enumerate(found) if is_part(phrase, sentence)]
+    assert not any(is_part(a, b) for a, b in permutations(found, 2))
 
 
 def test_very_long_phrases_are_held_out_too():
     long = [tuple(f"{number}-{i % 700}" for i in range(text.MOST_WORDS)) for number in range(20)]
-    rest, held = text.hold_out(Split(long, [0, 1] * 10), 0.5)
+    rest, held = hold_out(TextSplit(long, [0, 1] * 10), 0.5)
     assert (len(rest), len(held)) == (10, 10)
 
 
 def test_the_hold_out_is_the_same_every_time():
-    assert text.hold_out(corpus_of_trees(), 0.2) == text.hold_out(corpus_of_trees(), 0.2)
+    assert hold_out(corpus_of_trees(), 0.2) == hold_out(corpus_of_trees(), 0.2)
 
 
 def test_a_hold_out_of_nothing_or_of_everything_is_refused():
     for share in (0.001, 0.9):
         with pytest.raises(UserError, match="leaves nothing"):
-            text.hold_out(Split([("a", "b"), ("c", "d")], [0, 1]), share)
+            hold_out(TextSplit([("a", "b"), ("c", "d")], [0, 1]), share)
 
 
 def test_what_was_validated_on_is_tested_on_where_sentences_are_held_out(tmp_path):

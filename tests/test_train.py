@@ -13,9 +13,9 @@ from training import UPDATES, fit, make_batches, make_net, make_settings
 from lib.data.batches import InOrder, TensorBatches
 from lib.runtime import checkpoint
 from lib.runtime.errors import RunFailed
-from lib.training import train
 from lib.training.objectives import classification
 from lib.training.optimisation import learning_rate_factor
+from lib.training.validation import by_accuracy, evaluate
 
 
 def test_each_update_learns_at_the_rate_of_the_schedule(tmp_path):
@@ -149,7 +149,7 @@ def test_frozen_parameters_are_left_alone(tmp_path):
 def test_parameters_learn_at_their_own_multiple_of_the_learning_rate(tmp_path):
     batches = line_batches(4, 4)
 
-    def rate_of(name):
+    def lr_multiplier(name):
         return {"linear.weight": 0.1, "linear.bias": 0.0}[name]
 
     model = Line()
@@ -161,7 +161,7 @@ def test_parameters_learn_at_their_own_multiple_of_the_learning_rate(tmp_path):
         batches=batches,
         objective=sum_of_outputs,
         max_epoch=1,
-        rate_of=rate_of,
+        lr_multiplier=lr_multiplier,
         **plain_sgd(),
     )
     assert torch.allclose(model.linear.weight, weight - 0.05 * x.mean(0), atol=1e-6)
@@ -178,7 +178,7 @@ def test_the_averaged_weights_are_those_validated_and_saved_and_do_not_change_tr
     assert not torch.equal(averaged.last["state_dict"]["out.weight"], plain.last["state_dict"]["out.weight"])
     model = make_net()
     checkpoint.restore_weights(model, averaged.last["state_dict"], "last")
-    metrics = train.evaluate(model, classification(), make_batches()[1])
+    metrics = evaluate(model, classification(), make_batches()[1])
     assert metrics == averaged.last["metrics"]
 
 
@@ -208,7 +208,7 @@ def test_validation_is_the_mean_over_every_example_whatever_the_batches():
     expected_loss = F.cross_entropy(logits, labels).item()
     expected_accuracy = (logits.argmax(1) == labels).double().mean().item()
     for batch_size in (1, 5, 7, 100):
-        metrics = train.evaluate(model, classification(), InOrder(images, labels, batch_size=batch_size))
+        metrics = evaluate(model, classification(), InOrder(images, labels, batch_size=batch_size))
         assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-5)
         assert metrics["accuracy"] == pytest.approx(expected_accuracy)
 
@@ -221,11 +221,11 @@ def test_evaluating_leaves_every_module_in_its_mode_also_after_an_error():
         assert not model.training
         raise ZeroDivisionError
 
-    train.evaluate(model, classification(), make_batches()[1])
+    evaluate(model, classification(), make_batches()[1])
     assert model.training
     assert not model.norm.training
     with pytest.raises(ZeroDivisionError):
-        train.evaluate(model, fails, make_batches()[1])
+        evaluate(model, fails, make_batches()[1])
     assert model.training
     assert not model.norm.training
 
@@ -268,12 +268,8 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path):
 
 
 def test_of_equal_accuracies_the_lower_loss_is_the_better():
-    assert train.by_accuracy({"accuracy": 0.5, "loss": 1.0}) > train.by_accuracy(
-        {"accuracy": 0.5, "loss": 1.1}
-    )
-    assert train.by_accuracy({"accuracy": 0.6, "loss": 9.0}) > train.by_accuracy(
-        {"accuracy": 0.5, "loss": 1.1}
-    )
+    assert by_accuracy({"accuracy": 0.5, "loss": 1.0}) > by_accuracy({"accuracy": 0.5, "loss": 1.1})
+    assert by_accuracy({"accuracy": 0.6, "loss": 9.0}) > by_accuracy({"accuracy": 0.5, "loss": 1.1})
 
 
 def test_patience_counts_validations_since_the_best_one(tmp_path):

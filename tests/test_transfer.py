@@ -10,8 +10,7 @@ from lib import models
 from lib.models import layers, transfer
 from lib.runtime.errors import UserError
 from lib.training.objectives import classification
-from lib.training.optimisation import Settings, WeightAverage, make_optimizer
-from lib.training.train import full_rate
+from lib.training.optimisation import Settings, WeightAverage, make_optimizer, unit_lr_multiplier
 
 # A small network of each kind of head there is.
 NETWORKS = {
@@ -40,7 +39,7 @@ def states(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def train(model: nn.Module, inputs: torch.Tensor, updates: int = 3) -> None:
     settings = Settings(seed=0, max_epoch=1, learning_rate=0.1, optimizer="sgd")
-    optimizer = make_optimizer(model, settings, full_rate)
+    optimizer = make_optimizer(model, settings, unit_lr_multiplier)
     labels = torch.arange(len(inputs)) % 3
     model.train()
     for group in optimizer.param_groups:

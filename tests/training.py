@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lib.data.augment import augmentation
 from lib.data.batches import InOrder, TensorBatches
 from lib.runtime import checkpoint, runlog
-from lib.training import train
+from lib.training import fit as loop
 from lib.training.objectives import classification
 from lib.training.optimisation import Settings
 
@@ -73,19 +73,19 @@ DESCRIPTION = {"task": "test", "model": {"name": "net", "config": {}}, "flags": 
 
 def fit(folder: Path, *, around=None, resume=False, objective=None, model=None, batches=None, **changes):
     """Train a small network into `folder`; `changes` are for `Settings` and `fit`."""
-    options = {name: changes.pop(name) for name in ("score", "rate_of") if name in changes}
+    options = {name: changes.pop(name) for name in ("score", "update", "lr_multiplier") if name in changes}
     model = model or make_net()
     training, validation = batches or make_batches()
     stream = io.StringIO()
     folder.mkdir(exist_ok=True)
-    progress = train.fit(
+    progress = loop.fit(
         model,
         objective or classification(),
         around(training) if around else training,
         validation,
         make_settings(**changes),
         log=runlog.RunLog("test", stream=stream),
-        checkpoints=train.Checkpoints(folder, DESCRIPTION),
+        checkpoints=loop.Checkpoints(folder, DESCRIPTION),
         resume=checkpoint.load(folder / checkpoint.LAST) if resume else None,
         **options,
     )

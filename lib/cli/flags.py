@@ -181,6 +181,33 @@ def add_training_flags(parser: Parser, recipe: str, optimizers: Sequence[str] = 
         optimizers: names of the optimizers that suit the script's networks.
     """
     group = parser.group(f"training ({recipe} where no default is shown)", Scope.TRAINING)
+    _add_optimisation_flags(group, optimizers)
+    add = group.add
+    add(
+        "--label-smoothing",
+        type=number(0, 0.99),
+        metavar="X",
+        help="share of each target that is spread over all classes",
+    )
+    add(
+        "--ema",
+        fixed=True,
+        type=number(0, 1),
+        metavar="X",
+        help="evaluate an exponential moving average of the weights with this decay per update, e.g. 0.999",
+    )
+    add("--patience", type=integer(1), metavar="N", help="stop after N validations without improvement")
+    add("--amp", action="store_true", help="compute in bfloat16 by autocast")
+    add(
+        "--compile",
+        action="store_true",
+        scope=Scope.MACHINE,
+        help="compile the network with torch.compile",
+    )
+    _add_checkpoint_flags(parser.group("checkpoints and log", Scope.TRAINING))
+
+
+def _add_optimisation_flags(group: Group, optimizers: Sequence[str]) -> None:
     add = group.add
     add(
         "-bs",
@@ -228,20 +255,10 @@ def add_training_flags(parser: Parser, recipe: str, optimizers: Sequence[str] = 
         help=f"second beta of adam, adamw{also}",
     )
     add("--clip-norm", type=number(0, above=True), metavar="X", help="clip the gradient to this norm")
-    add(
-        "--label-smoothing",
-        type=number(0, 0.99),
-        metavar="X",
-        help="share of each target that is spread over all classes",
-    )
-    add(
-        "--ema",
-        fixed=True,
-        type=number(0, 1),
-        metavar="X",
-        help="evaluate an exponential moving average of the weights with this decay per update, e.g. 0.999",
-    )
-    add("--patience", type=integer(1), metavar="N", help="stop after N validations without improvement")
+
+
+def _add_checkpoint_flags(group: Group) -> None:
+    add = group.add
     add(
         "--log-interval",
         scope=Scope.MACHINE,
@@ -262,13 +279,6 @@ def add_training_flags(parser: Parser, recipe: str, optimizers: Sequence[str] = 
         default=(),
         metavar="N,N",
         help="keep the checkpoints of these epochs",
-    )
-    add("--amp", action="store_true", help="compute in bfloat16 by autocast")
-    add(
-        "--compile",
-        action="store_true",
-        scope=Scope.MACHINE,
-        help="compile the network with torch.compile",
     )
     add(
         "--checkpoint-dir",

@@ -40,18 +40,25 @@ def add_dataset_flags(
     for flag, values, text in choices:
         add(f"--{flag}", choices=values, help=f"{text}; default: {values[0]}")
     add(
-        "--classes",
-        type=names,
-        default=(),
-        metavar="NAME,…",
-        help="with --dataset folder: use only these classes",
-    )
-    add(
         "--valid-fraction",
         type=number(0, 0.9, above=True),
         metavar="X",
         help="with --dataset folder or colour images: validate on this share of the training images; "
         "default: the data set's own validation or test split, or 0.1 if it has none",
+    )
+    _add_folder_flags(group)
+    add("--limit", type=integer(1), metavar="N", help="train on a fixed stratified subset of N examples")
+    return group
+
+
+def _add_folder_flags(group: Group) -> None:
+    add = group.add
+    add(
+        "--classes",
+        type=names,
+        default=(),
+        metavar="NAME,…",
+        help="with --dataset folder: use only these classes",
     )
     add(
         "--skip-bad",
@@ -67,8 +74,6 @@ def add_dataset_flags(
         metavar="N",
         help="with --dataset folder: number of processes that read images larger than 64 px",
     )
-    add("--limit", type=integer(1), metavar="N", help="train on a fixed stratified subset of N examples")
-    return group
 
 
 def add_list_models_flag(group: Group) -> None:

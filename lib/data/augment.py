@@ -1,6 +1,6 @@
 """Augmentation of batches on their device: images (B, C, H, W) in, images of the same shape (or crops) out.
 
-Every function draws from torch's global generator, which `lib.training.train.fit` seeds for every update.
+Every function draws from torch's global generator, which `lib.training.fit.fit` seeds for every update.
 """
 
 import math
@@ -10,8 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-NAMES = ("shift", "rotate", "scale", "affine", "crop", "flip", "color", "erase")
 
 ROTATE_DEGREES = 10.0
 SCALE_SHARE = 0.1
@@ -33,7 +31,7 @@ def augmentation(
     """Compose the augmentations `names` into one function; return None if there is nothing to do.
 
     Args:
-        names: some of `NAMES`.
+        names: some of `shift`, `rotate`, `scale`, `affine`, `crop`, `flip`, `color`, `erase`.
         shift_pixels: largest displacement of `shift`, in pixels.
         mean, std: per channel. The function takes and returns images scaled as (pixel − mean) / std, but
             augments them as pixels, so that the area moved in from outside is black.
@@ -49,7 +47,7 @@ def augmentation(
         names = [name for name in names if name != "shift"]
     chosen = [*_moves(names, shift_pixels), *(step for name, step in steps.items() if name in names)]
     if window:
-        chosen.insert(0, partial(windowed, height=window, width=window))
+        chosen.insert(0, partial(random_windows, height=window, width=window))
     if not chosen:
         return None
     scaled = set(mean) != {0} or set(std) != {1}
@@ -82,10 +80,10 @@ def _moves(names: Sequence[str], shift_pixels: int) -> list[Callable[[Tensor], T
 def shift(images: Tensor, pixels: int = 2) -> Tensor:
     """Translate each image by a random whole number of pixels, up to `pixels` along both axes."""
     height, width = images.shape[2:]
-    return windowed(F.pad(images, [pixels] * 4), height, width)
+    return random_windows(F.pad(images, [pixels] * 4), height, width)
 
 
-def windowed(images: Tensor, height: int, width: int) -> Tensor:
+def random_windows(images: Tensor, height: int, width: int) -> Tensor:
     """Crop a random window of the given size from each image, (B, C, height, width)."""
     windows = images.unfold(2, height, 1).unfold(3, width, 1)
     down = torch.randint(windows.shape[2], (len(images),), device=images.device)
@@ -120,6 +118,7 @@ def warp(images: Tensor, shift: float = 0, rotate: float = 0, scale: float = 0, 
     x_shift, y_shift = uniform(2 * shift / width, 2)  # the grid spans [−1, 1]: its width is 2
     slant = uniform(shear) if shear else torch.zeros_like(angle)
     cosine, sine = angle.cos(), angle.sin()
+    # The product, with R(angle) = [[cos, −sin], [sin, cos]] and shear · scale = [[x, slant · y], [0, y]].
     across = [cosine * x_scale, (cosine * slant - sine) * y_scale, x_shift]
     down = [sine * x_scale, (sine * slant + cosine) * y_scale, y_shift]
     return _sampled(images, torch.stack(across + down, 1))
@@ -142,6 +141,8 @@ def crop(images: Tensor) -> Tensor:
         return torch.rand(len(images), device=images.device) * (high - low) + low
 
     area, aspect = uniform(*CROP_AREA), uniform(*map(math.log, CROP_ASPECT)).exp()
+    # From width · height = area and width / height = aspect: width² = area · aspect, height² = area / aspect.
+    # A large window of a long shape does not fit into the image: it is cut to the image's side.
     width, height = ((area * ratio).sqrt().clamp(max=1) for ratio in (aspect, 1 / aspect))
     # In the grid's coordinates the window is 2·width wide; its centre may be up to 1 − width off the middle.
     x, y = uniform(width - 1, 1 - width), uniform(height - 1, 1 - height)

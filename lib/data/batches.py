@@ -12,7 +12,21 @@ from lib.runtime import distributed
 from lib.runtime.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
+_FILES_A_BATCH = 128  # in validation
 _Item = tuple[int, int | None]  # number of an example, and the seed of its crop
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return a number of its own for each pair (seed, epoch), up to 1,000,003 epochs.
+
+    The sum of both would give run 1 in epoch 0 the order of run 0 in epoch 1.
+    """
+    return seed * 1_000_003 + epoch
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Return a new generator for that epoch, so that no other draw of random numbers changes its order."""
+    return torch.Generator().manual_seed(epoch_seed(seed, epoch))
 
 
 class Shuffled:
@@ -58,8 +72,7 @@ class Shuffled:
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of the examples in that epoch, (N,)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.examples, generator=generator)
+        return torch.randperm(self.examples, generator=epoch_generator(self.seed, epoch))
 
 
 class TensorBatches(Shuffled):
@@ -86,7 +99,7 @@ class TensorBatches(Shuffled):
         return (self.transform(first) if self.transform else first, *others)
 
 
-class Phases:
+class ScheduledBatches:
     """A schedule of batches: `first` for a number of epochs, then `then`.
 
     Both must have the same number of examples and of batches per epoch.
@@ -94,10 +107,10 @@ class Phases:
     Args:
         first: batches of the first epochs.
         epochs: number of epochs that use `first`.
-        then: batches of all later epochs.
+        then: batches of all later epochs, which may be a schedule again.
     """
 
-    def __init__(self, first: Shuffled, epochs: int, then: Shuffled):
+    def __init__(self, first: Shuffled, epochs: int, then: "Shuffled | ScheduledBatches"):
         self.first, self.epochs, self.then = first, epochs, then
 
     def __len__(self) -> int:
@@ -145,7 +158,7 @@ def _in_order(examples: int, batch_size: int, over_ranks: bool) -> Iterator[slic
             yield slice(first + rank, min(first + batch_size * ranks, examples), ranks)
 
 
-class Reader(Protocol):
+class ImageReader(Protocol):
     """The data set behind `FileBatches` and `FilesInOrder`: it reads one image, in a worker process."""
 
     def __getitem__(self, item: _Item, /) -> tuple[Tensor, int]:
@@ -169,7 +182,7 @@ class FileBatches(Shuffled):
 
     def __init__(
         self,
-        reader: Reader,
+        reader: ImageReader,
         examples: int,
         *,
         batch_size: int,
@@ -183,7 +196,8 @@ class FileBatches(Shuffled):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of `epoch` from number `start` on."""
-        first = (self.seed * 1_000_003 + epoch) * self.examples
+        # Distinct for each (seed, epoch, example), as `epoch_seed` is for each (seed, epoch).
+        first = epoch_seed(self.seed, epoch) * self.examples
         rows = self.rows(self.order(epoch), start)
         numbered: Iterator[list[_Item]] = (
             [(row, (first + row) % 2**63) for row in batch.tolist()] for batch in rows
@@ -196,21 +210,20 @@ class FilesInOrder:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: ImageReader,
         examples: int,
         *,
         finish: Transform,
         workers: int,
         device: torch.device,
-        batch_size: int = 128,
         distributed_over_ranks: bool = True,
     ):
         self.reader, self.examples, self.finish = reader, examples, finish
         self.workers, self.device = workers, device
-        self.batch_size, self.over_ranks = batch_size, distributed_over_ranks
+        self.over_ranks = distributed_over_ranks
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        slices = _in_order(self.examples, self.batch_size, self.over_ranks)
+        slices = _in_order(self.examples, _FILES_A_BATCH, self.over_ranks)
         numbered: Iterator[list[_Item]] = (
             [(row, None) for row in range(self.examples)[rows]] for rows in slices
         )
@@ -218,7 +231,7 @@ class FilesInOrder:
 
 
 def _read(
-    reader: Reader,
+    reader: ImageReader,
     batches: Iterable[list[_Item]],
     finish: Transform,
     workers: int,

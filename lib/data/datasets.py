@@ -62,29 +62,31 @@ class DataSet:
 
 def _read_idx(name: str) -> Callable[[Path, Options], Labelled]:
     def read(data_dir: Path, options: Options) -> Labelled:
-        from lib.data import images
+        from lib.data import idx
 
-        family = images.family(name, options)
-        return Labelled(
-            {each: images.idx_split(family, data_dir, each) for each in ("train", "test")}, family.classes
-        )
+        found = idx.find(name, options)
+        splits = {each: idx.read_split(found, data_dir, each) for each in ("train", "test")}
+        return Labelled(splits, found.classes)
 
     return read
 
 
 def _idx_classes(name: str) -> Callable[[Path, Options], tuple[str, ...]]:
     def classes(_data_dir: Path, options: Options) -> tuple[str, ...]:
-        from lib.data import images
+        from lib.data import idx
 
-        return images.family(name, options).classes
+        return idx.find(name, options).classes
 
     return classes
+
+
+_DIGIT_NAMES = tuple("0123456789")
 
 
 def _read_digits(_data_dir: Path, _options: Options) -> Labelled:
     from lib.data import images
 
-    return Labelled(images.digits_of_scikit_learn(), images.DIGIT_NAMES)
+    return Labelled(images.digits_of_scikit_learn(), _DIGIT_NAMES)
 
 
 def _read_cifar(name: str) -> Callable[[Path, Options], Labelled]:
@@ -116,7 +118,7 @@ _TABLE = (
     _grey("fashion-mnist"),
     _grey("kmnist"),
     _grey("emnist", Choice("split", _EMNIST_SPLITS, "part of emnist to use")),
-    DataSet("digits", 1, _read_digits, lambda _data_dir, _options: tuple("0123456789")),
+    DataSet("digits", 1, _read_digits, lambda _data_dir, _options: _DIGIT_NAMES),
     DataSet("cifar10", 3, _read_cifar("cifar10"), _cifar_classes("cifar10")),
     DataSet(
         "cifar100",

@@ -81,14 +81,14 @@ def _checked(found: Folder, folder: Path) -> Folder:
     present = set(found.splits["train"].labels)
     empty = [name for label, name in enumerate(found.classes) if label not in present]
     if empty:
-        raise UserError(f"the class {some(empty)} in {folder} has no images to train on")
+        raise UserError(f"the class {first_few(empty)} in {folder} has no images to train on")
     for split, files in found.splits.items():
         if not files.paths:
             raise UserError(f"the {split} split of {folder} has no images")
     return found
 
 
-def some(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """Join the first few of `names`, and say how many more there are."""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
@@ -105,7 +105,7 @@ def _splits(folder: Path) -> Folder:
     strangers: list[str] = []
     splits = {split: _files(root, classes, strangers) for split, root in roots.items()}
     if strangers:
-        warn(f"left out in {folder}, because they are not image files: {some(strangers)}")
+        warn(f"left out in {folder}, because they are not image files: {first_few(strangers)}")
     return Folder(splits, classes)
 
 
@@ -162,7 +162,9 @@ def _stanford(folder: Path) -> Folder | None:
             )
         absent = [name for name in listed if not (images / name).is_file()]
         if absent:
-            raise UserError(f"{len(absent)} images of {lists[split]} are not in {images}: {some(absent)}")
+            raise UserError(
+                f"{len(absent)} images of {lists[split]} are not in {images}: {first_few(absent)}"
+            )
         numbers = {name: number for number, name in enumerate(folders)}
         splits[split] = Files(
             [str(images / name) for name in listed], [numbers[name.partition("/")[0]] for name in listed]

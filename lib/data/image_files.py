@@ -95,7 +95,7 @@ class FileSplit:
 
 
 class _Reader:
-    """Reads an image for a batch, in a worker process; see `lib.data.batches.Reader`."""
+    """Reads an image for a batch, in a worker process; see `lib.data.batches.ImageReader`."""
 
     def __init__(self, split: FileSplit, crops: bool = False):
         self.files, self.labels = split.files, split.labels.tolist()
@@ -243,7 +243,7 @@ def _complain(bad: set[int], files: Sequence[str], skip_bad: bool) -> None:
             f"{len(bad):,} of {len(files):,} images cannot be read ({_cause(paths[0])}): "
             "put them right, or leave them out with --skip-bad"
         )
-    warn(f"{len(bad):,} of {len(files):,} images cannot be read and are left out: {folders.some(paths)}")
+    warn(f"{len(bad):,} of {len(files):,} images cannot be read and are left out: {folders.first_few(paths)}")
 
 
 def _cause(path: str) -> str:
@@ -258,7 +258,7 @@ def _check_left(splits: dict[str, Examples], classes: Sequence[str], folder: str
     left = set(splits["train"].labels.tolist())
     gone = [name for label, name in enumerate(classes) if label not in left]
     if gone:
-        raise UserError(f"no image of the class {folders.some(gone)} in {folder} can be read")
+        raise UserError(f"no image of the class {folders.first_few(gone)} in {folder} can be read")
     for name, split in splits.items():
         if not len(split.labels):
             raise UserError(f"no image of the {name} split of {folder} can be read")

@@ -1,14 +1,7 @@
-"""Small images in memory: data sets in MNIST's format, and the digits that come with scikit-learn."""
+"""Labelled images: their splits in memory, how these are divided and resized, and scikit-learn's digits."""
 
-import gzip
-import io
-import math
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
@@ -21,7 +14,6 @@ from torch.nn import functional as F
 from lib.data import datasets
 from lib.data.batches import InOrder, Shuffled, TensorBatches, Transform
 from lib.data.preprocessing import Preprocessing
-from lib.runtime import distributed
 from lib.runtime.errors import UserError
 
 # The subset, the hold-out and the split of `digits` do not depend on --seed, so that seeds are compared on
@@ -36,80 +28,6 @@ LARGEST_IN_MEMORY = 64
 # memory that grows with their size.
 _NUMBERS_A_BATCH = 250 * 3 * 32 * 32
 _LEAST_A_BATCH = 16
-
-DIGIT_NAMES = tuple("0123456789")
-FASHION_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-KUZUSHIJI_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-
-
-_UPPER, _LOWER = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), tuple("abcdefghijklmnopqrstuvwxyz")
-# Letters whose lower-case form differs from the capital, so that EMNIST makes it a class of its own.
-_OWN_LOWER = tuple("abdefghnqrt")
-_EMNIST_CLASSES = {
-    "letters": _LOWER,
-    "balanced": DIGIT_NAMES + _UPPER + _OWN_LOWER,
-    "digits": DIGIT_NAMES,
-    "mnist": DIGIT_NAMES,
-    "byclass": DIGIT_NAMES + _UPPER + _LOWER,
-    "bymerge": DIGIT_NAMES + _UPPER + _OWN_LOWER,
-}
-
-
-class Family(NamedTuple):
-    """A data set in MNIST's format.
-
-    Attributes:
-        name: name of the data set in `--dataset`.
-        folder: name of torchvision's class that downloads it, and of the folder that the class downloads to.
-        classes: names of the classes.
-        prefixes: first parts of the file names of `train` and `test`.
-        first_label: number of the first class in the files.
-        is_transposed: whether images are stored column by column.
-        download: further arguments of torchvision's class.
-    """
-
-    name: str
-    folder: str
-    classes: tuple[str, ...]
-    prefixes: Mapping[str, str] = MappingProxyType({"train": "train", "test": "t10k"})
-    first_label: int = 0
-    is_transposed: bool = False
-    download: Mapping[str, str] = MappingProxyType({})
-
-
-_FAMILIES = {
-    "mnist": Family("mnist", "MNIST", DIGIT_NAMES),
-    "fashion-mnist": Family("fashion-mnist", "FashionMNIST", FASHION_NAMES),
-    "kmnist": Family("kmnist", "KMNIST", KUZUSHIJI_NAMES),
-}
-
-
-def family(name: str, options: Mapping[str, str]) -> Family:
-    """Return a data set in MNIST's format; `options` names the split of EMNIST (Cohen et al. 2017)."""
-    if name != "emnist":
-        return _FAMILIES[name]
-    split = options["split"]
-    return Family(
-        name,
-        "EMNIST",
-        _EMNIST_CLASSES[split],
-        {each: f"emnist-{split}-{each}" for each in ("train", "test")},
-        first_label=1 if split == "letters" else 0,
-        is_transposed=True,
-        download={"split": split},
-    )
-
 
 # A function from names of augmentations to the transform that applies them, or None for no names.
 Augmentation = Callable[[Sequence[str]], Transform | None]
@@ -327,6 +245,7 @@ def _stratified_rows(labels: Tensor, count: int, flag: str) -> Tensor:
     classes = len(sizes)
     if sizes.min() < 2:
         raise UserError(f"{flag} {count} cannot be stratified: a class has only one training example")
+    # Each class needs an example on both sides.
     if not classes <= count <= len(labels) - classes:
         raise UserError(
             f"{flag} {count} cannot be taken from {len(labels)} training examples of {classes} classes: "
@@ -350,82 +269,3 @@ def digits_of_scikit_learn() -> dict[str, Split]:
     whole = Split(resize(images, 28), torch.from_numpy(digits.target).long())
     train, test = _holdout(whole, 360, "digits")
     return {"train": train, "test": test}
-
-
-def idx_split(family: Family, data_dir: Path, split: str) -> Split:
-    """Read a split of a data set in MNIST's format; missing files are downloaded through torchvision.
-
-    Raises:
-        UserError: files are missing and cannot be downloaded, or are damaged.
-    """
-    folder = data_dir / family.folder / "raw"
-    names = [f"{family.prefixes[split]}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")]
-    with distributed.main_first():
-        if any(_find(folder, name) is None for name in names):
-            _download(family, data_dir)
-    files = [_find(folder, name) for name in names]
-    if files[0] is None or files[1] is None:
-        raise UserError(f"torchvision has downloaded {family.name}, but not {' and '.join(names)}")
-    images, labels = read_idx(files[0], 3), read_idx(files[1], 1).long() - family.first_label
-    if len(images) != len(labels):
-        raise UserError(f"{files[0]} holds {len(images)} images but {files[1]} {len(labels)} labels")
-    last = family.first_label + len(family.classes) - 1
-    if not len(labels) or labels.min() < 0 or labels.max() >= len(family.classes):
-        raise UserError(f"{files[1]} does not hold labels {family.first_label} to {last}")
-    images = images.transpose(1, 2).contiguous() if family.is_transposed else images
-    return Split(images.float().div_(255).unsqueeze(1), labels)
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-def _download(family: Family, data_dir: Path) -> None:
-    from torchvision import datasets as torchvision_datasets
-
-    raw = data_dir / family.folder / "raw"
-    made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
-    try:
-        # torchvision prints to standard output, which belongs to the log. Its progress bar (stderr) stays.
-        with redirect_stdout(io.StringIO()):
-            kind = getattr(torchvision_datasets, family.folder)
-            kind(root=str(data_dir), download=True, **family.download)
-    except (OSError, RuntimeError, HTTPException) as error:
-        with suppress(OSError):  # the folder is not empty
-            for folder in made:
-                folder.rmdir()
-        parts = ("images-idx3", "labels-idx1")
-        names = [f"{prefix}-{part}-ubyte" for prefix in family.prefixes.values() for part in parts]
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{family.name} is not in {data_dir} and could not be downloaded ({cause}): "
-            f"put {', '.join(names)} (plain or .gz) into {raw}, name another --data-dir, "
-            f"or take --dataset digits, which needs no download"
-        ) from None
-
-
-def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Read a file of unsigned bytes in the idx format (http://yann.lecun.com/exdb/mnist), plain or .gz.
-
-    Returns:
-        uint8 tensor of `dimensions` dimensions.
-
-    Raises:
-        UserError: the magic number is wrong, the file is cut short, or a .gz file is not in gzip format.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    header = 4 + 4 * dimensions
-    magic = 0x0800 + dimensions  # 0x08: unsigned bytes
-    if len(content) < header:
-        raise UserError(f"{path} is cut short: {len(content)} bytes are less than its header of {header}")
-    found, *shape = struct.unpack(f">{1 + dimensions}I", content[:header])
-    if found != magic:
-        raise UserError(f"{path} is no idx file of {dimensions} dimensions: magic {found:#x}, not {magic:#x}")
-    expected = header + math.prod(shape)
-    if len(content) != expected:
-        wrong = "cut short" if len(content) < expected else "too long"
-        raise UserError(f"{path} is {wrong}: {len(content)} bytes, its header promises {expected}")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.data.batches import epoch_generator
 from lib.data.tokens import Encoded, Phrases
 from lib.runtime import distributed
 
@@ -45,8 +46,9 @@ class PhraseBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Phrases, Tensor]]:
         """Yield the batches of `epoch` from number `start` on."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = epoch_generator(self.seed, epoch)
         rows = torch.randperm(len(self.encoded), generator=generator).to(self.labels.device)
+        # Shuffled first and then sorted by length, stably: phrases of one length stay shuffled.
         rows = rows[self.encoded.lengths[rows].argsort(stable=True)]
         rank, ranks = distributed.rank(), distributed.world_size()
         for number in torch.randperm(len(self), generator=generator).tolist()[start:]:
@@ -119,7 +121,7 @@ class PhraseSwap:
 
     A part is a subphrase that is itself a labelled phrase of the corpus, as the parse trees of SST-2
     provide: `a gorgeous , witty , seductive movie` may become `a tender , funny , seductive movie`.
-    Random numbers come from torch's global generator, which `lib.training.train.fit` seeds for every update.
+    Random numbers come from torch's global generator, which `lib.training.fit.fit` seeds for every update.
 
     Args:
         encoded: N phrases, both those to be changed and those inserted into them.
@@ -159,10 +161,10 @@ class PhraseSwap:
         return tokens
 
 
-class Words:
+class RandomWords:
     """Random batches of single words.
 
-    Random numbers come from torch's global generator, which `lib.training.train.fit` seeds for every update.
+    Random numbers come from torch's global generator, which `lib.training.fit.fit` seeds for every update.
 
     Args:
         encoded: N phrases of one word each.

@@ -1,55 +1,31 @@
 """Labelled phrases: SST-2 from files or the Hub, the user's own files, and a tiny set included here."""
 
-import csv
-import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from sys import maxsize, stderr
-from typing import BinaryIO, NamedTuple
+from sys import stderr
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import torch
-
+from lib.data.sentences import fixed_permutation, held_out_rows
+from lib.data.text_files import Row, read_file
 from lib.data.tokens import tokenise
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 
-# The sentences that are held out, or kept by a limit, do not depend on --seed.
-SPLIT_SEED = 0
-
-TEXT_COLUMNS = ("sentence", "text", "phrase", "review")
-LABEL_COLUMNS = ("label", "sentiment")
 SENTIMENTS = ("negative", "positive")
 HUB = "stanfordnlp/sst2"
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet", ".txt")
 TINY = Path(__file__).with_name("tiny_sentiment.tsv")
 
 # Phrases are truncated to this many words.
 MOST_WORDS = 2000
 
-# Sentences that share a run of this many words are held out together. With 6, the largest group on SST-2 has
-# 8 sentences; with 5, common turns of phrase begin to chain unrelated sentences together.
-SHARED_RUN = 6
-
-# Phrases of at least this many words are looked up by their first words.
-BEGINNING = 8
-
-
-class Row(NamedTuple):
-    """One line of a file: its place (for error messages), its text, and its label as written, or None."""
-
-    place: str
-    text: str
-    label: str | None
-
 
 @dataclass(frozen=True)
-class Split:
+class TextSplit:
     """N phrases, each a tuple of words, and their class indices; `labels` is None if there are none."""
 
     phrases: Sequence[tuple[str, ...]]
@@ -58,19 +34,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.phrases)
 
-    def rows(self, index: Iterable[int]) -> "Split":
+    def rows(self, index: Iterable[int]) -> "TextSplit":
         index = list(index)
         labels = None if self.labels is None else [self.labels[i] for i in index]
-        return Split([self.phrases[i] for i in index], labels)
+        return TextSplit([self.phrases[i] for i in index], labels)
 
 
 @dataclass(frozen=True)
 class TextData:
     """The training and validation splits, and the labelled test split if there is one (used only once)."""
 
-    train: Split
-    valid: Split
-    test: Split | None
+    train: TextSplit
+    valid: TextSplit
+    test: TextSplit | None
     classes: tuple[str, ...]
 
 
@@ -94,7 +70,7 @@ def load(
         limit: keep a fixed subset of this many training phrases.
 
     Raises:
-        UserError: missing or damaged files, missing labels, only one class, or no network connection.
+        UserError: missing, empty or damaged files, missing labels, only one class, or no network connection.
     """
     rows = _official_rows(dataset, Path(data_dir), files)
     if not rows["valid"] and not holdout:
@@ -103,10 +79,12 @@ def load(
     train, valid = _split(rows["train"], classes), _split(rows["valid"], classes)
     test = _split(rows["test"], classes) if rows["test"] else None
     if holdout:
-        train, held_out = hold_out(train, holdout)
-        valid, test = held_out, test or (valid if rows["valid"] else None)
+        if test is None and rows["valid"]:
+            test = valid
+        kept, held_out = held_out_rows(train.phrases, holdout)
+        train, valid = train.rows(kept), train.rows(held_out)
     if limit and limit < len(train):
-        train = train.rows(sorted(_shuffled(len(train))[:limit]))
+        train = train.rows(sorted(fixed_permutation(len(train))[:limit]))
     return TextData(train, valid, test, classes)
 
 
@@ -128,7 +106,7 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(tokenise(text)[:MOST_WORDS])
 
 
-def statistics(split: Split) -> dict[str, int]:
+def statistics(split: TextSplit) -> dict[str, int]:
     """Count `phrases`, `words`, `duplicates` and `contradictory` phrases of a labelled split.
 
     Duplicates are the repetitions of a phrase, not counting its first row. A phrase is contradictory if it
@@ -147,99 +125,26 @@ def statistics(split: Split) -> dict[str, int]:
     }
 
 
-def hold_out(split: Split, share: float) -> tuple[Split, Split]:
-    """Hold out a share of the sentences of a corpus of phrases: `(the rest, the sentences held out)`.
-
-    A sentence is a phrase that is not part of a longer phrase. A phrase of a held-out sentence stays in the
-    rest only if it also occurs in a sentence of the rest (`funny`, `the film`). So the rest reveals no more
-    about the held-out sentences than it does about those of an official validation split.
-
-    Raises:
-        UserError: one of the two parts would be empty.
-    """
-    owners, sentences = _sentences(split.phrases)
-    groups = _related(sentences)
-    names = sorted(set(groups))
-    chosen = {names[i] for i in _shuffled(len(names))[: round(share * len(names))]}
-    held = [groups[sentence] in chosen for sentence in range(len(sentences))]
-    kept, out = [], []
-    for row, phrase in enumerate(split.phrases):
-        if not all(held[sentence] for sentence in owners[phrase]):
-            kept.append(row)
-        elif phrase == sentences[owners[phrase][0]]:
-            out.append(row)
-    if not kept or not out:
-        raise UserError(f"--holdout {share:g} of {len(names)} sentences leaves nothing on one side")
-    return split.rows(kept), split.rows(out)
-
-
-def _sentences(phrases: Sequence[tuple[str, ...]]) -> tuple[dict, list]:
-    """Find the sentences of a corpus: `(indices of the sentences that contain each phrase, sentences)`."""
-    owners: dict[tuple[str, ...], list[int]] = {phrase: [] for phrase in phrases}
-    sentences: list[tuple[str, ...]] = []
-    lengths: dict[tuple[str, ...], set[int]] = {}  # by their first words
-    for phrase in owners:
-        if len(phrase) >= BEGINNING:
-            lengths.setdefault(phrase[:BEGINNING], set()).add(len(phrase))
-    for phrase in sorted(owners, key=len, reverse=True):
-        if owners[phrase]:
-            continue
-        for part in _parts(phrase, lengths):
-            # A phrase may occur twice in one sentence.
-            if part in owners and len(sentences) not in owners[part][-1:]:
-                owners[part].append(len(sentences))
-        sentences.append(phrase)
-    return owners, sentences
-
-
-def _parts(phrase: tuple[str, ...], lengths: Mapping[tuple[str, ...], set[int]]) -> Iterator[tuple[str, ...]]:
-    """Yield all short parts of a phrase, and the longer parts that begin like a known phrase.
-
-    Trying every part would take time quadratic in the length of the phrase.
-    """
-    for first in range(len(phrase)):
-        for end in range(first + 1, min(first + BEGINNING, len(phrase) + 1)):
-            yield phrase[first:end]
-        for length in lengths.get(phrase[first : first + BEGINNING], ()):
-            yield phrase[first : first + length]
-
-
-def _related(sentences: Sequence[tuple[str, ...]]) -> list[int]:
-    """Group the sentences that share a run of `SHARED_RUN` words: return a group number for each sentence.
-
-    Groups are merged by union-find, because the relation is transitive.
-    """
-    parents = list(range(len(sentences)))
-
-    def root(i: int) -> int:
-        while parents[i] != i:
-            parents[i] = i = parents[parents[i]]  # path halving
-        return i
-
-    first_with: dict[tuple[str, ...], int] = {}
-    for number, sentence in enumerate(sentences):
-        for start in range(len(sentence) - SHARED_RUN + 1):
-            other = first_with.setdefault(sentence[start : start + SHARED_RUN], number)
-            parents[root(number)] = root(other)
-    return [root(i) for i in range(len(sentences))]
-
-
-def _shuffled(count: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
-
-
 def _official_rows(dataset: str, data_dir: Path, files: dict[str, str | None]) -> dict[str, list[Row]]:
     if files.get("train"):
-        return {name: list(read_file(path)) if path else [] for name, path in files.items()}
+        return {name: _rows_with_text(read_file(path), path) if path else [] for name, path in files.items()}
     if any(files.values()):
         raise UserError("--valid-file and --test-file go with a --train-file")
     if dataset == "tiny":
         return _tiny_rows()
     return {
-        "train": list(_sst2_rows(data_dir, "train")),
-        "valid": list(_sst2_rows(data_dir, "dev")),
+        "train": _rows_with_text(_sst2_rows(data_dir, "train"), "the training split of sst2"),
+        "valid": _rows_with_text(_sst2_rows(data_dir, "dev"), "the validation split of sst2"),
         "test": [],
     }
+
+
+def _rows_with_text(rows: Iterable[Row], source: str) -> list[Row]:
+    """Return the rows; refuse a split whose rows are all blank, or another would silently take its place."""
+    listed = list(rows)
+    if not any(row.text.strip() for row in listed):
+        raise UserError(f"{source} holds no phrase: it has no rows, or all its rows are blank")
+    return listed
 
 
 def _tiny_rows() -> dict[str, list[Row]]:
@@ -296,7 +201,7 @@ def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
     return SENTIMENTS if labels <= {*"01", *SENTIMENTS} else tuple(sorted(labels))
 
 
-def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> Split:
+def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> TextSplit:
     """Turn rows into words and class indices; rows without text are left out."""
     numbers = {name: number for number, name in enumerate(classes)}
     if classes == SENTIMENTS:
@@ -312,104 +217,10 @@ def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> Split:
             )
         phrases.append(words_of(row.text))
         labels.append(numbers[label])
-    return Split(phrases, labels)
+    return TextSplit(phrases, labels)
 
 
 def _label(row: Row) -> str:
     if row.label is None or row.label.strip() in ("", "-1"):
         raise UserError(f"{row.place} has no label: every row needs one in a split for training or scoring")
     return row.label.strip()
-
-
-def read_file(path: str | Path) -> Iterator[Row]:
-    """Yield the rows of a .tsv, .csv, .jsonl or .parquet file, or of lines of plain text, as they are read.
-
-    All formats but plain text name their columns: the text is in one of `TEXT_COLUMNS`, the label in one of
-    `LABEL_COLUMNS`. TSV files have no quoting, like GLUE's. Bytes that are not UTF-8 become U+FFFD.
-
-    Raises:
-        UserError: the file or the column does not exist, or a line (named by its number) cannot be read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}")
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-        return
-    try:
-        with path.open("rb") as file:
-            yield from read_lines(file, str(path), path.suffix)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def read_lines(file: BinaryIO, name: str, suffix: str = "") -> Iterator[Row]:
-    """Yield the rows of an open file in the format of `suffix`; see `read_file`."""
-    formats: dict[str, Callable] = {".tsv": _tsv_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    return formats.get(suffix, _plain_rows)((line.decode("utf-8", "replace") for line in file), name)
-
-
-def _plain_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        yield Row(f"{name} line {number}", line.rstrip("\r\n"), None)
-
-
-def _tsv_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    yield from _table_rows((line.rstrip("\r\n").split("\t") for line in lines), name)
-
-
-def _csv_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    csv.field_size_limit(min(maxsize, 2**31 - 1))
-    try:
-        yield from _table_rows(csv.reader(lines, strict=True), name)
-    except csv.Error as error:
-        raise UserError(f"{name} is no CSV file: {error}") from None
-
-
-def _table_rows(cells: Iterable[list[str]], name: str) -> Iterator[Row]:
-    rows = iter(cells)
-    header = [cell.strip().lower().removeprefix("\ufeff") for cell in next(rows, [])]
-    text, label = _column(header, TEXT_COLUMNS), _column(header, LABEL_COLUMNS)
-    if text is None:
-        raise UserError(f"{name} has no column {' or '.join(TEXT_COLUMNS)}: its first line is {header}"[:300])
-    for number, row in enumerate(rows, 2):
-        if row in ([], [""]):
-            continue
-        if len(row) != len(header):
-            raise UserError(f"{name} line {number} has {len(row)} columns, not {len(header)}")
-        yield Row(f"{name} line {number}", row[text], None if label is None else row[label])
-
-
-def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
-
-
-def _jsonl_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UserError(f"{name} line {number} is not JSON") from None
-        yield _record_row(record if isinstance(record, dict) else {}, f"{name} line {number}")
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        table = parquet.ParquetFile(path)
-        for batch in table.iter_batches():
-            for number, record in enumerate(batch.to_pylist()):
-                yield _record_row(record, f"{path} row {number}")
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-
-
-def _record_row(record: dict, place: str) -> Row:
-    text = next((record[key] for key in TEXT_COLUMNS if key in record), None)
-    label = next((record[key] for key in LABEL_COLUMNS if key in record), None)
-    if not isinstance(text, str):
-        raise UserError(f"{place} has no text under {' or '.join(TEXT_COLUMNS)}")
-    return Row(place, text, None if label is None else str(label))

@@ -15,6 +15,7 @@ MOST_CLASSES_WITH_COUNTS = 32
 # With more classes the names would be too small to read, and the axes show numbers.
 MOST_CLASSES_WITH_NAMES = 200
 NAME_CHARACTERS = 24
+MOST_COLUMNS = 6  # of mistakes
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
@@ -69,7 +70,6 @@ def mistakes(
     true_names: Sequence[str],
     predicted_names: Sequence[str],
     probabilities: Sequence[float],
-    columns: int = 6,
 ) -> Figure:
     """Return a grid of wrongly classified images, each under "true → predicted, probability".
 
@@ -77,9 +77,8 @@ def mistakes(
         images: (K, H, W) or (K, H, W, 3), floats in [0, 1] or uint8; K may be 0.
         true_names, predicted_names: class names, one per image.
         probabilities: predicted probability of the predicted class, one per image.
-        columns: most images per row.
     """
-    columns = max(1, min(columns, len(images)))
+    columns = max(1, min(MOST_COLUMNS, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     figure = Figure(figsize=(1.5 * columns, 1.85 * rows))
     panels = figure.subplots(rows, columns, squeeze=False)

@@ -16,7 +16,7 @@ PANEL_INCHES = (1.9, 1.45)
 
 
 class LayerStatistics(Protocol):
-    """Statistics of a convolution's outputs, as in `lib.evaluation.views.Activations`."""
+    """Statistics of a convolution's outputs: `lib.evaluation.activation_statistics.Activations`."""
 
     @property
     def layer(self) -> str: ...
@@ -107,5 +107,5 @@ def _histogram(axes: Axes, row: LayerStatistics) -> None:
     axes.tick_params(labelsize=6.5, length=2)
     axes.minorticks_off()
     sparsity = "" if row.sparsity is None else f", then {row.sparsity:.0%} zeros"
-    facts = f"{row.mean:.2g} ± {math.sqrt(max(row.variance, 0)):.2g}{sparsity}"
+    facts = f"{row.mean:.2g} ± {math.sqrt(row.variance):.2g}{sparsity}"
     axes.set_title(f"{style.literal(row.layer)}\n{facts}", fontsize=7, pad=3)

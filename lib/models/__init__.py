@@ -121,9 +121,9 @@ _TABLE = (
     _rows("rnn"),
     _rows("lstm"),
     _rows("gru"),
-    Entry("lstm", "recurrent:SentimentClassifier", "phrases", _LSTM_OPTIONS, is_small=True),
-    Entry("plain", "recurrent:PlainClassifier", "phrases", _sizes(512), is_small=True),
-    Entry("ensemble", "recurrent:ensemble_of", "phrases", is_small=True),
+    Entry("lstm", "phrase_classifiers:SentimentClassifier", "phrases", _LSTM_OPTIONS, is_small=True),
+    Entry("plain", "phrase_classifiers:PlainClassifier", "phrases", _sizes(512), is_small=True),
+    Entry("ensemble", "phrase_classifiers:ensemble_of", "phrases", is_small=True),
 )
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _TABLE}

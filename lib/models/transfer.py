@@ -5,6 +5,7 @@ The head is the last layer with weights; the trunk is all the rest. The head's i
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -70,28 +71,32 @@ def freeze(model: nn.Module) -> None:
     name, head = head_of(model)
     model.requires_grad_(False)
     head.requires_grad_(True)
-    cast(Any, model).head_name = name
-    # `train` and `forward` are overridden in a class made for this network, so that its deep copies behave
-    # the same; closures stored in the object would still refer to the original.
-    kind = type(model)
-    model.__class__ = type(kind.__name__, (_Frozen, kind), {})
+    frozen = cast(Any, model)
+    frozen.head_name = name
+    # Two methods of this one network are replaced, because its class is torchvision's. They are bound methods
+    # and not closures over `model`, so that a deep copy (an average of the weights) gets its own, bound to
+    # itself. A module around the network would put a prefix before the names of all weights in checkpoints.
+    frozen.train = MethodType(_train_head_alone, model)
+    frozen.forward = MethodType(_forward_also_from_features, model)
     model.train(model.training)
 
 
-class _Frozen(nn.Module):
-    """A mixin for a network whose trunk stays in eval mode; see `freeze`."""
+def _train_head_alone(model: nn.Module, mode: bool = True) -> nn.Module:
+    """Set the mode of the head; the trunk stays in eval mode. A frozen network's `train`."""
+    type(model).train(model, False)
+    _head_of_frozen(model).train(mode)
+    model.training = mode  # the objective reads it to tell training from validation
+    return model
 
-    head_name: str
 
-    def train(self, mode: bool = True) -> "_Frozen":
-        super().train(False)
-        self.get_submodule(self.head_name).train(mode)
-        self.training = mode  # the objective reads it to tell training from validation
-        return self
+def _forward_also_from_features(model: nn.Module, x: Tensor) -> Tensor:
+    """Images (B, C, H, W), or their features (B, D), to logits (B, classes). A frozen network's `forward`."""
+    return _head_of_frozen(model)(x) if x.dim() == 2 else type(model).forward(model, x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), or their features (B, D), to logits (B, classes)."""
-        return self.get_submodule(self.head_name)(x) if x.dim() == 2 else super().forward(x)
+
+def _head_of_frozen(model: nn.Module) -> nn.Module:
+    # By its name, because `head_of` looks at every module, and this runs in every update.
+    return model.get_submodule(cast(Any, model).head_name)
 
 
 def has_features(model: nn.Module) -> bool:

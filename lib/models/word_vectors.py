@@ -64,6 +64,7 @@ class BigramVectors(nn.Module):
     def forward(self, phrases: Phrases) -> Tensor:
         """Return the vector of each word paired with the word before it, (B, T, D)."""
         words = phrases.words[phrases.tokens]
+        # A pair is hashed as the polynomial before · factor + word, which tells (a, b) from (b, a).
         # −1 stands for the beginning of the phrase; + 2 makes the factor positive for it, too.
         before = F.pad(words[:, :-1], (1, 0), value=-1)
         buckets = ((before + 2) * 1_000_003 + words) % _PRIME % self.vectors.num_embeddings

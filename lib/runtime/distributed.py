@@ -5,7 +5,7 @@ Without torchrun there is one rank, and every function here returns at once with
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -99,6 +99,23 @@ def mean_factor(count: torch.Tensor | int, device: torch.device) -> torch.Tensor
     if world_size() == 1:
         return 1.0 / count
     return world_size() / total(torch.as_tensor(count, dtype=torch.float32, device=device))
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace the gradient of each parameter by its mean over all ranks.
+
+    Every rank must have gradients of the same parameters; those without one are left out.
+    """
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    # One message for all of them, because each message costs its latency.
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / world_size()
+    dist.all_reduce(flat)
+    for gradient, mean in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def share_buffers(model: torch.nn.Module) -> None:

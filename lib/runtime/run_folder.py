@@ -100,14 +100,13 @@ def _given(flag: str, value: Any) -> str:
     return flag if value is True else f"{flag} {as_typed(value)}"
 
 
-def clear(folder: str | Path, keep: Sequence[str] = ()) -> None:
-    """Remove the checkpoints of an older run and of its ensemble members, except the file names in `keep`.
+def clear(folder: str | Path) -> None:
+    """Remove the checkpoints of an older run and of its ensemble members.
 
     Otherwise `--resume` could pick up the older run, or its epochs could be taken for those of the new run.
     """
     for file in _checkpoints(Path(folder)):
-        if file.parent != Path(folder) or file.name not in keep:
-            file.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
     for inner in _members(Path(folder)):
         with contextlib.suppress(OSError):  # the folder holds other files, too
             inner.rmdir()

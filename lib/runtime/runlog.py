@@ -166,17 +166,17 @@ class Run:
     fields: dict = field(default_factory=dict)
     events: dict[str, list[dict]] = field(default_factory=dict)
 
-    def series(self, tag: str, key: str, x: str = "Step") -> tuple[list[float], list[float]]:
-        """Return `(xs, values)` of the events of `tag` in which both `x` and `key` are numbers.
+    def series(self, tag: str, key: str) -> tuple[list[float], list[float]]:
+        """Return `(steps, values)` of the events of `tag` in which both `Step` and `key` are numbers.
 
-        The values may be NaN or infinite; the xs are finite.
+        The values may be NaN or infinite; the steps are finite.
         """
         pairs = [
-            (event[x], event[key])
+            (event["Step"], event[key])
             for event in self.events.get(tag, [])
-            if is_number(event.get(key)) and is_number(event.get(x)) and math.isfinite(event[x])
+            if is_number(event.get(key)) and is_number(event.get("Step")) and math.isfinite(event["Step"])
         ]
-        return [x for x, _ in pairs], [value for _, value in pairs]
+        return [step for step, _ in pairs], [value for _, value in pairs]
 
     def keys(self, tag: str) -> list[str]:
         """Return the fields that hold a number in any event of `tag`, in order of first appearance."""

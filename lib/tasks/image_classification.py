@@ -4,49 +4,31 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lib import models
 from lib.data import augment
-from lib.data.batches import Phases, Shuffled
+from lib.data.batches import ScheduledBatches, Shuffled
 from lib.data.images import Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
 from lib.models import layers, pretrained, transfer
-from lib.models.answers import OfViews
+from lib.models.averaging import AveragedViews
 from lib.models.small import FastCNN
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
+from lib.training.fit import Batches
 from lib.training.objectives import classification
+from lib.training.optimisation import unit_lr_multiplier
 from lib.training.run import TrainingRun
-from lib.training.train import Batches, evaluate, full_rate
+from lib.training.validation import evaluate
 
 WHITENING_IMAGES = 1000
 WHITENING_PIXELS = 2**24  # in all; a few large images already have enough patches
-
-
-@dataclass(frozen=True)
-class NetworkSettings(Settings):
-    """The flags that choose the network and its initial weights.
-
-    Attributes:
-        options: the values of the flags that single networks offer, e.g. `dropout`; None where not given.
-        (the others: see the flags of the same names)
-    """
-
-    model: str
-    weights: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any]) -> Self:
-        """Return the settings among `flags`."""
-        offered = models.options(tuple(models.ENTRIES))
-        return super().of({**flags, "options": {name: flags[name] for name in offered if name in flags}})
 
 
 @dataclass(frozen=True)
@@ -67,43 +49,43 @@ class LearningSettings(Settings):
     trunk_lr: float | None = None
 
 
-class Given(NamedTuple):
+class InitialWeights(NamedTuple):
     """The weights that `--weights` names, and the preprocessing of their network, if known."""
 
     weights: dict[str, Tensor]
     preprocessing: Preprocessing | None
 
 
-def given_weights(run: TrainingRun, settings: NetworkSettings) -> Given | None:
+def initial_weights(run: TrainingRun, weights: str | None) -> InitialWeights | None:
     """Return the initial weights of a new run, or None for random ones and for runs with a checkpoint.
+
+    Args:
+        run: the run.
+        weights: value of `--weights`.
 
     Raises:
         UserError: there is no such network or no such weights, or the weights are of another network.
     """
-    models.check_name(settings.model)
-    if run.saved or settings.weights in (None, pretrained.RANDOM):
+    model = run.settings.model
+    models.check_name(model)
+    if run.saved or weights in (None, pretrained.RANDOM):
         return None
-    own = models.is_own(settings.model)
-    saved = (
-        checkpoint.load(settings.weights, task=run.task) if own or os.path.isfile(settings.weights) else {}
-    )
+    is_own = models.is_own(model)
+    saved = checkpoint.load(weights, task=run.task) if is_own or os.path.isfile(weights) else {}
     if "model" in saved:
-        name = saved["model"]["name"]
-        if name != settings.model:
-            raise UserError(f"{settings.weights} holds the weights of {name}, not of {settings.model}")
+        if saved["model"]["name"] != model:
+            raise UserError(f"{weights} holds the weights of {saved['model']['name']}, not of {model}")
         # Any: a file may hold anything, and `of` refuses whatever is no preprocessing.
         how: Any = saved.get("preprocessing")
-        return Given(saved["state_dict"], Preprocessing.of(how, settings.weights))
-    if own:
-        return Given(saved["state_dict"], None)
-    found = pretrained.load(settings.model, settings.weights)
-    return Given(found.model.state_dict(), found.preprocessing)
+        return InitialWeights(saved["state_dict"], Preprocessing.of(how, weights))
+    if is_own:
+        return InitialWeights(saved["state_dict"], None)
+    found = pretrained.load(model, weights)
+    return InitialWeights(found.model.state_dict(), found.preprocessing)
 
 
-def build(
-    run: TrainingRun, data: ImageData, settings: NetworkSettings, given: Given | None = None
-) -> nn.Module:
-    """Build the network for the images and classes of `data`, with the trunk of the given weights, if any.
+def build(run: TrainingRun, data: ImageData, initial: InitialWeights | None = None) -> nn.Module:
+    """Build the network for the images and classes of `data`, with the trunk of the initial weights, if any.
 
     Raises:
         UserError: the weights do not fit the network.
@@ -114,10 +96,9 @@ def build(
         classes=len(data.classes),
         channels=channels,
         size=size,
-        **models.arguments(settings.model, settings.options),
     )
-    if given:
-        transfer.load_trunk(model, given.weights, run.source)
+    if initial:
+        transfer.load_trunk(model, initial.weights, run.source)
     elif isinstance(model, FastCNN) and not run.saved:
         model.whiten(_some_images(data.train, size, run.settings.seed))
     return model
@@ -168,14 +149,14 @@ def fit(run: TrainingRun, model: nn.Module, data: ImageData, settings: LearningS
         _training(run, model, data, settings),
         data.valid.in_order(),
         description={"classes": list(data.classes), "preprocessing": data.preprocessing.as_dict()},
-        rate_of=learning_rates(model, settings),
+        lr_multiplier=lr_multiplier_of(model, settings),
     )
 
 
-def learning_rates(model: nn.Module, settings: LearningSettings) -> Callable[[str], float]:
+def lr_multiplier_of(model: nn.Module, settings: LearningSettings) -> Callable[[str], float]:
     """Return a function from a parameter's name to its learning rate's factor; see `--trunk-lr`."""
     if settings.trunk_lr is None:
-        return full_rate
+        return unit_lr_multiplier
     head, _ = transfer.head_of(model)
     factor = settings.trunk_lr / settings.learning_rate
     return lambda name: 1.0 if name.startswith(f"{head}.") else factor
@@ -193,7 +174,7 @@ def _training(run: TrainingRun, model: nn.Module, data: ImageData, settings: Lea
             seed=settings.seed,
         )
 
-    found: Shuffled | Phases = batches(None)
+    found: Shuffled | ScheduledBatches = batches(None)
     for share, until in reversed(settings.windows or ()):
         side = round(share * how.size)
         try:
@@ -204,8 +185,7 @@ def _training(run: TrainingRun, model: nn.Module, data: ImageData, settings: Lea
                 "give other --windows, or none"
             ) from None
         # In floating point 0.29 × 100 is 28.999…, so a hundredth of an epoch is added before truncation.
-        # A cast, because `Phases` needs only the length and the epochs of what follows, and has both itself.
-        found = Phases(batches(side), int(until * settings.max_epoch + 0.01), cast(Shuffled, found))
+        found = ScheduledBatches(batches(side), int(until * settings.max_epoch + 0.01), found)
     return found
 
 
@@ -216,7 +196,9 @@ def report(run: TrainingRun, model: nn.Module, data: ImageData, test_views: int)
     """
 
     def metrics(name: str, split: Examples, count: int = 1) -> dict[str, float]:
-        found = evaluate(OfViews(model, count), classification(), split.in_order(), amp=run.settings.amp)
+        found = evaluate(
+            AveragedViews(model, count), classification(), split.in_order(), amp=run.settings.amp
+        )
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
     run.log.event("EVAL", **metrics("Train", data.train), **metrics("Valid", data.valid))

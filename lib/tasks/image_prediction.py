@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from lib.data import photographs
 from lib.data.images import ImageData, Split
-from lib.evaluation import views
-from lib.models.answers import OfViews
+from lib.evaluation import answers
+from lib.models.averaging import AveragedViews
 from lib.runtime import distributed
 from lib.runtime.errors import Interrupted, UserError
 from lib.runtime.files import writable_file, write_atomically
@@ -81,15 +81,15 @@ def _write(
     run: TrainingRun,
     data: ImageData,
     names: Sequence,
-    predictions: views.Predictions,
+    predictions: answers.Predictions,
     path: Path | None,
     *,
     labelled: bool,
 ) -> None:
     header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
     lines = ["\t".join(header)]
-    answers = zip(names, predictions.labels, predictions.classes, predictions.probabilities, strict=True)
-    for name, label, answer, probabilities in answers:
+    rows = zip(names, predictions.labels, predictions.classes, predictions.probabilities, strict=True)
+    for name, label, answer, probabilities in rows:
         truth = [data.classes[label]] if labelled else []
         chosen = [data.classes[answer], f"{probabilities[answer]:.6f}"]
         # A file name may contain tabs and line breaks, which would end its cell or its line.
@@ -123,7 +123,7 @@ def _input_batches(
 
 def predictions_of(
     run: TrainingRun, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], test_views: int
-) -> views.Predictions:
+) -> answers.Predictions:
     """Return the predictions of `model` for all examples of `batches`, which are the same on every rank."""
     with distributed.autocast(run.device, run.settings.amp):
-        return views.predict(OfViews(model, test_views), batches)
+        return answers.predict(AveragedViews(model, test_views), batches)

@@ -9,7 +9,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lib.data.images import Examples, ImageData, resize
-from lib.evaluation import embed, views
+from lib.evaluation import answers
+from lib.evaluation.activation_statistics import activation_statistics, activation_table
+from lib.evaluation.features import layer_features
+from lib.evaluation.projector import write_projector
 from lib.figures import classification as pictures
 from lib.figures import features as feature_pictures
 from lib.figures import filters as filter_pictures
@@ -58,8 +61,8 @@ def look_inside(run: TrainingRun, model: nn.Module, data: ImageData, settings: V
     _embed(run, settings, model, data, sample, layer_names)
 
 
-def _mistakes(data: ImageData, predictions: views.Predictions) -> Figure:
-    rows = views.most_confident_mistakes(predictions, 24)
+def _mistakes(data: ImageData, predictions: answers.Predictions) -> Figure:
+    rows = answers.most_confident_mistakes(predictions, 24)
     wrong = data.valid.rows(rows.to(data.valid.labels.device))
     true, answered = predictions.labels[rows], predictions.classes[rows]
     return pictures.mistakes(
@@ -79,8 +82,8 @@ def _convolutions(run: TrainingRun, settings: ViewSettings, model: nn.Module, sa
     weights = convolution.weight.detach().float().cpu().numpy()
     inspection.draw(run, settings, "filters", filter_pictures.filters(weights, name), colours=ALL_COLOURS)
     with distributed.autocast(run.device, run.settings.amp):
-        activations = views.activation_statistics(model, _images(sample))
-    for line in views.activation_table(activations):
+        activations = activation_statistics(model, _images(sample))
+    for line in activation_table(activations):
         run.log.text("ACTIVATIONS", line)
     inspection.draw(run, settings, "activations", filter_pictures.activations(activations))
 
@@ -94,7 +97,7 @@ def _embed(
     layer_names: list[str],
 ) -> None:
     with distributed.autocast(run.device, run.settings.amp):
-        features = views.layer_features(model, layer_names, _images(sample), settings.pool)
+        features = layer_features(model, layer_names, _images(sample), settings.pool)
     labels = sample.labels.cpu()
     embedding = inspection.show_features(run, settings, features, labels, data.classes)
     if not (settings.projector or settings.thumbnails):
@@ -107,7 +110,7 @@ def _embed(
         inspection.draw(run, settings, "thumbnails", sheet, colours=ALL_COLOURS)
     if settings.projector:
         names = [data.classes[label] for label in labels]
-        embed.write_projector(settings.projector, features, names, thumbnails)
+        write_projector(settings.projector, features, names, thumbnails)
         run.log.event("PROJECTOR", folder=settings.projector)
 
 

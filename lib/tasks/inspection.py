@@ -8,7 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib.evaluation import views
+from lib.evaluation import answers
+from lib.evaluation.embedding import Embedding, embed_layers
+from lib.evaluation.features import stratified_sample
 from lib.figures import classification as pictures
 from lib.figures import features as feature_pictures
 from lib.figures import style
@@ -46,7 +48,7 @@ def sample(settings: ViewSettings, labels: Tensor) -> Tensor:
     Raises:
         UserError: the sample is too small for the perplexity.
     """
-    rows = views.stratified_sample(labels, settings.samples)
+    rows = stratified_sample(labels, settings.samples)
     if settings.perplexity_of(len(rows)) >= len(rows):
         raise UserError(f"--perplexity {settings.perplexity:g} must be less than the {len(rows)} samples")
     return rows
@@ -64,12 +66,12 @@ def make_folders(settings: ViewSettings) -> None:
 
 
 def show_answers(
-    run: TrainingRun, settings: ViewSettings, predictions: views.Predictions, classes: Sequence[str]
+    run: TrainingRun, settings: ViewSettings, predictions: answers.Predictions, classes: Sequence[str]
 ) -> None:
     """Log a table of the metrics of each class, and draw the confusion matrix."""
-    for line in views.per_class(predictions, classes):
+    for line in answers.per_class(predictions, classes):
         run.log.text("CLASSES", line)
-    draw(run, settings, "confusion", pictures.confusion_matrix(views.confusion(predictions), classes))
+    draw(run, settings, "confusion", pictures.confusion_matrix(answers.confusion(predictions), classes))
 
 
 def show_features(
@@ -78,9 +80,9 @@ def show_features(
     features: Mapping[str, np.ndarray],
     labels: Tensor,
     classes: Sequence[str],
-) -> views.Embedding:
+) -> Embedding:
     """Draw the features (N, D) of each layer by PCA and t-SNE, and log their neighbour accuracies."""
-    embedding = views.embed_layers(
+    embedding = embed_layers(
         features,
         labels,
         dims=settings.dims,

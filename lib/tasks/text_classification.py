@@ -1,26 +1,25 @@
 """Steps of the script that classifies phrases: build the network, train it, answer, report."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from lib import models
-from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, Words
-from lib.data.text import Split, TextData
+from lib.data.phrases import PhraseBatches, PhrasesInOrder, PhraseSwap, RandomWords
+from lib.data.text import TextData, TextSplit
 from lib.data.tokens import words_never_alone
-from lib.evaluation import views
-from lib.models.recurrent import Dropout, Ensemble, PhraseClassifier
+from lib.evaluation import answers
+from lib.evaluation.answers import wilson_interval
+from lib.models.phrase_classifiers import Dropout, Ensemble, PhraseClassifier
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.tasks.text_data import Reader
-from lib.training.objectives import classification, with_neutral
+from lib.training.objectives import Objective, classification, with_neutral
 from lib.training.run import TrainingRun
-from lib.training.train import Objective, by_accuracy, by_recency, evaluate
+from lib.training.validation import by_accuracy, by_recency, evaluate
 
 NEUTRAL_WORDS_AN_UPDATE = 64
 
@@ -29,12 +28,7 @@ PhraseNetwork = PhraseClassifier | Ensemble
 
 @dataclass(frozen=True)
 class NetworkSettings(Settings):
-    """The flags that choose the network and its dropout.
-
-    Attributes:
-        options: the values of the flags that single networks offer, e.g. `pooling`; None where not given.
-        (the others: see the flags of the same names)
-    """
+    """The flags that choose the network and its dropout."""
 
     model: str
     cell: str
@@ -43,13 +37,6 @@ class NetworkSettings(Settings):
     embedding_dropout: float
     recurrent_dropout: float
     head_dropout: float
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any]) -> Self:
-        """Return the settings among `flags`."""
-        offered = models.options(tuple(models.ENTRIES))
-        return super().of({**flags, "options": {name: flags[name] for name in offered if name in flags}})
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,6 @@ def build(run: TrainingRun, reader: Reader, settings: NetworkSettings) -> Phrase
         words=len(reader.vocabulary.words),
         ngrams=len(reader.vocabulary.ngrams),
         classes=len(reader.classes),
-        **models.arguments(settings.model, settings.options),
     )
     assert isinstance(model, PhraseNetwork)  # the flags and checkpoints of this task name no other
     shares = Dropout(
@@ -169,7 +155,7 @@ def _objective(run: TrainingRun, data: TextData, reader: Reader, settings: Learn
     if not words:
         raise UserError("every word is labelled by itself: leave out --neutral-words")
     encoded = reader.vocabulary.encode(words).to(run.device)
-    return with_neutral(objective, Words(encoded, NEUTRAL_WORDS_AN_UPDATE), settings.neutral_words)
+    return with_neutral(objective, RandomWords(encoded, NEUTRAL_WORDS_AN_UPDATE), settings.neutral_words)
 
 
 def _teacher(run: TrainingRun, reader: Reader, file: str) -> nn.Module:
@@ -187,12 +173,12 @@ def report(run: TrainingRun, model: nn.Module, data: TextData, reader: Reader) -
     The accuracies on the validation and test splits come with 95 % confidence intervals.
     """
 
-    def metrics(name: str, split: Split) -> dict[str, float]:
+    def metrics(name: str, split: TextSplit) -> dict[str, float]:
         batches = PhrasesInOrder(*reader.encode(split, run.device))
         found = evaluate(model, classification(), batches, amp=run.settings.amp)
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
-    def unseen(name: str, split: Split) -> dict[str, float]:
+    def unseen(name: str, split: TextSplit) -> dict[str, float]:
         found = metrics(name, split)
         low, high = wilson_interval(found[f"{name}_accuracy"], len(split))
         return found | {f"{name}_accuracy_low": low, f"{name}_accuracy_high": high}
@@ -202,39 +188,26 @@ def report(run: TrainingRun, model: nn.Module, data: TextData, reader: Reader) -
         run.log.event("TEST", **unseen("Test", data.test))
 
 
-def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's 95 % confidence interval for a share of `count` examples (Wilson 1927).
-
-    Args:
-        share: observed share.
-        count: number of examples.
-        z: quantile of the normal distribution; the default gives 95 %.
-    """
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return centre - reach, centre + reach
-
-
 def answer(
     model: nn.Module,
     reader: Reader,
     phrases: Sequence[tuple[str, ...]],
     device: torch.device,
     amp: bool = False,
-) -> views.Predictions:
+) -> answers.Predictions:
     """Return the predictions of `model` for phrases, in their order."""
-    return answer_split(model, reader, Split(phrases, None), device, amp)
+    return answer_split(model, reader, TextSplit(phrases, None), device, amp)
 
 
 def answer_split(
-    model: nn.Module, reader: Reader, split: Split, device: torch.device, amp: bool = False
-) -> views.Predictions:
+    model: nn.Module, reader: Reader, split: TextSplit, device: torch.device, amp: bool = False
+) -> answers.Predictions:
     """Return the predictions of `model` for the phrases of a split, in their order, with the labels."""
     batches = PhrasesInOrder(
         *reader.encode(split, device), max_tokens=8192, distributed_over_ranks=False
     )  # 8192 gave the most phrases per second of the sizes tried
     with distributed.autocast(device, amp):
-        found = views.predict(model, batches)
-    return views.Predictions(
+        found = answers.predict(model, batches)
+    return answers.Predictions(
         batches.restored(found.probabilities), batches.restored(found.labels), found.loss
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lib.data import text
-from lib.data.text import Split, TextData
+from lib.data.text import TextData, TextSplit
 from lib.data.tokens import Encoded, Vocabulary
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
@@ -56,7 +56,7 @@ class Reader:
     def plain(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary.plain(), "classes": list(self.classes)}
 
-    def encode(self, split: Split, device: torch.device) -> tuple[Encoded, Tensor]:
+    def encode(self, split: TextSplit, device: torch.device) -> tuple[Encoded, Tensor]:
         labels = torch.tensor(split.labels if split.labels is not None else [0] * len(split))
         return self.vocabulary.encode(split.phrases).to(device), labels.to(device)
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lib.data import text
+from lib.data import text, text_files
 from lib.data.batches import start_worker
-from lib.data.text import Row, words_of
+from lib.data.text import words_of
+from lib.data.text_files import Row
 from lib.models import layers
 from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, warn
@@ -153,10 +154,10 @@ def _on_all_cores(
 
 def _rows(settings: PredictionSettings, source: DataSettings) -> Iterable[Row]:
     if settings.input == "-":
-        return text.read_lines(sys.stdin.buffer, "standard input")
+        return text_files.read_lines(sys.stdin.buffer, "standard input")
     if settings.input:
         return (
-            text.read_file(settings.input)
+            text_files.read_file(settings.input)
             if _names_a_file(settings.input)
             else [Row("--input", settings.input, None)]
         )
@@ -170,7 +171,7 @@ def _rows(settings: PredictionSettings, source: DataSettings) -> Iterable[Row]:
 
 def _names_a_file(given: str) -> bool:
     """Return whether `--input` is a path: the file exists, or the text has a known suffix and no space."""
-    return os.path.exists(given) or (" " not in given and Path(given).suffix in text.SUFFIXES)
+    return os.path.exists(given) or (" " not in given and Path(given).suffix in text_files.SUFFIXES)
 
 
 def _chunks(rows: Iterable[Row], most: int, classes: Sequence[str]) -> Iterator[Chunk]:

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 import torch
 
 from lib.data.phrases import PhrasesInOrder
-from lib.data.text import Split, TextData
+from lib.data.text import TextData, TextSplit
 from lib.data.tokens import Phrases
-from lib.evaluation import embed, views
+from lib.evaluation import answers
+from lib.evaluation.answers import wilson_interval
+from lib.evaluation.features import layer_features
+from lib.evaluation.projector import write_projector
 from lib.models import layers
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 from lib.tasks import inspection
 from lib.tasks.inspection import ViewSettings
-from lib.tasks.text_classification import PhraseNetwork, answer_split, report, wilson_interval
+from lib.tasks.text_classification import PhraseNetwork, answer_split, report
 from lib.tasks.text_data import Reader
 from lib.training.run import TrainingRun
 
@@ -45,8 +48,8 @@ def look_inside(
 
 
 def _sample(
-    run: TrainingRun, settings: ViewSettings, model: PhraseNetwork, split: Split, reader: Reader
-) -> Split:
+    run: TrainingRun, settings: ViewSettings, model: PhraseNetwork, split: TextSplit, reader: Reader
+) -> TextSplit:
     """Return the phrases to embed, shortest first, after checking that the layers output one vector each."""
     sample = split.rows(inspection.sample(settings, torch.tensor(split.labels)).tolist())
     sample = sample.rows(sorted(range(len(sample)), key=lambda row: len(sample.phrases[row])))
@@ -62,12 +65,12 @@ def _sample(
     return sample
 
 
-def _batches(run: TrainingRun, split: Split, reader: Reader) -> list[Phrases]:
+def _batches(run: TrainingRun, split: TextSplit, reader: Reader) -> list[Phrases]:
     batches = PhrasesInOrder(*reader.encode(split, run.device), distributed_over_ranks=False)
     return [phrases for phrases, _ in batches]
 
 
-def _log_lengths(run: TrainingRun, split: Split, predictions: views.Predictions) -> None:
+def _log_lengths(run: TrainingRun, split: TextSplit, predictions: answers.Predictions) -> None:
     lengths = torch.tensor([len(phrase) for phrase in split.phrases])
     right = predictions.classes == predictions.labels
     for low, high in zip((0, *LENGTHS), (*LENGTHS, math.inf), strict=True):
@@ -82,9 +85,9 @@ def _log_lengths(run: TrainingRun, split: Split, predictions: views.Predictions)
 
 
 def _log_mistakes(
-    run: TrainingRun, split: Split, predictions: views.Predictions, classes: Sequence[str]
+    run: TrainingRun, split: TextSplit, predictions: answers.Predictions, classes: Sequence[str]
 ) -> None:
-    for row in views.most_confident_mistakes(predictions, MISTAKES).tolist():
+    for row in answers.most_confident_mistakes(predictions, MISTAKES).tolist():
         chosen = int(predictions.classes[row])
         run.log.event(
             "MISTAKE",
@@ -96,15 +99,15 @@ def _log_mistakes(
 
 
 def _embed(
-    run: TrainingRun, settings: ViewSettings, model: PhraseNetwork, sample: Split, reader: Reader
+    run: TrainingRun, settings: ViewSettings, model: PhraseNetwork, sample: TextSplit, reader: Reader
 ) -> None:
     batches = _batches(run, sample, reader)
     with distributed.autocast(run.device, run.settings.amp):
-        features = views.layer_features(model, settings.layers or model.stages, batches, "flatten")
+        features = layer_features(model, settings.layers or model.stages, batches, "flatten")
     inspection.show_features(run, settings, features, torch.tensor(sample.labels), reader.classes)
     if settings.projector:
         assert sample.labels is not None  # the validation split is always labelled
         facts = zip(sample.labels, sample.phrases, strict=True)
         names = [f"{reader.classes[label]}: {' '.join(phrase)}" for label, phrase in facts]
-        embed.write_projector(settings.projector, features, names)
+        write_projector(settings.projector, features, names)
         run.log.event("PROJECTOR", folder=settings.projector)

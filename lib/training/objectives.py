@@ -1,13 +1,24 @@
-"""Objectives for `lib.training.train.fit`: the losses and the sums that it reports."""
+"""Objectives: functions of a network and a batch that return the loss, and what else is reported.
 
-from collections.abc import Callable
+An objective returns a dictionary of sums over the examples of the batch (or its pixels, or tokens), with at
+least
+
+    loss     the sum of their losses, differentiable
+    count    the number of examples
+
+and whatever else is to be reported as a mean over the examples, such as `accuracy`, the number of correct
+answers. It tells training from validation by `model.training`.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.training.train import Objective, Sums
+Sums = Mapping[str, Tensor | int]  # the loss is a Tensor, a count may be an int
+Objective = Callable[[nn.Module, Any], Sums]
 
 
 def classification(

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,23 +55,55 @@ def learning_rate_factor(settings: Settings, update: int, updates: int) -> float
     return 0.5 * (1 + math.cos(math.pi * (update - rise) / max(1.0, updates - rise)))
 
 
+def unit_lr_multiplier(_parameter_name: str) -> float:
+    """Return the multiplier 1 for every parameter: all learn at the learning rate itself."""
+    return 1.0
+
+
+def trainable_parameters(model: nn.Module, parts: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """Return the parameters of `model` that require gradients, by their names in it, in its order.
+
+    Args:
+        model: the network.
+        parts: names of sub-modules or of parameters, e.g. ('encoder', 'decoder'); none for the whole network.
+
+    Raises:
+        ValueError: the network has no parameter of such a name.
+    """
+    named = dict(model.named_parameters())
+    for part in parts:
+        if not any(_is_in(name, part) for name in named):
+            raise ValueError(f"{type(model).__name__} has no parameters in {part!r}")
+    return {
+        name: parameter
+        for name, parameter in named.items()
+        if parameter.requires_grad and (not parts or any(_is_in(name, part) for part in parts))
+    }
+
+
+def _is_in(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
+
+
 def make_optimizer(
-    model: nn.Module, settings: Settings, rate_of: Callable[[str], float]
+    model: nn.Module,
+    settings: Settings,
+    lr_multiplier: Callable[[str], float] = unit_lr_multiplier,
+    parts: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the trainable parameters, without weight decay on biases and norms.
 
-    Each parameter group stores under "rate" what `rate_of` returns for the names of its parameters; `fit`
-    multiplies the learning rate by it.
+    Each parameter group stores under "rate" what `lr_multiplier` returns for the names of its parameters;
+    each update multiplies the learning rate by it. `parts` is as for `trainable_parameters`.
 
     Raises:
         UserError: no parameter is trainable, or muon was chosen for a network without trainable kernels of
             convolutions.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
-            groups.setdefault((rate_of(name), decay), []).append(parameter)
+    for name, parameter in trainable_parameters(model, parts).items():
+        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((lr_multiplier(name), decay), []).append(parameter)
     if not groups:
         raise UserError("nothing is left to train: every parameter is frozen")
     described = [

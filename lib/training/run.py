@@ -25,7 +25,8 @@ from lib.runtime.memory import keep_what_is_freed
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
 from lib.runtime.spelling import as_typed
-from lib.training import train
+from lib.training import fit as loop
+from lib.training.objectives import Objective
 from lib.training.optimisation import Settings as TrainingSettings
 
 
@@ -46,13 +47,7 @@ class RunSettings(Settings):
 def start(task: str, line: CommandLine, recipe: Recipe) -> Iterator["TrainingRun"]:
     """Settle the flags, join the other ranks and open the log; yield a `TrainingRun`.
 
-    Args:
-        task: task name in checkpoints, e.g. 'image-classification'.
-        line: the command line.
-        recipe: function from the flags to the defaults that suit their model and data.
-
-    Raises:
-        UserError: the flags contradict each other, or the checkpoint cannot be used.
+    Arguments and errors are those of `lib.cli.settle.settle`.
     """
     started = time.perf_counter()
     settled = settle(task, line, recipe)
@@ -144,11 +139,13 @@ class TrainingRun:
 
         Args:
             example: an input of batch size 1, a tensor or `Phrases`, to log the sizes of the outputs.
-            config: arguments of `lib.models.build`; the configuration in a checkpoint takes precedence.
+            config: arguments of `lib.models.build`, besides the network's options, which are flags; the
+                configuration in a checkpoint takes precedence.
 
         Raises:
             UserError: the checkpoint's network has another configuration, or does not take such an input.
         """
+        config |= models.arguments(self.settings.model, self.flags)
         self.network = self.saved.get("model") or {"name": self.settings.model, "config": config}
         for name, value in self.network["config"].items():
             if config.get(name, value) != value:
@@ -165,8 +162,8 @@ class TrainingRun:
     def fit(
         self,
         model: nn.Module,
-        objective: train.Objective,
-        training: train.Batches,
+        objective: Objective,
+        training: loop.Batches,
         validation: Iterable[Any],
         *,
         description: dict[str, Any],
@@ -176,14 +173,14 @@ class TrainingRun:
 
         Args:
             description: entries of the checkpoints that describe the data: `classes`, `preprocessing`, …
-            model, objective, training, validation, options: see `lib.training.train.fit`.
+            model, objective, training, validation, options: see `lib.training.fit.fit`.
         """
         checkpoints = self._checkpoints(description)
         self.log.event("PLAN", Steps_per_epoch=len(training))
         resume = self.saved if self.settings.resume and self.saved else None
         if not resume and distributed.is_main():
             run_folder.clear(checkpoints.folder)
-        progress = train.fit(
+        progress = loop.fit(
             model,
             objective,
             training,
@@ -211,8 +208,8 @@ class TrainingRun:
             file=checkpoints.best,
         )
 
-    def _checkpoints(self, description: dict[str, Any]) -> train.Checkpoints:
-        return train.Checkpoints(
+    def _checkpoints(self, description: dict[str, Any]) -> loop.Checkpoints:
+        return loop.Checkpoints(
             writable_folder(self.settings.checkpoint_dir),
             {
                 "task": self.task,

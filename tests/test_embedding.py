@@ -1,4 +1,4 @@
-"""lib/evaluation/embed.py against closed forms, brute force, and the projector's own reader."""
+"""Embeddings and the projector's files, against closed forms, brute force, and the projector's own reader."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lib.evaluation import embed
+from lib.evaluation import embedding, projector
 from lib.runtime.errors import RunFailed, UserError
 
 
@@ -23,8 +23,8 @@ def blobs(examples: int = 90, size: int = 8, seed: int = 0) -> tuple[np.ndarray,
 
 
 def embed_one(features: np.ndarray, **options) -> dict[str, np.ndarray]:
-    options = {"perplexity": 5, "progress": False, **options}
-    return embed.project({"layer": features}, **options)["layer"]
+    options = {"perplexity": 5, **options}
+    return embedding.project({"layer": features}, **options)["layer"]
 
 
 def brute_force_accuracy(points: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -37,7 +37,7 @@ def brute_force_accuracy(points: np.ndarray, labels: np.ndarray, k: int) -> floa
 
 
 def test_importing_the_module_does_not_import_torch():
-    code = "import sys; import lib.evaluation.embed; sys.exit('torch' in sys.modules)"
+    code = "import sys; import lib.evaluation.embedding; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
@@ -69,7 +69,7 @@ def test_rounding_beyond_the_rank_of_the_features_is_not_shown_as_a_dimension():
 
 def test_tsne_keeps_separate_classes_separate():
     features, labels = blobs(size=80)
-    assert embed.neighbour_accuracy(embed_one(features)["tsne"], labels) == 1
+    assert embedding.neighbour_accuracy(embed_one(features)["tsne"], labels) == 1
 
 
 @pytest.mark.parametrize("factor", [2.0**-60, 2.0**60])
@@ -82,8 +82,8 @@ def test_tsne_does_not_depend_on_the_scale_of_the_features(factor):
 
 def test_points_do_not_depend_on_the_number_of_processes():
     features = {str(seed): blobs(60, 60, seed)[0] for seed in range(3)}
-    alone = embed.project(features, perplexity=5, workers=1, progress=False)
-    together = embed.project(features, perplexity=5, workers=2, progress=False)
+    alone = embedding.project(features, perplexity=5, workers=1)
+    together = embedding.project(features, perplexity=5, workers=2)
     assert list(alone) == list(together) == list(features)
     for name, points in alone.items():
         for method, array in points.items():
@@ -94,7 +94,7 @@ def test_workers_start_while_torch_threads_run_in_the_parent():
     torch = pytest.importorskip("torch")
     (torch.ones(400, 400) @ torch.ones(400, 400)).sum()
     features = {str(seed): blobs(20, seed=seed)[0] for seed in range(2)}
-    points = embed.project(features, perplexity=3, workers=2, progress=False)
+    points = embedding.project(features, perplexity=3, workers=2)
     assert all(np.isfinite(array).all() for methods in points.values() for array in methods.values())
 
 
@@ -126,11 +126,11 @@ def test_two_examples_can_be_embedded_in_three_dimensions():
 
 
 def test_no_layers_give_no_points():
-    assert embed.project({}, progress=False) == {}
+    assert embedding.project({}) == {}
 
 
 def test_no_progress_bar_appears_where_there_is_no_terminal(capfd):
-    embed_one(blobs(12)[0], perplexity=3, progress=True)
+    embed_one(blobs(12)[0], perplexity=3)
     assert capfd.readouterr() == ("", "")
 
 
@@ -140,16 +140,16 @@ def test_neighbour_accuracy_equals_brute_force(examples, k, classes, seed):
     generator = np.random.default_rng(seed)
     points, labels = generator.normal(size=(examples, 3)), generator.integers(0, classes, examples)
     expected = brute_force_accuracy(points, labels, min(k, examples - 1))
-    assert embed.neighbour_accuracy(points, labels, k) == pytest.approx(expected)
+    assert embedding.neighbour_accuracy(points, labels, k) == pytest.approx(expected)
 
 
 def test_a_point_is_not_its_own_neighbour_among_duplicates():
     points = np.zeros((2, 2))
-    assert embed.neighbour_accuracy(points, np.array([0, 1]), k=1) == 0
+    assert embedding.neighbour_accuracy(points, np.array([0, 1]), k=1) == 0
 
 
 def test_one_point_alone_has_no_accuracy():
-    assert np.isnan(embed.neighbour_accuracy(np.zeros((1, 2)), np.array([0])))
+    assert np.isnan(embedding.neighbour_accuracy(np.zeros((1, 2)), np.array([0])))
 
 
 def projector_config(folder: Path):
@@ -163,7 +163,7 @@ def test_the_projector_reads_every_layer_back(tmp_path):
     plugin = pytest.importorskip("tensorboard.plugins.projector.projector_plugin")
     names = ["layers.sub-layer0", 'a "quoted" / layer', "../up", "é"]
     features = {name: np.random.default_rng(i).normal(size=(5, i + 2)) for i, name in enumerate(names)}
-    config_path = embed.write_projector(tmp_path, features, list("abcde"))
+    config_path = projector.write_projector(tmp_path, features, list("abcde"))
     config = projector_config(tmp_path)
     assert [entry.tensor_name for entry in config.embeddings] == names
     for entry in config.embeddings:
@@ -177,14 +177,14 @@ def test_the_projector_reads_every_layer_back(tmp_path):
 
 def test_labels_keep_one_line_each(tmp_path):
     labels = ["plain", "", "two\nlines", "a\ttab"]
-    embed.write_projector(tmp_path, {"layer": np.eye(4)}, labels)
+    projector.write_projector(tmp_path, {"layer": np.eye(4)}, labels)
     (entry,) = projector_config(tmp_path).embeddings
     assert (tmp_path / entry.metadata_path).read_text() == "plain\n-\ntwo lines\na tab\n"
 
 
 def test_the_sprite_is_a_square_grid_read_row_by_row(tmp_path):
     thumbnails = np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(6, 1).repeat(4, 2).repeat(3, 3)
-    embed.write_projector(tmp_path, {"layer": np.eye(5)}, list("abcde"), thumbnails)
+    projector.write_projector(tmp_path, {"layer": np.eye(5)}, list("abcde"), thumbnails)
     (entry,) = projector_config(tmp_path).embeddings
     assert list(entry.sprite.single_image_dim) == [4, 6]  # width, height
     sprite = np.asarray(Image.open(tmp_path / entry.sprite.image_path))
@@ -194,8 +194,8 @@ def test_the_sprite_is_a_square_grid_read_row_by_row(tmp_path):
 
 
 def test_a_sprite_is_never_larger_than_browsers_show(monkeypatch):
-    monkeypatch.setattr(embed, "LONGEST_SPRITE_SIDE", 100)
-    sprite, (height, width) = embed._sprite(np.zeros((26, 40, 20, 3), dtype=np.uint8))
+    monkeypatch.setattr(projector, "LONGEST_SPRITE_SIDE", 100)
+    sprite, (height, width) = projector._sprite(np.zeros((26, 40, 20, 3), dtype=np.uint8))
     assert max(sprite.size) <= 100
     assert sprite.size == (6 * width, 6 * height)
     assert (height, width) == (16, 8)
@@ -204,17 +204,17 @@ def test_a_sprite_is_never_larger_than_browsers_show(monkeypatch):
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(RunFailed, match="cannot write to"):
-        embed.write_projector(tmp_path / "taken" / "below", {"layer": np.eye(2)}, ["a", "b"])
+        projector.write_projector(tmp_path / "taken" / "below", {"layer": np.eye(2)}, ["a", "b"])
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed():
     code = (
         "import os, signal, time\n"
-        "from lib.evaluation import embed\n"
+        "from lib.evaluation import embedding\n"
         "def kill_parent(seconds):\n"
         "    os.kill(os.getppid(), signal.SIGKILL)\n"
         "    time.sleep(seconds)\n"
-        "list(embed._map(kill_parent, [60, 60], {}, 2))\n"
+        "list(embedding._map(kill_parent, [60, 60], {}, 2))\n"
     )
     root = Path(__file__).parent.parent
     # Returns when nobody holds the other end of the pipe any more, the workers included.

@@ -1,40 +1,33 @@
 """The training loop `fit`, which is the same for every task.
 
-A task is a function `objective(model, batch) -> sums`. It returns a dictionary of sums over the examples of
-the batch (or its pixels, or tokens), with at least
+A task says what validation measures by an objective (see `lib.training.objectives`), and what is learnt from
+a batch by an update (see `lib.training.update`): usually one step of one optimizer that makes the objective's
+loss smaller, for a generator and its discriminator one of each.
 
-    loss     the sum of their losses, differentiable
-    count    the number of examples
-
-and whatever else validation is to report, such as `accuracy`, the number of correct answers.
-
-All random numbers of an update (augmentation, dropout) come from generators seeded by (seed, update, rank),
-and the learning rate is a function of the update. So the state of a run consists of its weights, its
-optimizer's state and a few counters. A run that was killed at any instant and resumed ends with the same
-weights, on a CPU bit for bit, as a run without interruption.
+All random numbers of an update (augmentation, dropout, noise) come from generators seeded by (seed, update,
+rank), and the learning rate is a function of the update. So the state of a run consists of its weights, the
+state of its optimizers and a few counters. A run that was killed at any instant and resumed ends with the
+same weights, on a CPU bit for bit, as a run without interruption.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.models import layers
 from lib.runtime import checkpoint, distributed, run_folder
 from lib.runtime.errors import Interrupted, RunFailed, UserError
 from lib.runtime.interrupts import Signals
 from lib.runtime.runlog import RunLog
-from lib.training.optimisation import Settings, WeightAverage, learning_rate_factor, make_optimizer
-
-Sums = Mapping[str, Tensor | int]  # the loss is a Tensor, a count may be an int
-Objective = Callable[[nn.Module, Any], Sums]
-Metrics = dict[str, float]
+from lib.training.objectives import Objective
+from lib.training.optimisation import Settings, WeightAverage, learning_rate_factor, unit_lr_multiplier
+from lib.training.pending import PendingSums
+from lib.training.update import OneObjective, Update
+from lib.training.validation import Metrics, by_accuracy, evaluate, means
 
 
 class Batches(Protocol):
@@ -76,27 +69,6 @@ class Checkpoints:
         return run_folder.epoch_file(self.folder, number)
 
 
-def by_accuracy(metrics: Metrics) -> tuple[float, ...]:
-    """Score for `fit`: the higher accuracy is better; of equal ones, the lower loss."""
-    return metrics["accuracy"], -metrics["loss"]
-
-
-def by_recency(_metrics: Metrics) -> tuple[float, ...]:
-    """Score for `fit` by which the latest checkpoint is the best: for validation on the test data."""
-    return ()
-
-
-def full_rate(_parameter_name: str) -> float:
-    """Multiplier 1 for every parameter: all learn at the learning rate itself."""
-    return 1.0
-
-
-def means(sums: dict[str, Tensor]) -> Metrics:
-    """Return an objective's sums over a split as means over its examples."""
-    count = float(sums["count"])
-    return {name: float(value) / count for name, value in sums.items() if name != "count"}
-
-
 def fit(
     model: nn.Module,
     objective: Objective,
@@ -108,7 +80,8 @@ def fit(
     checkpoints: Checkpoints,
     score: Callable[[Metrics], tuple[float, ...]] = by_accuracy,
     summarise: Callable[[dict[str, Tensor]], Metrics] = means,
-    rate_of: Callable[[str], float] = full_rate,
+    update: Update | None = None,
+    lr_multiplier: Callable[[str], float] = unit_lr_multiplier,
     resume: dict[str, Any] | None = None,
 ) -> Progress:
     """Train `model` in place, and save `checkpoint_best.pt` and `checkpoint_last.pt`.
@@ -117,8 +90,7 @@ def fit(
 
     Args:
         model: network, on its device.
-        objective: task, see the docstring of this module. It tells training from validation by
-            `model.training`.
+        objective: what validation measures, and what is minimised if no `update` is given.
         training: batches to train on.
         validation: batches on which the best checkpoint is chosen.
         settings: hyper-parameters, intervals and limits.
@@ -127,40 +99,22 @@ def fit(
         score: function from validation metrics to a tuple. The checkpoint with the largest tuple is the best;
             of equal ones, the latest.
         summarise: function from validation sums to metrics.
-        rate_of: function from the name of a parameter to the multiplier of its learning rate.
+        update: the training step, which owns the optimizers; None minimises `objective` by one optimizer.
+        lr_multiplier: function from the name of a parameter to the multiplier of its learning rate, for the
+            optimizer of `objective`; the optimizers of an `update` have their own.
         resume: loaded `checkpoint_last.pt` to go on from; None begins a new run.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM arrived; `checkpoint_last.pt` was saved first.
         RunFailed: a loss is not finite, or the disk is full.
+        UserError: `resume` is of other data or other optimizers, or damaged.
+        ValueError: both an `update` and an `lr_multiplier` are given.
     """
-    run = _Run(model, objective, settings, log, checkpoints, score, summarise, rate_of)
+    if update and lr_multiplier is not unit_lr_multiplier:
+        raise ValueError("give lr_multiplier to the optimizers of the update")
+    update = update or OneObjective(model, objective, settings, lr_multiplier)
+    run = _Run(model, objective, update, settings, log, checkpoints, score, summarise)
     return run.train(training, validation, resume)
-
-
-def evaluate(
-    model: nn.Module,
-    objective: Objective,
-    batches: Iterable[Any],
-    *,
-    amp: bool = False,
-    summarise: Callable[[dict[str, Tensor]], Metrics] = means,
-) -> Metrics:
-    """Return the metrics of `model` over `batches`; with several ranks, over the batches of all of them.
-
-    Raises:
-        UserError: a rank has no batches.
-    """
-    device = next(model.parameters()).device
-    sums: dict[str, Tensor] = {}
-    with layers.evaluating(model), torch.inference_mode(), distributed.autocast(device, amp):
-        for batch in batches:
-            for name, value in objective(model, batch).items():
-                sums[name] = sums.get(name, 0) + torch.as_tensor(value)
-    # If one rank raises, all must: otherwise the others would wait for its sums for ever.
-    if distributed.any_rank(not sums, device):
-        raise UserError(f"each of {distributed.world_size()} ranks needs an example to be evaluated on")
-    return summarise({name: distributed.total(value.to(device)) for name, value in sums.items()})
 
 
 class _Run:
@@ -170,23 +124,22 @@ class _Run:
         self,
         model: nn.Module,
         objective: Objective,
+        update: Update,
         settings: Settings,
         log: RunLog,
         checkpoints: Checkpoints,
         score: Callable[[Metrics], tuple[float, ...]],
         summarise: Callable[[dict[str, Tensor]], Metrics],
-        rate_of: Callable[[str], float],
     ) -> None:
-        self.model, self.objective, self.settings = model, objective, settings
+        self.model, self.objective, self.update, self.settings = model, objective, update, settings
         self.log, self.checkpoints = log, checkpoints
         self.score, self.summarise = score, summarise
         self.device = next(model.parameters()).device
-        self.optimizer = make_optimizer(model, settings, rate_of)
         self.average = WeightAverage(model, settings.ema) if settings.ema else None
         self.progress = Progress()
         self.metrics: Metrics = {}  # of the present weights; empty until they are validated
-        self.learning_rate = 0.0  # of the latest update, before the multipliers of `rate_of`
-        self.pending = _PendingLosses()
+        self.learning_rate = 0.0  # of the latest update, before the multipliers of single parameters
+        self.pending = PendingSums()
         self.length = 0  # batches per epoch
 
     @property
@@ -211,8 +164,8 @@ class _Run:
         else:
             # Save at once, so that --resume continues this run and not an older one in the same folder.
             self._save(self.checkpoints.last, resumable=True)
-        runner = self._runner()
         self.model.train()
+        runner = self.update.runner(self.model, self.settings.compile)
         with Signals() as signals, _progress_bar(updates, self.progress.update) as bar:
             for batch in self._batches(training, updates):
                 self._step(runner, batch, updates)
@@ -239,33 +192,14 @@ class _Run:
         seed = (self.settings.seed * 1_000_003 + self.progress.update) * 1_009 + distributed.rank()
         distributed.seed(seed % 2**63, self.device)
 
-    def _runner(self) -> nn.Module:
-        model = self.model
-        if self.settings.compile:
-            # torch.compile returns a module for a module; its annotation says only that it is callable.
-            model = cast(nn.Module, torch.compile(model))
-        if distributed.world_size() == 1:
-            return model
-        devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
-
     def _step(self, runner: nn.Module, batch: Any, updates: int) -> None:
-        settings = self.settings
-        factor = learning_rate_factor(settings, self.progress.update, updates)
-        self.learning_rate = settings.learning_rate * factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * group["rate"]
-        with distributed.autocast(self.device, settings.amp):
-            sums = self.objective(runner, batch)
-        loss, count = torch.as_tensor(sums["loss"]), sums["count"]
-        (loss * distributed.mean_factor(count, self.device)).backward()
-        if settings.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        factor = learning_rate_factor(self.settings, self.progress.update, updates)
+        self.learning_rate = self.settings.learning_rate * factor
+        with distributed.autocast(self.device, self.settings.amp):
+            sums = self.update.step(runner, batch, factor)
         if self.average:
             self.average.update(self.model, self.progress.update)
-        self.pending.add(loss.detach(), count)
+        self.pending.add(sums)
         self.progress.update += 1
         self.metrics = {}
 
@@ -311,24 +245,28 @@ class _Run:
         Raises:
             RunFailed: a loss is not finite.
         """
-        if not self.pending.losses:
+        if not self.pending:
             return {}
-        losses, examples, seconds = self.pending.take(self.device)
-        bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad):
-            self._fail(self.progress.update - len(losses) + int(bad[0]) + 1, float(losses[bad[0]]))
+        updates = len(self.pending)
+        taken = self.pending.take(self.device)
+        bad = taken.first_not_finite()
+        if bad:
+            index, name, value = bad
+            self._fail(self.progress.update - updates + index + 1, value, name)
+        means_of_sums = taken.means()
         return {
             "Epoch": self.epoch,
             "Step": self.progress.update,
-            "Training_loss": float(losses.sum()) / examples,
+            "Training_loss": means_of_sums.pop("loss"),
+            **means_of_sums,
             "Learning_rate": self.learning_rate,
-            "Examples_per_second": round(examples / max(seconds, 1e-9)),
+            "Examples_per_second": round(taken.examples / max(taken.seconds, 1e-9)),
         }
 
-    def _fail(self, update: int, loss: float) -> None:
+    def _fail(self, update: int, loss: float, name: str = "loss") -> None:
         kept = "none yet" if self.progress.best_score is None else self.checkpoints.best
         raise RunFailed(
-            f"the loss is {loss} in update {update} (epoch {(update - 1) // self.length}); "
+            f"the {name} is {loss} in update {update} (epoch {(update - 1) // self.length}); "
             f"last good checkpoint: {kept}; try a smaller --learning-rate than "
             f"{self.settings.learning_rate:g}, or --clip-norm 1"
         )
@@ -357,7 +295,7 @@ class _Run:
             return
         training = {
             "weights": self.model.state_dict() if self.average else None,
-            "optimizer": self._optimizer_state(),
+            "optimizer": self.update.state(),
             "progress": asdict(self.progress),
             "batches_an_epoch": self.length,
         }
@@ -374,8 +312,11 @@ class _Run:
         )
 
     def _resume(self, saved: dict[str, Any]) -> None:
-        training = saved["training"]
         name = self.checkpoints.last
+        damaged = _damaged(saved)
+        if damaged:
+            raise UserError(f"{name} cannot be resumed: its {damaged} is damaged")
+        training = saved["training"]
         if training["batches_an_epoch"] != self.length:
             raise UserError(
                 f"{name} stopped at update {saved['update']}, with {training['batches_an_epoch']} an epoch; "
@@ -386,53 +327,33 @@ class _Run:
         if self.average:
             checkpoint.restore_weights(self.average.model, saved["state_dict"], name)
         checkpoint.restore_weights(self.model, training["weights"] or saved["state_dict"], name)
-        self._resume_optimizer(training["optimizer"], name)
+        self.update.load_state(training["optimizer"], name)
         self.progress = Progress(**training["progress"])
         self.metrics = saved["metrics"]
 
-    def _optimizer_state(self) -> dict[str, Any]:
-        """Return the optimizer's state, by parameter name.
 
-        PyTorch's own state_dict numbers the parameters group by group, and the groups depend on the flags.
-        """
-        kept = self.optimizer.state
-        state = {name: kept[p] for name, p in self.model.named_parameters() if kept.get(p)}
-        return self.optimizer.state_dict() | {"kind": self.settings.optimizer, "state": state}
+def _damaged(saved: dict[str, Any]) -> str | None:
+    """Return the name of an entry that a resume needs and that has the wrong type; None if all are sound.
 
-    def _resume_optimizer(self, saved: dict[str, Any], source: Path) -> None:
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        mine = [names[p] for group in self.optimizer.param_groups for p in group["params"]]
-        its = saved["state"]
-        if saved["kind"] != self.settings.optimizer or (its and set(its) != set(mine)):
-            raise UserError(f"{source} was saved with another optimizer: give the same --optimizer")
-        # Only the state is restored: weight decay, momentum and other options come from this run's flags.
-        state = {number: its[name] for number, name in enumerate(mine) if name in its}
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-
-
-class _PendingLosses:
-    """The losses since the last log line, kept on the device, because reading one waits for the device."""
-
-    def __init__(self) -> None:
-        self.restart_clock()
-        self.losses: list[Tensor] = []
-        self.counts: list[Tensor | int] = []
-
-    def restart_clock(self) -> None:
-        self.started = time.perf_counter()
-
-    def add(self, loss: Tensor, count: Tensor | int) -> None:
-        self.losses.append(loss)
-        self.counts.append(count)
-
-    def take(self, device: torch.device) -> tuple[Tensor, float, float]:
-        """Return the loss sums (updates,), their number of examples and the seconds since the last call."""
-        losses = distributed.total(torch.stack(self.losses).float()).cpu()
-        examples = distributed.total(torch.as_tensor(sum(self.counts), device=device))
-        seconds = time.perf_counter() - self.started
-        self.losses, self.counts = [], []
-        self.restart_clock()
-        return losses, float(examples), seconds
+    The state of the optimizers is checked by the update.
+    """
+    training = saved.get("training")
+    if not isinstance(training, dict) or "optimizer" not in training:
+        return "training"
+    progress, weights = training.get("progress"), training.get("weights", ())
+    if not isinstance(progress, dict) or progress.keys() != {each.name for each in fields(Progress)}:
+        return "progress"
+    score = progress["best_score"]
+    counters = [value for name, value in progress.items() if name != "best_score"]
+    sound = {
+        "progress": all(isinstance(value, int) for value in counters)
+        and (score is None or (isinstance(score, list) and all(isinstance(x, int | float) for x in score))),
+        "batches_an_epoch": isinstance(training.get("batches_an_epoch"), int),
+        "weights": weights is None
+        or (isinstance(weights, dict) and all(isinstance(each, Tensor) for each in weights.values())),
+        "metrics": isinstance(saved.get("metrics"), dict),
+    }
+    return next((name for name, is_sound in sound.items() if not is_sound), None)
 
 
 def _progress_bar(updates: int, done: int) -> tqdm:

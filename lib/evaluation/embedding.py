@@ -1,28 +1,29 @@
-"""Embeddings of features: PCA, t-SNE, neighbour accuracy, and files for TensorBoard's embedding projector.
+"""Embeddings of features: PCA, t-SNE, and the accuracy of nearest neighbours.
 
 Nothing here imports torch, so that the worker processes of t-SNE, which import this module, start quickly.
 """
 
 import contextlib
 import io
-import json
 import math
 import os
-import re
 import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed, parallel_config
-from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from lib.runtime.errors import RunFailed, UserError, warn
+from lib.runtime.errors import UserError, warn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The largest number of principal components that t-SNE gets (van der Maaten & Hinton, 2008, use 30, the
 # authors' later code 50). Distances hardly change, and the noise of the other components is gone.
@@ -31,8 +32,6 @@ TSNE_COMPONENTS = 50
 WORTH_WORKERS = 1000
 # Iterations of t-SNE (scikit-learn's default), and after how many of them it prints a line.
 MOST_ITERATIONS, STEPS_A_TICK = 1000, 50
-# In pixels. Browsers refuse a texture with a longer side, and the projector then shows no thumbnails at all.
-LONGEST_SPRITE_SIDE = 8192
 
 
 def project(
@@ -42,7 +41,6 @@ def project(
     perplexity: float = 30.0,
     seed: int = 0,
     workers: int | None = None,
-    progress: bool = True,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Project each layer's features to 2 or 3 dimensions, by PCA and by t-SNE.
 
@@ -56,7 +54,6 @@ def project(
         perplexity: t-SNE's effective number of neighbours, below N.
         seed: seed of PCA's iteration and of t-SNE.
         workers: number of processes; by default one per core, or one if there is little to do.
-        progress: whether to show a progress bar on stderr, if that is a terminal.
 
     Returns:
         Layer name to {"pca": (N, dims), "tsne": (N, dims)}, both float64.
@@ -72,21 +69,19 @@ def project(
         raise UserError(f"a perplexity of {perplexity:g} needs more than the {examples} examples there are")
     clean = {name: _finite(name, array) for name, array in features.items()}
     processes = _processes(workers, len(clean), examples)
-    with tempfile.TemporaryDirectory() as folder, _progress_bar(Path(folder), len(clean), progress):
+    with tempfile.TemporaryDirectory() as folder, _progress_bar(Path(folder), len(clean)):
         settings = {"dims": dims, "perplexity": perplexity, "seed": seed, "ticks": folder}
         return dict(zip(clean, _map(_embed, list(clean.values()), settings, processes), strict=True))
 
 
 @contextlib.contextmanager
-def _progress_bar(ticks: Path, layers: int, enabled: bool) -> Iterator[None]:
+def _progress_bar(ticks: Path, layers: int) -> Iterator[None]:
     """Show the progress of all layers' t-SNE, read from the sizes of the files that `_Ticks` writes.
 
     Files are needed because scikit-learn's t-SNE has no callback and may run in other processes.
     """
     total = layers * MOST_ITERATIONS
-    with tqdm(
-        total=total, desc="t-SNE", unit=" steps", leave=False, disable=None if enabled else True
-    ) as bar:
+    with tqdm(total=total, desc="t-SNE", unit=" steps", leave=False, disable=None) as bar:
         if bar.disable:
             yield
             return
@@ -249,88 +244,34 @@ def neighbour_accuracy(points: np.ndarray, labels: np.ndarray, k: int = 5) -> fl
     return float(np.mean(mode(labels[neighbours], axis=1).mode == labels))
 
 
-def write_projector(
-    folder: str | Path,
-    features: Mapping[str, np.ndarray],
-    labels: Sequence[str],
-    thumbnails: np.ndarray | None = None,
-) -> Path:
-    """Write the files of TensorBoard's embedding projector, for `tensorboard --logdir FOLDER`.
+class Embedding(NamedTuple):
+    """Embeddings of layers; method is "pca" or "tsne".
 
-    Each layer has an embedding in `NN-LAYER/tensors.tsv`. All layers share `metadata.tsv` and `sprite.png`.
-    `projector_config.pbtxt` lists these files and is written last.
-
-    Args:
-        folder: where to write.
-        features: layer name to features (N, D).
-        labels: N names, one per example.
-        thumbnails: (N, H, W, 3) uint8; scaled down if the sprite would be too large for a browser.
-
-    Returns:
-        The path of the configuration.
-
-    Raises:
-        RunFailed: the files cannot be written (full disk, no permission).
+    Attributes:
+        points: `points[layer][method]` is (N, dims).
+        accuracies: `accuracies[layer][method]` is the leave-one-out accuracy of 5 nearest neighbours on them.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shared = _write_examples(folder, labels, thumbnails)
-        entries = [
-            {
-                "tensor_name": json.dumps(name),
-                "tensor_path": _write_tensors(folder, index, name, array),
-                **shared,
-            }
-            for index, (name, array) in enumerate(features.items())
-        ]
-        config = folder / "projector_config.pbtxt"
-        config.write_text("".join(map(_embedding, entries)), encoding="utf-8")
-    except OSError as error:
-        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from None
-    return config
+
+    points: dict[str, dict[str, np.ndarray]]
+    accuracies: dict[str, dict[str, float]]
 
 
-def _embedding(fields: dict[str, str]) -> str:
-    lines = "".join(f"  {key}: {value}\n" for key, value in fields.items())
-    return f"embeddings {{\n{lines}}}\n"
+def embed_layers(
+    features: Mapping[str, np.ndarray],
+    labels: "Tensor",
+    *,
+    dims: int = 2,
+    perplexity: float = 30.0,
+    seed: int = 0,
+) -> Embedding:
+    """Project the features (N, D) of each layer, and score the points by their labels (N,).
 
-
-def _write_tensors(folder: Path, index: int, layer: str, features: np.ndarray) -> str:
-    """Write the features (N, D) of one layer and return the quoted path, relative to `folder`."""
-    path = Path(f"{index:02d}-{re.sub(r'[^A-Za-z0-9._-]', '_', layer)}", "tensors.tsv")
-    (folder / path).parent.mkdir(exist_ok=True)
-    np.savetxt(folder / path, np.nan_to_num(features), fmt="%.6g", delimiter="\t")
-    return json.dumps(path.as_posix())
-
-
-def _write_examples(folder: Path, labels: Sequence[str], thumbnails: np.ndarray | None) -> dict[str, str]:
-    """Write the labels and the sprite, and return the fields of an embedding that refer to them."""
-    (folder / "metadata.tsv").write_text("".join(f"{_cell(label)}\n" for label in labels), encoding="utf-8")
-    fields = {"metadata_path": json.dumps("metadata.tsv")}
-    if thumbnails is not None:
-        sprite, (height, width) = _sprite(thumbnails)
-        sprite.save(folder / "sprite.png")
-        size = f"single_image_dim: {width} single_image_dim: {height}"
-        fields["sprite"] = f'{{ image_path: "sprite.png" {size} }}'
-    return fields
-
-
-def _cell(label: str) -> str:
-    # The projector drops empty lines, which would shift all later labels, and a tab begins a new column.
-    return " ".join(str(label).split()) or "-"
-
-
-def _sprite(thumbnails: np.ndarray) -> tuple[Image.Image, tuple[int, int]]:
-    """Return `thumbnails` (N, H, W, 3) as a square grid, row by row, and the (height, width) of a cell."""
-    side = math.ceil(math.sqrt(len(thumbnails)))
-    height, width = thumbnails.shape[1:3]
-    scale = min(1.0, LONGEST_SPRITE_SIDE / (side * max(height, width)))
-    height, width = max(1, int(height * scale)), max(1, int(width * scale))
-    sprite = Image.new("RGB", (side * width, side * height), "white")
-    for index, thumbnail in enumerate(thumbnails):
-        image = Image.fromarray(thumbnail)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        sprite.paste(image, (index % side * width, index // side * height))
-    return sprite, (height, width)
+    Options and errors are those of `project`.
+    """
+    classes = np.asarray(labels)
+    points = project(features, dims=dims, perplexity=perplexity, seed=seed)
+    accuracies = {
+        layer: {method: neighbour_accuracy(array, classes) for method, array in methods.items()}
+        for layer, methods in points.items()
+    }
+    return Embedding(points, accuracies)

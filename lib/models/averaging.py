@@ -14,7 +14,7 @@ def mean_answer(logits: Iterable[Tensor]) -> Tensor:
     return logs.logsumexp(0) - math.log(len(logs))  # log of the mean of exp(logs), without underflow
 
 
-class OfViews(nn.Module):
+class AveragedViews(nn.Module):
     """A network with test-time augmentation: its mean prediction over several views of each image.
 
     Two views are the image and its mirror image. Six views add both of these shifted by one pixel, once
