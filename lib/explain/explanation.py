@@ -84,7 +84,7 @@ class Additivity(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a method found out about T targets of B images.
+    """The result of a method: values of T targets of B images, how well they hold, and what they cost.
 
     Attributes:
         values: for each layer, maps (T, B, h, w) at the layer's resolution; or, under the name "", values of
@@ -140,5 +140,5 @@ class Explanation:
         return values.sum(2) if values.dim() == 5 else values
 
 
-# Function of a method's own: it computes the explanation.
+# The function of a method that computes its explanation.
 Compute = Callable[[Request], Explanation]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Need(NamedTuple):
-    """What a method needs of a network: in words, and a check that raises a UserError if it is lacking."""
+    """A property that a network must have, in words, and its check, which raises a UserError."""
 
     phrase: str
     check: Callable[[Network], None]
