@@ -1,10 +1,10 @@
 """Where the cells of a layer's map look in the image, and maps drawn there.
 
-Libraries draw a map of h cells on S pixels as if cell i looked at pixel (i + ½)·S/h − ½. With strides of 2 and
-padding on both sides it does not: in a ResNet, cell i of the last map looks at pixel 32 i, 15.5 px left of and
-above that. What a cell looks at follows from the layers: if cell i of the input of a layer looks at
-offset + stride · i, and the layer has a kernel of k cells, dilation d, padding p and step s, then cell j of its
-output looks at
+Libraries draw a map of h cells on S pixels as if cell i looked at pixel (i + ½)·S/h − ½. With strides of 2
+and padding on both sides it does not: in a ResNet, cell i of the last map looks at pixel 32 i, 15.5 px left
+of and above that. What a cell looks at follows from the layers: if cell i of the input of a layer looks at
+offset + stride · i, and the layer has a kernel of k cells, dilation d, padding p and step s, then cell j of
+its output looks at
 
     offset + stride · ((k − 1) d / 2 − p)  +  (stride · s) · j
 
