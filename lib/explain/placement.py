@@ -236,8 +236,8 @@ _MOVES: dict[str, Callable[..., Place]] = {
 def drawn(values: Tensor, place: Place, size: Sequence[int]) -> Tensor:
     """Return maps (…, h, w) at the size (H, W) of the image, each cell where it looks.
 
-    Between the places of cells, values are interpolated linearly; outside of them, the nearest cell's is kept.
-    With `grid`, this is `interpolate(…, mode="bilinear", align_corners=False)`.
+    Between the places of cells, values are interpolated linearly; outside of them, the nearest cell's is
+    kept. With `grid`, this is `interpolate(…, mode="bilinear", align_corners=False)`.
     """
     for dimension, (axis, pixels) in enumerate(zip(place, size, strict=True), start=values.dim() - 2):
         values = _stretched(values, axis, pixels, dimension)

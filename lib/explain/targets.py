@@ -73,16 +73,6 @@ def class_scores(targets: Tensor | Sequence[int], kind: str = "logit") -> Scores
     return scores
 
 
-def top_scores(k: int, kind: str = "logit") -> Scores:
-    """Return the scores of the k most probable classes of each image, found from the same output.
-
-    Raises:
-        UserError: no such kind; later, when the scores are computed, fewer than k classes.
-    """
-    score = _kind(kind)
-    return lambda output: score(output, top_classes(output, k))
-
-
 def top_classes(output: Tensor, k: int) -> Tensor:
     """Return the k most probable classes of each image (k, B), in falling order, from output (B, classes).
 
