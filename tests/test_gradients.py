@@ -171,7 +171,7 @@ def test_guided_grad_cam_is_the_product_of_the_two(images):
     model, scores = small(), class_scores([0, 4])
     maps = grad_cam(model, ["second"], images, scores).maps["second"]
     values = guided_backprop(model, images, scores).values
-    found = guided_grad_cam(maps, values)
+    found = guided_grad_cam(upsample(maps, (8, 12)), values)
     assert found.shape == (2, 3, 2, 8, 12)
     torch.testing.assert_close(found[1, 2, 0], upsample(maps, (8, 12))[1, 2] * values[1, 2, 0])
 

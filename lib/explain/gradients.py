@@ -192,9 +192,11 @@ def _saliency(
 
 
 def guided_grad_cam(cam_maps: Tensor, saliency_values: Tensor) -> Tensor:
-    """Return maps (T, B, h, w), upsampled, times values (T, B, C, H, W) (Selvaraju et al. 2017, § 3.2)."""
-    height, width = saliency_values.shape[-2:]
-    return upsample(cam_maps, (height, width)).unsqueeze(2) * saliency_values
+    """Return maps (T, B, H, W) at the size of the image times values (T, B, C, H, W).
+
+    This is guided Grad-CAM (Selvaraju et al. 2017, section 3.2).
+    """
+    return cam_maps.unsqueeze(2) * saliency_values
 
 
 def smooth(

@@ -83,6 +83,7 @@ class Panel:
         signed: whether negative values are evidence against the class.
         parts: the part of each pixel (H, W), if the map is one of n parts.
         part_values, standard_errors: of these parts, (n,).
+        place: where the layer's map is drawn: `receptive-field`, each cell where it looks, or `grid`.
         redrawn: names of the layers with re-initialised weights, the last first.
         note: text above the map, in addition to the class and its probability.
         numbers: further numbers for standard output and `--json`.
@@ -98,6 +99,7 @@ class Panel:
     parts: Tensor | None = None
     part_values: Tensor | None = None
     standard_errors: Tensor | None = None
+    place: str = "grid"
     redrawn: tuple[str, ...] = ()
     note: str = ""
     numbers: Mapping[str, Any] = field(default_factory=dict)
@@ -127,7 +129,7 @@ class Panel:
         return {
             **of_image,
             **({} if network.epoch is None else {"epoch": network.epoch}),
-            **({"layer": self.layer} if self.layer else {}),
+            **({"layer": self.layer, "place": self.place} if self.layer else {}),
             "method": self.method,
             **of_class,
             "score": self.answer.score,
@@ -171,6 +173,7 @@ def panels_of(
                 found.parts,
                 None if found.parts is None else own[index, 0],
                 None if found.standard_errors is None else found.standard_errors[index, 0],
+                place="receptive-field" if layer in found.places else "grid",
                 numbers=found.record(index),
             )
             for index, answer in enumerate(said)
