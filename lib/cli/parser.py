@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
     It reports errors in one line, shows every default in `--help`, and reads flags from `--config`, too.
     """
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
         self._declared: dict[str, Flag] = {}
         self._renamed: dict[str, str] = {}
@@ -113,11 +113,6 @@ class Parser(argparse.ArgumentParser):
             # Once more together, so that flags which exclude each other are found.
             self._given([*_joined(arguments, without=typed), *argv], defaults)
         return CommandLine(in_file | typed, defaults, self._declared, frozenset(in_file) - frozenset(typed))
-
-    def parse_typed(self, argv: Sequence[str] | None) -> tuple[dict, dict]:
-        """Return `(typed, defaults)` of `parse`."""
-        line = self.parse(argv)
-        return line.typed, line.defaults
 
     def _given(self, argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
         namespace = argparse.Namespace(**dict.fromkeys(defaults, _UNSET))

@@ -1,9 +1,9 @@
-"""Scores: kinds and their relations, targets for all images and for each, what cannot be."""
+"""Targets and scores: kinds and their relations, targets for all images and for each, what cannot be."""
 
 import pytest
 import torch
 
-from lib.explain.scores import class_scores, top_classes, top_scores
+from lib.explain.targets import Target, class_scores, class_target, scores_of, top_classes
 from lib.runtime.errors import UserError
 
 
@@ -37,25 +37,41 @@ def test_targets_may_differ_from_image_to_image(output):
 
 
 @pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
-def test_the_top_scores_are_those_of_the_top_classes(output, kind):
+def test_the_top_classes_have_the_top_scores(output, kind):
     classes = top_classes(output, 3)
     assert torch.equal(classes, output.argsort(1, descending=True).T[:3])
-    assert torch.equal(top_scores(3, kind)(output), class_scores(classes, kind)(output))
-    assert (top_scores(6, kind)(output).diff(dim=0) <= 0).all()
+    assert (class_scores(top_classes(output, 6), kind)(output).diff(dim=0) <= 0).all()
 
 
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
         (lambda: class_scores([0], "logits"), "choose from logit, log-odds, probability"),
-        (lambda: top_scores(2, "odds"), "there is no score 'odds'"),
+        (lambda: class_scores([1], "odds"), "there is no score 'odds'"),
         (lambda: class_scores([2, 6]), "there is no class 6: the network tells 6 apart"),
         (lambda: class_scores([-1]), "there is no class -1"),
-        (lambda: top_scores(7), "the 7 likeliest classes of 6"),
-        (lambda: top_scores(0), "the 0 likeliest classes"),
+        (lambda: lambda output: top_classes(output, 7), "the 7 likeliest classes of 6"),
+        (lambda: lambda output: top_classes(output, 0), "the 0 likeliest classes"),
         (lambda: lambda output: class_scores([0], "log-odds")(output[:, :1]), "two classes or more"),
     ],
 )
 def test_what_cannot_be_is_said(output, scores, message):
     with pytest.raises(UserError, match=message):
         scores()(output)
+
+
+@pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
+def test_targets_are_asked_in_one_pass_and_are_the_scores_of_their_classes(output, kind):
+    targets = [class_target(5, kind), class_target(2, kind, "two")]
+    assert [target.name for target in targets] == ["5", "two"]
+    assert torch.equal(scores_of(targets)(output), class_scores([5, 2], kind)(output))
+    assert torch.equal(scores_of([-each for each in targets])(output), -class_scores([5, 2], kind)(output))
+
+
+def test_any_scalar_of_an_output_is_a_target():
+    reconstruction = torch.rand(3, 1, 4, 4)
+    corner = Target("upper left corner", lambda output: output[:, 0, :2, :2].mean((1, 2)))
+    unit = Target("second unit", lambda output: output.flatten(1)[:, 1])
+    found = scores_of([corner, unit])(reconstruction)
+    torch.testing.assert_close(found[0], reconstruction[:, 0, :2, :2].mean((1, 2)))
+    assert torch.equal(found[1], reconstruction[:, 0, 0, 1])
