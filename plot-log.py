@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from lib import cli
 from lib.runtime.errors import UserError, warn
-from lib.runtime.files import check_name, existing_file, writable_folder
+from lib.runtime.files import check_name, writable_folder
 from lib.runtime.runlog import ParsedLog, Run, parse
 from lib.runtime.text_lines import decoded, open_text
 
@@ -120,7 +120,7 @@ def read_log(file: str) -> ParsedLog:
         if file == "-":
             log = parse(decoded(sys.stdin.buffer))
         else:
-            with open_text(existing_file(file)) as lines:
+            with open_text(Path(file)) as lines:
                 log = parse(decoded(lines))
     except OSError as error:
         raise UserError(f"cannot read {log_path(file)}: {error.strerror}") from None

@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from lib.data.workers import in_workers
 from lib.runtime import distributed
-from lib.runtime.errors import UserError
+from lib.runtime.errors import RunFailed, UserError
 
 Transform = Callable[[Tensor], Tensor]
 _FILES_A_BATCH = 128  # in validation
@@ -237,9 +237,24 @@ def _read(
     workers: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches; see `in_workers` for what happens if a worker dies.
+
+    Raises:
+        RunFailed: an image that could be read before cannot be read any more.
+    """
+
     def read(batch: list[_Item]) -> tuple[Tensor, Tensor]:
         # In a worker, `default_collate` builds the batch in shared memory at once.
         return default_collate([reader[item] for item in batch])
 
-    for images, labels in in_workers(read, batches, workers, pin_memory=device.type == "cuda"):
+    ready = in_workers(read, batches, workers, pin_memory=device.type == "cuda")
+    while True:
+        try:
+            images, labels = next(ready)
+        except StopIteration:
+            return
+        except UserError as error:
+            raise RunFailed(
+                f"{error}; it could be read when the run began: put it back, and --resume"
+            ) from None
         yield finish(images), labels.to(device, non_blocking=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lib.runtime.errors import UserError
+from lib.runtime.files import existing_file
 
 LONGEST_LINE = 2**20  # a longer line, of a file that is no text, arrives in parts
 PATIENCE = 10  # seconds in which the writer of a named pipe must come
@@ -70,20 +71,13 @@ def open_text(path: Path) -> io.BufferedReader:
     """Open a file, or a pipe such as bash's `<(…)`, to be read.
 
     Raises:
-        UserError: it is a device that never ends, or a pipe into which nobody writes.
+        UserError: it cannot be read, is a device, or a pipe into which nobody writes.
     """
-    mode = path.stat().st_mode
-    if stat.S_ISFIFO(mode):
+    if os.path.exists(path) and stat.S_ISFIFO(path.stat().st_mode) and os.access(path, os.R_OK):
         return _opened_pipe(path)
-    # A terminal may be typed on, and /dev/null ends at once; other devices (/dev/zero) never end.
-    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not _ends(path)):
-        raise UserError(f"{path} is a device, not a file")
-    return path.open("rb")
-
-
-def _ends(path: Path) -> bool:
-    with path.open("rb", buffering=0) as device:
-        return os.path.realpath(path) == os.devnull or device.isatty()
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path} is a device, not a file")  # /dev/zero never ends
+    return existing_file(path).open("rb")
 
 
 def _opened_pipe(path: Path) -> io.BufferedReader:

@@ -18,10 +18,9 @@ from lib.cli import CommandLine, config
 from lib.cli.scope import Scope, is_unset
 from lib.cli.settle import INSPECTIONS, Recipe, Settled, load_last, settle
 from lib.models import layers
-from lib.runtime import checkpoint, compilation, distributed, run_folder, threads
+from lib.runtime import checkpoint, compilation, distributed, memory, run_folder, threads
 from lib.runtime.errors import RunFailed, UserError
 from lib.runtime.files import remove_abandoned, writable_folder
-from lib.runtime.memory import keep_what_is_freed
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
 from lib.runtime.spelling import as_typed
@@ -61,7 +60,7 @@ def start(task: str, line: CommandLine, recipe: Recipe) -> Iterator["TrainingRun
     if flags["compile"] and not any(flags.get(mode) for mode in INSPECTIONS):
         compilation.check(device)
     if device.type == "cpu":
-        keep_what_is_freed()
+        memory.keep_what_is_freed()
     # If predictions go to standard output, the log goes to standard error.
     answers = flags["predict_only"] or flags.get("explain")
     stream = sys.stderr if answers and not flags["out_file"] else None
@@ -208,6 +207,7 @@ class TrainingRun:
             description: entries of the checkpoints that describe the data: `classes`, `preprocessing`, …
             model, objective, training, validation, options: see `lib.training.fit.fit`.
         """
+        _check_memory(model)
         checkpoints = self._checkpoints(description)
         self.log.event("PLAN", Steps_per_epoch=len(training))
         resume = self.saved if self.settings.resume and self.saved else None
@@ -291,3 +291,17 @@ class TrainingRun:
             checkpoint.save(checkpoints.best, checkpoints.description | {"state_dict": model.state_dict()})
         self.log.go_on_with(self.id)
         self.log.event("ENSEMBLE", members=len(members), file=checkpoints.best)
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Raise a UserError if training `model` takes more memory than its device or this machine has."""
+    weights = [each for each in model.parameters() if each.requires_grad]
+    # The weights, their gradient, and the two moments of an optimizer such as AdamW.
+    needed = 4 * sum(each.numel() * each.element_size() for each in weights)
+    device = next(model.parameters()).device
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.physical()
+    if there and needed > there:
+        raise UserError(
+            f"to train {sum(each.numel() for each in weights):,} weights takes {memory.spelled(needed)} or more, "
+            f"and there are {memory.spelled(there)} of memory: choose a smaller network"
+        )
