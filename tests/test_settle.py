@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import SCRIPT, call, module_of
+from PIL import Image
 
 from lib import cli
 from lib.cli import settle as settling
@@ -349,3 +351,22 @@ def test_settling_says_where_every_value_comes_from(saved):
     assert sources["config"] == ["clip_norm"]
     assert {"size", "beta2", "model"} <= set(sources["checkpoint"])
     assert set(sources["recipe"]) == {"batch_size", "learning_rate", "warmup"}
+
+
+def test_the_run_line_says_what_matters_in_its_mode(classify, tmp_path):
+    trained = classify("--dataset", "digits", "--limit", 60, "--max-update", 2, "--checkpoint-dir", "c")
+    fields = trained.run().fields
+    assert {"batch_size", "learning_rate", "dataset", "checkpoint_dir"} <= fields.keys()
+    assert not {"samples", "dims"} & fields.keys()  # of --eval-only
+    assert "[MODEL]" in trained.stdout
+    picture = tmp_path / "zero.png"
+    Image.fromarray(np.zeros((28, 28), dtype=np.uint8)).save(picture)
+    best = tmp_path / "c" / checkpoint.BEST
+    answered = classify("--predict-only", "--restore-file", best, "--input", picture, "--out-file", "p.tsv")
+    fields = answered.run().fields
+    assert fields["restore_file"] == str(best)
+    assert (
+        not {"batch_size", "learning_rate", "max_epoch", "dataset", "data_dir", "checkpoint_dir"}
+        & fields.keys()
+    )
+    assert "[MODEL]" not in answered.stdout

@@ -8,6 +8,8 @@ from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
 from lib.cli.types import integer, number
 
+MOST_PASSES = 1_000_000  # of a network for one map; more would take days
+
 
 def add_explanation_flags(parser: Parser) -> None:
     """Add the flags of the scripts that explain image classifiers: networks, images, classes, and outputs."""
@@ -85,7 +87,11 @@ def add_method_options(group: Group, options: Iterable[Any], method: str = "") -
             group.add(*names, choices=option.choices, default=option.default, help=about)
         else:
             is_integer = option.kind is int
-            kind = integer(option.minimum) if is_integer else number(option.minimum, above=option.above)
+            kind = (
+                integer(option.minimum, MOST_PASSES)
+                if is_integer
+                else number(option.minimum, above=option.above)
+            )
             letter = "N" if is_integer else "X"
             group.add(*names, type=kind, default=option.default, metavar=letter, help=about)
 
@@ -102,7 +108,7 @@ def add_smoothing_flags(parser: Parser, of_what: str, only_with: str = "") -> No
     add = parser.group("smoothing", Scope.MODE).add
     add(
         "--smoothgrad",
-        type=integer(1),
+        type=integer(1, MOST_PASSES),
         metavar="N",
         only_with=only_with,
         help=f"average {of_what} over N noisy images (SmoothGrad)",

@@ -152,10 +152,16 @@ class TrainingRun:
     def _matters(self, name: str) -> bool:
         """Return whether a flag says anything about what this command does."""
         flag = self._settled.line.flags.get(name)
-        if flag is None or not self.inspects or name in self._settled.line.typed:
+        if flag is None or name in self._settled.line.typed:
+            return True
+        if flag.only_with and is_unset(self.flags.get(flag.only_with)):
+            return False
+        if not self.inspects:
             return True
         if flag.scope is Scope.DATA and self.flags.get("input"):
             return False  # the user's own files are looked at, and no data set
+        if name == "out_dir" and self._answers:
+            return bool(self.flags.get("explain"))
         return flag.scope is not Scope.TRAINING and name not in _OF_TRAINING_FOLDERS
 
     @property
@@ -302,6 +308,6 @@ def _check_memory(model: nn.Module) -> None:
     there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.physical()
     if there and needed > there:
         raise UserError(
-            f"to train {sum(each.numel() for each in weights):,} weights takes {memory.spelled(needed)} or more, "
+            f"to train {sum(each.numel() for each in weights):,} weights takes {memory.spelled(needed)}, "
             f"and there are {memory.spelled(there)} of memory: choose a smaller network"
         )
