@@ -17,6 +17,7 @@ from lib.explain.explanation import Explanation
 from lib.explain.methods import Method
 from lib.explain.targets import Target, class_target, scores_of
 from lib.figures import explanations as pictures
+from lib.models import outputs
 from lib.models.network import Network
 from lib.runtime.errors import UserError
 from lib.runtime.files import replaced
@@ -49,7 +50,11 @@ class Question:
     @property
     def targets(self) -> list[Target]:
         """The scores of the classes."""
-        return [class_target(index, self.score, self.network.class_name(index)) for index in self.classes]
+        network = self.network
+        return [
+            class_target(index, self.score, network.class_name(index), independent=network.independent)
+            for index in self.classes
+        ]
 
 
 class Answer(NamedTuple):
@@ -61,8 +66,8 @@ class Answer(NamedTuple):
 
 
 def answers(question: Question, output: Tensor) -> list[Answer]:
-    """Return the probability and the score of each class of `question` from the logits (1, classes)."""
-    probabilities = output[0].softmax(0)[list(question.classes)]
+    """Return the probability and the score of each class of `question` from the logits (1, outputs)."""
+    probabilities = outputs.probabilities(output, question.network.independent)[0, list(question.classes)]
     scores = scores_of(question.targets)(output)[:, 0]
     return [
         Answer(*each) for each in zip(question.classes, probabilities.tolist(), scores.tolist(), strict=True)
