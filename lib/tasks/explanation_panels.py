@@ -19,7 +19,7 @@ from lib.explain.targets import Target, class_target, scores_of
 from lib.figures import explanations as pictures
 from lib.models import outputs
 from lib.models.network import Network
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, warn
 from lib.runtime.files import replaced
 
 # The most panels on one line of a sheet, beside the image.
@@ -183,8 +183,32 @@ def panels_of(
             )
             for index, answer in enumerate(said)
         ]
-        rows.append([replace(panel, note=note(panel)) for panel in row])
+        reasons = [found.why_zero(layer, index) for index in range(len(said))]
+        _warn_of_zeros(row, reasons)
+        rows.append([_annotated(panel, note(panel), why) for panel, why in zip(row, reasons, strict=True)])
     return rows
+
+
+def _annotated(panel: Panel, note: str, why_zero: str) -> Panel:
+    if not why_zero:
+        return replace(panel, note=note)
+    return replace(panel, note=f"{note}\n{why_zero}", numbers={**panel.numbers, "zero_because": why_zero})
+
+
+def _warn_of_zeros(row: Sequence[Panel], reasons: Sequence[str]) -> None:
+    """Warn of the panels of a row that are zero everywhere: say why, and what to try."""
+    for why in dict.fromkeys(filter(None, reasons)):
+        empty = [panel for panel, reason in zip(row, reasons, strict=True) if reason == why]
+        classes = ", ".join(panel.class_name for panel in empty)
+        of = f"{empty[0].question.image.name}, {empty[0].question.network.name}"
+        warn(f"the map of {classes} ({of}) is zero everywhere: {why}; {_REMEDIES[why]}")
+
+
+_REMEDIES = {
+    "the score has no gradient": "try --score logit, or --method occlusion, which needs no gradient",
+    "nothing positive": "try --counterfactual, which shows what speaks against the class",
+    "nothing changes the score": "try another --baseline",
+}
 
 
 def as_json(records: Sequence[dict[str, Any]]) -> bytes:
