@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lib.explain.targets import Target, class_scores, class_target, scores_of, top_classes
+from lib.models import outputs
 from lib.runtime.errors import UserError
 
 
@@ -52,7 +53,7 @@ def test_the_top_classes_have_the_top_scores(output, kind):
         (lambda: class_scores([-1]), "there is no class -1"),
         (lambda: lambda output: top_classes(output, 7), "the 7 likeliest classes of 6"),
         (lambda: lambda output: top_classes(output, 0), "the 0 likeliest classes"),
-        (lambda: lambda output: class_scores([0], "log-odds")(output[:, :1]), "two classes or more"),
+        (lambda: lambda output: class_scores([2])(output[:, :1]), "no class 2: the network tells 2 apart"),
     ],
 )
 def test_what_cannot_be_is_said(output, scores, message):
@@ -75,3 +76,29 @@ def test_any_scalar_of_an_output_is_a_target():
     found = scores_of([corner, unit])(reconstruction)
     torch.testing.assert_close(found[0], reconstruction[:, 0, :2, :2].mean((1, 2)))
     assert torch.equal(found[1], reconstruction[:, 0, 0, 1])
+
+
+# One logit, and independent classes
+
+
+@pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
+def test_one_logit_is_that_of_two_classes(output, kind):
+    z = output[:, :1].double()
+    found = class_scores([0, 1], kind)(z)
+    expected = torch.cat([-z, z], 1).T
+    torch.testing.assert_close(found, expected.sigmoid() if kind == "probability" else expected)
+    assert torch.equal(top_classes(z, 2)[0], (z[:, 0] > 0).long())
+
+
+@pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
+def test_the_scores_of_independent_classes_do_not_depend_on_the_others(output, kind):
+    found = class_scores([2, 4], kind, independent=True)(output)
+    expected = output[:, [2, 4]].T
+    torch.testing.assert_close(found, expected.sigmoid() if kind == "probability" else expected)
+
+
+def test_two_logits_that_say_the_same_as_one_have_its_probabilities_and_log_odds(output):
+    z = output[:, :1].double()
+    two = outputs.as_exclusive(z)
+    torch.testing.assert_close(outputs.probabilities(two), outputs.probabilities(z))
+    torch.testing.assert_close(class_scores([0, 1], "log-odds")(two), class_scores([0, 1], "log-odds")(z))

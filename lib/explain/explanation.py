@@ -97,6 +97,7 @@ class Explanation:
         forward_passes, backward_passes: number of images that passed the network, forwards and backwards.
         signed: whether negative values speak against the target.
         places: where the cells of layers' maps look; a layer that is not named is drawn on the grid.
+        flat: for each layer, whether the gradient of a target is zero all over it, (T, B) bool.
         parts: for values of parts, the part of each pixel (H, W).
         standard_errors: of estimated values of parts, (T, B, n).
         additivity: how exactly the values add up, if the method promises that they do.
@@ -112,6 +113,7 @@ class Explanation:
     backward_passes: int
     signed: bool = False
     places: Mapping[str, Place] = field(default_factory=dict)
+    flat: Mapping[str, Tensor] = field(default_factory=dict)
     parts: Tensor | None = None
     standard_errors: Tensor | None = None
     additivity: Additivity | None = None
@@ -128,6 +130,17 @@ class Explanation:
         # With parts, `numbers` counts evaluations of coalitions instead.
         passes = {"forward_passes": self.forward_passes, "backward_passes": self.backward_passes}
         return found | (passes if self.parts is None else {}) | {"seconds": round(self.seconds, 4)}
+
+    def why_zero(self, name: str, target: int, image: int = 0) -> str:
+        """Return why the values of a layer, or of "", are zero everywhere, in words; empty if they are not.
+
+        A score has no gradient e.g. where a ReLU behind the class scores, or a probability of 1, is flat.
+        """
+        if self.values[name][target, image].any():
+            return ""
+        if self.flat[name][target, image] if name in self.flat else self.backward_passes:
+            return "the score has no gradient"
+        return "nothing positive" if name else "nothing changes the score"
 
     def maps(self, size: int | tuple[int, int]) -> dict[str, Tensor]:
         """Return, for each layer or "", a map of the pixels (T, B, H, W) of `size`, on the CPU.

@@ -200,7 +200,7 @@ def _class_activation(formula: Formula) -> Compute:
             request.network.module, request.layers, request.inputs, request.scores, formula
         )
         count = len(request.images)
-        return Explanation(found.maps, found.output, count, count * len(request.targets))
+        return Explanation(found.maps, found.output, count, count * len(request.targets), flat=found.flat)
 
     return compute
 

@@ -17,8 +17,9 @@ from lib.explain.explanation import Explanation
 from lib.explain.methods import Method
 from lib.explain.targets import Target, class_target, scores_of
 from lib.figures import explanations as pictures
+from lib.models import outputs
 from lib.models.network import Network
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, warn
 from lib.runtime.files import replaced
 
 # The most panels on one line of a sheet, beside the image.
@@ -49,7 +50,11 @@ class Question:
     @property
     def targets(self) -> list[Target]:
         """The scores of the classes."""
-        return [class_target(index, self.score, self.network.class_name(index)) for index in self.classes]
+        network = self.network
+        return [
+            class_target(index, self.score, network.class_name(index), independent=network.independent)
+            for index in self.classes
+        ]
 
 
 class Answer(NamedTuple):
@@ -61,8 +66,18 @@ class Answer(NamedTuple):
 
 
 def answers(question: Question, output: Tensor) -> list[Answer]:
-    """Return the probability and the score of each class of `question` from the logits (1, classes)."""
-    probabilities = output[0].softmax(0)[list(question.classes)]
+    """Return the probability and the score of each class of `question` from the logits (1, outputs).
+
+    A network that averages its answers over views has one more forward pass for each, for its probability.
+    """
+    network = question.network
+    with torch.no_grad():
+        every = (
+            network.probabilities(question.pixels)
+            if network.views > 1
+            else outputs.probabilities(output, network.independent)
+        )
+    probabilities = every[0, list(question.classes)]
     scores = scores_of(question.targets)(output)[:, 0]
     return [
         Answer(*each) for each in zip(question.classes, probabilities.tolist(), scores.tolist(), strict=True)
@@ -122,6 +137,7 @@ class Panel:
             "class": self.class_name,
             "target": self.answer.target,
             "probability": self.answer.probability,
+            **({"views": network.views} if network.views > 1 else {}),
         }
         if self.parts is not None:
             how = {name: numbers.pop(name) for name in ("estimator", "players")}
@@ -178,8 +194,32 @@ def panels_of(
             )
             for index, answer in enumerate(said)
         ]
-        rows.append([replace(panel, note=note(panel)) for panel in row])
+        reasons = [found.why_zero(layer, index) for index in range(len(said))]
+        _warn_of_zeros(row, reasons)
+        rows.append([_annotated(panel, note(panel), why) for panel, why in zip(row, reasons, strict=True)])
     return rows
+
+
+def _annotated(panel: Panel, note: str, why_zero: str) -> Panel:
+    if not why_zero:
+        return replace(panel, note=note)
+    return replace(panel, note=f"{note}\n{why_zero}", numbers={**panel.numbers, "zero_because": why_zero})
+
+
+def _warn_of_zeros(row: Sequence[Panel], reasons: Sequence[str]) -> None:
+    """Warn of the panels of a row that are zero everywhere: say why, and what to try."""
+    for why in dict.fromkeys(filter(None, reasons)):
+        empty = [panel for panel, reason in zip(row, reasons, strict=True) if reason == why]
+        classes = ", ".join(panel.class_name for panel in empty)
+        of = f"{empty[0].question.image.name}, {empty[0].question.network.name}"
+        warn(f"the map of {classes} ({of}) is zero everywhere: {why}; {_REMEDIES[why]}")
+
+
+_REMEDIES = {
+    "the score has no gradient": "try --score logit, or --method occlusion, which needs no gradient",
+    "nothing positive": "try --counterfactual, which shows what speaks against the class",
+    "nothing changes the score": "try another --baseline",
+}
 
 
 def as_json(records: Sequence[dict[str, Any]]) -> bytes:
@@ -303,14 +343,15 @@ def _describe(panel: Panel) -> list[str]:
 
 
 def heading(question: Question) -> list[str]:
-    """Return the image's name and label, and the network's name and number of training epochs.
+    """Return the image's name and label, and the network's name, training epochs and number of views.
 
     Epochs are counted from 1, as in file names.
     """
     network, image = question.network, question.image
     label = f" ({image.label})" if image.label else ""
     epochs = "" if network.epoch is None else f", {network.epoch + 1} epoch{'s' if network.epoch else ''}"
-    return [image.name + label, network.name + epochs]
+    views = "" if network.views == 1 else f", mean of {network.views} views"
+    return [image.name + label, network.name + epochs + views]
 
 
 def as_bytes(pixels: Tensor) -> np.ndarray:
