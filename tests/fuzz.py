@@ -3,7 +3,7 @@
 
 fuzz.py --count 10000 --door images exif
 
-The tests try a few of each door (`tests/test_weights.py`, `test_image_damage.py`, `test_text_files.py`, …); this
+The tests try a few of each door (`test_weights.py`, `test_image_damage.py`, `test_text_files.py`, …); this
 script tries as many as are wanted, and prints what was tried.
 """
 
@@ -73,12 +73,13 @@ def attempt(read: Callable[[], object], ended: Counter, what: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             read()
-        ended["read"] += 1
+        said = ""
     except UserError as error:
-        assert "\n" not in str(error).strip(), f"{what}: {error}"
-        ended["refused"] += 1
+        said = str(error)
     except BaseException as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+    assert "\n" not in said, f"{what}: {said}"
+    ended["refused" if said else "read"] += 1
     seconds = time.monotonic() - started
     assert seconds < PATIENCE, f"{what}: {seconds:.1f} s"
 
@@ -104,8 +105,13 @@ def _exif() -> Image.Exif:
 def _images() -> dict[str, bytes]:
     image = _small()
     kinds = {
-        "JPEG": {}, "PNG": {}, "GIF": {}, "BMP": {}, "PPM": {}, "TIFF": {"compression": "tiff_lzw"},
-    }  # fmt: skip
+        "JPEG": {},
+        "PNG": {},
+        "GIF": {},
+        "BMP": {},
+        "PPM": {},
+        "TIFF": {"compression": "tiff_lzw"},
+    }
     found = {kind: _saved(image, kind, **options) for kind, options in kinds.items()}
     found["progressive"] = _saved(image, "JPEG", progressive=True)
     found["grey TIFF"] = _saved(
@@ -167,9 +173,14 @@ def png_door(folder: Path, damage: Damage, count: int) -> Counter:
         b"sRGB",
     )
     samples = (
-        b"key\0text", b"key\0\0" + zlib.compress(b"x" * 3_000_000), b"key\0\1\0de\0k\0" + zlib.compress(b"y" * 2000),
-        b"", b"\xff" * 9, _exif().tobytes(), struct.pack(">II", 2**31, 0) + b"\1",
-    )  # fmt: skip
+        b"key\0text",
+        b"key\0\0" + zlib.compress(b"x" * 3_000_000),
+        b"key\0\1\0de\0k\0" + zlib.compress(b"y" * 2000),
+        b"",
+        b"\xff" * 9,
+        _exif().tobytes(),
+        struct.pack(">II", 2**31, 0) + b"\1",
+    )
     for number in range(count):
         added = b"".join(
             _chunk(damage.random.choice(names), damage.of(damage.random.choice(samples) or b"\0"))
@@ -278,10 +289,8 @@ def main() -> None:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             ended = DOORS[name](Path(folder), Damage(options.seed), options.count)
-        seconds = time.monotonic() - started
-        print(
-            f"{name}: {options.count} inputs, {ended['read']} read, {ended['refused']} refused, {seconds:.0f} s"
-        )
+        seconds = round(time.monotonic() - started)
+        print(f"{name}: {options.count} inputs, {dict(ended)}, {seconds} s")
 
 
 if __name__ == "__main__":

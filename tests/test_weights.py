@@ -1,4 +1,4 @@
-"""Weights as people have them: equal logits whatever the file's shape, and one line for what cannot be used."""
+"""Weights as people have them: equal whatever the file's shape; one line for what cannot be used."""
 
 import os
 
@@ -84,7 +84,7 @@ def test_an_average_beside_the_weights_is_left_with_a_word(tmp_path, state, caps
     torch.save({"ema": {k: v * 0 for k, v in state.items()}, "model": state}, tmp_path / "two.pth")
     own = pretrained.load(SMALL, str(tmp_path / "two.pth")).model.state_dict()
     assert torch.equal(own["features.0.weight"], state["features.0.weight"].float())
-    assert "those under ema are left" in capsys.readouterr().err
+    assert "left are those under ema" in capsys.readouterr().err
 
 
 def test_weights_of_a_larger_network_that_holds_all_names_are_refused(tmp_path):

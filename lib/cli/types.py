@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import math
+import os
 from collections.abc import Callable
 
 
@@ -33,6 +34,11 @@ def _number(kind, noun, minimum, maximum, above=False):
         return value
 
     return parse
+
+
+def path(text: str) -> str:
+    """Flag type: a path; `~` is a home folder, which shells leave as it is in `--data-dir=~/data`."""
+    return os.path.expanduser(text)
 
 
 def nonempty_text(text: str) -> str:

@@ -46,6 +46,11 @@ class FileSplit:
     workers: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths of the files, as `images.Examples` names its examples."""
+        return self.files
+
     def rows(self, index: Tensor) -> "FileSplit":
         numbers = torch.arange(len(self.files))[index.cpu()]
         files = tuple(self.files[number] for number in numbers.tolist())
@@ -199,8 +204,17 @@ def _decoded(
                 pixels[number] = image
         return {"pixels": pixels, "bad": bad}
 
-    kept = cached(f"pixels of {how}", folder, files, decode)
-    return Split(kept["pixels"], _labels(found)), set(kept["bad"])
+    def is_sound(kept: dict) -> bool:
+        pixels, shape = kept["pixels"], (len(files), how.channels, how.size, how.size)
+        return pixels.dtype is torch.uint8 and tuple(pixels.shape) == shape and _are_rows(kept, files)
+
+    kept = cached(f"pixels of {how}", folder, files, decode, is_sound)
+    return Split(kept["pixels"], _labels(found), names=tuple(files)), set(kept["bad"])
+
+
+def _are_rows(kept: dict, files: Sequence[str]) -> bool:
+    """Return whether the unreadable images that a kept result names are numbers of `files`."""
+    return all(isinstance(row, int) and 0 <= row < len(files) for row in kept["bad"])
 
 
 def _tried(
@@ -213,7 +227,7 @@ def _tried(
         outcomes = _in_threads(lambda path: how.read(path).shape, files, "trying")
         return {"bad": [number for number, outcome in enumerate(outcomes) if outcome is None]}
 
-    kept = cached(f"readable as {how}", folder, files, attempt)
+    kept = cached(f"readable as {how}", folder, files, attempt, lambda kept: _are_rows(kept, files))
     return FileSplit(tuple(files), _labels(found), how, workers), set(kept["bad"])
 
 

@@ -40,6 +40,10 @@ class Examples(Protocol):
     def labels(self) -> Tensor:
         """The class of each example, (N,), int64."""
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The path of each example, (N,), if each has a file of its own."""
+
     def rows(self, index: Tensor) -> Self:
         """Return the examples that `index` selects, by numbers or by a mask."""
 
@@ -65,14 +69,20 @@ class Split(NamedTuple):
         images: (N, C, H, W), float32.
         labels: (N,), int64.
         side: side in pixels to which the images are resized batch by batch; None to leave them as they are.
+        names: path of each image, (N,), if each has a file of its own.
     """
 
     images: Tensor
     labels: Tensor
     side: int | None = None
+    names: tuple[str, ...] | None = None
 
     def rows(self, index: Tensor) -> "Split":
-        return self._replace(images=self.images[index], labels=self.labels[index])
+        names = self.names
+        if names is not None:
+            numbers = torch.arange(len(names))[index.cpu()].tolist()
+            names = tuple(names[number] for number in numbers)
+        return self._replace(images=self.images[index], labels=self.labels[index], names=names)
 
     def resized(self, size: int) -> "Split":
         """Return the images with `size` px a side, resized at once or, if large, batch by batch."""

@@ -1,7 +1,6 @@
 """Predictions for images: of the validation split, or of the user's own image files."""
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from lib.runtime.errors import Interrupted, UserError
 from lib.runtime.files import writable_file, write_atomically
 from lib.runtime.interrupts import Signals
 from lib.runtime.settings import Settings
+from lib.runtime.spelling import cell
 from lib.training.run import TrainingRun
 
 INPUT_BATCH = 64
@@ -58,7 +58,8 @@ def predict(run: TrainingRun, model: nn.Module, data: ImageData, settings: Predi
     if settings.input:
         names, batches = settings.input, _input_batches(run, data, settings)
     else:
-        names, batches = range(len(data.valid.labels)), data.valid.in_order(distributed_over_ranks=False)
+        names = data.valid.names or range(len(data.valid.labels))
+        batches = data.valid.in_order(distributed_over_ranks=False)
     with Signals() as signals:
         try:
             predictions = predictions_of(run, model, signals.until_received(batches), settings.test_views)
@@ -86,14 +87,15 @@ def _write(
     *,
     labelled: bool,
 ) -> None:
-    header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
+    classes = list(map(cell, data.classes))
+    header = ["image", *(["label"] if labelled else []), "prediction", "probability", *classes]
     lines = ["\t".join(header)]
     rows = zip(names, predictions.labels, predictions.classes, predictions.probabilities, strict=True)
     for name, label, answer, probabilities in rows:
-        truth = [data.classes[label]] if labelled else []
-        chosen = [data.classes[answer], f"{probabilities[answer]:.6f}"]
+        truth = [classes[label]] if labelled else []
+        chosen = [classes[answer], f"{probabilities[answer]:.6f}"]
         # A file name may contain tabs and line breaks, which would end its cell or its line.
-        cells = [re.sub(r"[\t\n\r]", " ", str(name)), *truth, *chosen]
+        cells = [cell(name), *truth, *chosen]
         lines.append("\t".join([*cells, *(f"{p:.6f}" for p in probabilities)]))
     if not distributed.is_main():
         return
