@@ -117,9 +117,8 @@ def _splits(folder: Path) -> Folder:
 
 def _spelled(folder: Path, names: Sequence[str]) -> Path | None:
     with os.scandir(folder) as entries:
-        there = sorted(
-            Path(entry.path) for entry in entries if entry.name.lower() in names and entry.is_dir()
-        )
+        there = [Path(entry.path) for entry in entries if entry.name.lower() in names and entry.is_dir()]
+    there.sort(key=lambda path: (names.index(path.name.lower()), path.name))
     if len(there) > 1:
         raise UserError(f"{folder} has two spellings of one split, {there[0].name}/ and {there[1].name}/")
     return there[0] if there else None

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout, suppress
 from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -183,8 +183,8 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         with path.open("rb") as file:
             # The suffix may be wrong: some programs unpack what they download and leave the name.
             packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as file:
-            return _read_idx(file, path, dimensions)
+        with gzip.open(path) if packed else path.open("rb") as content:
+            return _read_idx(cast(IO[bytes], content), path, dimensions)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

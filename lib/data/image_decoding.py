@@ -81,19 +81,26 @@ def _opened(path: Path) -> "Image":
         if remarks_apart is None:
             raise
         data, exif = remarks_apart
-        try:
-            image = _loaded(io.BytesIO(data))
-        except Image.DecompressionBombError:
-            raise
-        except Exception:
-            image = None
-        if image is None:
+        bare = _loaded_if_sound(data)
+        if bare is None:
             raise  # what was found first: it speaks of the file as it is
+        image = bare
         if exif:
             image.info["exif"] = exif
     if image.format in ("JPEG", "MPO"):
         _notice_early_end(path, image)
     return image
+
+
+def _loaded_if_sound(data: bytes) -> "Image | None":
+    from PIL import Image
+
+    try:
+        return _loaded(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        return None
 
 
 def _loaded(source: Path | io.BytesIO) -> "Image":

@@ -108,6 +108,10 @@ class TrainingRun:
         """Whether this command looks at, or goes on with, the network of a checkpoint and its classes."""
         return self.settings.resume or any(self.flags.get(mode) for mode in INSPECTIONS)
 
+    def is_typed(self, name: str) -> bool:
+        """Whether the user gave the flag, on the command line or in `--config`."""
+        return name in self._settled.line.typed
+
     def fill_in(self, name: str, value: Any) -> None:
         """Give a flag that the user left open the value that the data or the weights decide."""
         self._settled.values[name] = value
