@@ -9,6 +9,7 @@ import ctypes
 import ctypes.util
 import functools
 import io
+import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -119,7 +120,8 @@ def _formats() -> tuple[str, ...]:
     from PIL import Image
 
     Image.init()
-    # Its warnings are about parts that are not shown, or repeat what errors say.
+    # Its warnings and log are about parts that are not shown, or repeat what errors say.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     _silence_libtiff()
