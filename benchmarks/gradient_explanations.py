@@ -38,7 +38,7 @@ from lib import cli, models  # noqa: E402
 from lib.data import images  # noqa: E402
 from lib.explain.gradients import grad_cam, guided_backprop, upsample  # noqa: E402
 from lib.explain.integrated_gradients import integrated_gradients  # noqa: E402
-from lib.explain.scores import class_scores, top_classes, top_scores  # noqa: E402
+from lib.explain.targets import class_scores, top_classes, top_scores  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 from lib.runtime.runlog import RunLog  # noqa: E402
 from lib.training.fit import Checkpoints, fit  # noqa: E402

@@ -12,7 +12,7 @@ from lib.explain import batch_size, players
 from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.coalitions import all_coalitions
 from lib.explain.games import Evaluation, MaskedImage
-from lib.explain.scores import class_scores
+from lib.explain.targets import class_scores
 from lib.runtime.errors import RunFailed, UserError
 from lib.tasks import evaluation_store
 from lib.tasks.evaluation_store import EvaluationStore

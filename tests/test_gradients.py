@@ -17,7 +17,7 @@ from lib.explain.gradients import (
     upsample,
 )
 from lib.explain.methods import METHODS
-from lib.explain.scores import class_scores, top_scores
+from lib.explain.targets import class_scores, top_scores
 from lib.runtime.errors import UserError
 
 FORMULAS = {name: each.formula for name, each in METHODS.items() if each.formula}

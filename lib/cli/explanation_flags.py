@@ -1,12 +1,12 @@
 """Flags of the scripts that explain images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import Any
 
 from lib.cli.flags import add_config_flags, add_machine_flags
-from lib.cli.parser import Parser
+from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
 from lib.cli.types import integer, number
-from lib.runtime.errors import UserError
 
 
 def add_explanation_flags(parser: Parser) -> None:
@@ -68,22 +68,50 @@ def add_explanation_flags(parser: Parser) -> None:
     add("--show", action="store_true", help="open pictures in windows, too")
 
 
-def check_needs(typed: Mapping, needs: Mapping[str, str]) -> None:
-    """Raise a UserError if a flag was typed without the flag that it needs."""
-    for name, needed in needs.items():
-        if name in typed and needed not in typed:
-            raise UserError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')} alone")
+def add_method_options(group: Group, options: Iterable[Any], method: str = "") -> None:
+    """Add the options that the table of methods (`lib.explain.methods`) declares for one of them.
+
+    Args:
+        group: group to which the flags are added.
+        options: the options.
+        method: name of the method for the help texts, if the script has several.
+    """
+    for option in options:
+        names = [*([f"-{option.short}"] if option.short else []), f"--{option.name}"]
+        about = f"{method}: {option.help}" if method else option.help
+        if option.kind is bool:
+            group.add(*names, action="store_true", help=about)
+        elif option.choices:
+            group.add(*names, choices=option.choices, default=option.default, help=about)
+        else:
+            is_integer = option.kind is int
+            kind = integer(option.minimum) if is_integer else number(option.minimum, above=option.above)
+            letter = "N" if is_integer else "X"
+            group.add(*names, type=kind, default=option.default, metavar=letter, help=about)
 
 
-def add_smoothing_flags(parser: Parser, of_what: str) -> None:
-    """Add the flags of SmoothGrad, which averages a map over noisy images."""
+def add_smoothing_flags(parser: Parser, of_what: str, only_with: str = "") -> None:
+    """Add the flags of SmoothGrad, which averages a map over noisy images.
+
+    Args:
+        parser: parser to which the flags are added.
+        of_what: what is averaged, for the help text.
+        only_with: name of the flag without which they are refused.
+    """
+    parser.rename("--smooth", "--smoothgrad")  # in plot-log.py, --smooth is a moving average
     add = parser.group("smoothing", Scope.MODE).add
-    add("--smooth", type=integer(1), metavar="N", help=f"average {of_what} over N noisy images (SmoothGrad)")
+    add(
+        "--smoothgrad",
+        type=integer(1),
+        metavar="N",
+        only_with=only_with,
+        help=f"average {of_what} over N noisy images (SmoothGrad)",
+    )
     add(
         "--noise",
         type=number(0, above=True),
         default=0.15,
         metavar="X",
-        only_with="smooth",
+        only_with="smoothgrad",
         help="standard deviation of the noise, as a share of the image's range",
     )

@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
     It reports errors in one line, shows every default in `--help`, and reads flags from `--config`, too.
     """
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
         self._declared: dict[str, Flag] = {}
         self._renamed: dict[str, str] = {}

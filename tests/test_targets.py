@@ -1,9 +1,9 @@
-"""Scores: kinds and their relations, targets for all images and for each, what cannot be."""
+"""Targets and scores: kinds and their relations, targets for all images and for each, what cannot be."""
 
 import pytest
 import torch
 
-from lib.explain.scores import class_scores, top_classes, top_scores
+from lib.explain.targets import Target, class_scores, class_target, scores_of, top_classes, top_scores
 from lib.runtime.errors import UserError
 
 
@@ -59,3 +59,20 @@ def test_the_top_scores_are_those_of_the_top_classes(output, kind):
 def test_what_cannot_be_is_said(output, scores, message):
     with pytest.raises(UserError, match=message):
         scores()(output)
+
+
+@pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
+def test_targets_are_asked_in_one_pass_and_are_the_scores_of_their_classes(output, kind):
+    targets = [class_target(5, kind), class_target(2, kind, "two")]
+    assert [target.name for target in targets] == ["5", "two"]
+    assert torch.equal(scores_of(targets)(output), class_scores([5, 2], kind)(output))
+    assert torch.equal(scores_of([-each for each in targets])(output), -class_scores([5, 2], kind)(output))
+
+
+def test_any_scalar_of_an_output_is_a_target():
+    reconstruction = torch.rand(3, 1, 4, 4)
+    corner = Target("upper left corner", lambda output: output[:, 0, :2, :2].mean((1, 2)))
+    unit = Target("second unit", lambda output: output.flatten(1)[:, 1])
+    found = scores_of([corner, unit])(reconstruction)
+    torch.testing.assert_close(found[0], reconstruction[:, 0, :2, :2].mean((1, 2)))
+    assert torch.equal(found[1], reconstruction[:, 0, 0, 1])

@@ -1,6 +1,9 @@
-"""Scores, the quantities that are explained: functions of a network's output, one per target and image."""
+"""Targets, the quantities that are explained: scalars of a network's output for each input, with names."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +12,40 @@ from lib.runtime.errors import UserError
 
 # Function from (B, classes) to (T, B): one number for each of T targets and each image.
 Scores = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A scalar of a network's output for each input.
+
+    Attributes:
+        name: name in titles and records, e.g. that of a class.
+        score: function from the output (B, …) to one number for each input (B,), differentiable.
+    """
+
+    name: str
+    score: Callable[[Tensor], Tensor]
+
+    def __neg__(self) -> Target:
+        """Return the negative scalar, whose explanation shows what speaks against the target."""
+        return Target(self.name, lambda output: -self.score(output))
+
+
+def class_target(index: int, kind: str = "logit", name: str = "") -> Target:
+    """Return the score of one class as a target; its name is the class's number by default.
+
+    Args:
+        index: number of the class.
+        kind: kind of its score, as for `class_scores`.
+        name: name of the class.
+    """
+    scores = class_scores([index], kind)
+    return Target(name or str(index), lambda output: scores(output)[0])
+
+
+def scores_of(targets: Sequence[Target]) -> Scores:
+    """Return the function that computes the scores of T targets (T, B) from one output."""
+    return lambda output: torch.stack([target.score(output) for target in targets])
 
 
 def class_scores(targets: Tensor | Sequence[int], kind: str = "logit") -> Scores:
