@@ -55,7 +55,7 @@ def decoded(path: str | Path, finish: "Callable[[Image], _T]") -> _T:
     path = existing_file(path)
     try:
         return finish(_opened(path))
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down") from None
     except UnidentifiedImageError:
         if path.stat().st_size and is_image(_beginning(path)):
@@ -75,7 +75,7 @@ def _opened(path: Path) -> "Image":
 
     try:
         image = _loaded(path)
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise
     except Exception:
         remarks_apart = _without_remarks(path.read_bytes())
@@ -98,7 +98,7 @@ def _loaded_if_sound(data: bytes) -> "Image | None":
 
     try:
         return _loaded(io.BytesIO(data))
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise
     except Exception:
         return None

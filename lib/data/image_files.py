@@ -23,7 +23,7 @@ from lib.data.images import (
     divide,
     unscaled,
 )
-from lib.data.preprocessing import Preprocessing
+from lib.data.preprocessing import Preprocessing, is_light_on_dark
 from lib.runtime import distributed
 from lib.runtime.errors import UserError, warn
 
@@ -167,6 +167,8 @@ def load(
         # Selecting all rows would copy many megabytes for nothing.
         splits[name] = examples if len(rows) == len(files) else examples.rows(rows.long())
     _check_left(splits, found.classes, folder)
+    if how.channels == 1 and isinstance(examples, Split):
+        how = replace(how, light_on_dark=is_light_on_dark(examples.images.float() / 255))
     train, valid, test = divide(splits, valid_fraction, limit)
     return ImageData(_as_pixels(train), _as_pixels(valid), test and _as_pixels(test), found.classes, how)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lib.data import datasets
 from lib.data.batches import InOrder, Shuffled, TensorBatches, Transform
-from lib.data.preprocessing import Preprocessing
+from lib.data.preprocessing import Preprocessing, is_light_on_dark
 from lib.runtime.errors import UserError
 
 # The subset, the hold-out and the split of `digits` do not depend on --seed, so that seeds are compared on
@@ -184,7 +184,8 @@ def load(
     train, test = splits["train"], splits["test"]
     rest, held_out = _holdout(train, holdout, "--holdout") if holdout else (train, None)
     train = rest if limit is None else rest.rows(_stratified_rows(rest.labels, limit, "--limit"))
-    how = Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,))
+    light = is_light_on_dark(train.images)
+    how = Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,), light_on_dark=light)
     if held_out is None:
         return ImageData(train.resized(size), test.resized(size), None, names, how)
     return ImageData(train.resized(size), held_out.resized(size), test.resized(size), names, how)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lib.data import photographs
 from lib.data.images import ImageData, Split
+from lib.data.preprocessing import warn_of_negatives
 from lib.evaluation import answers
 from lib.models.averaging import AveragedViews
 from lib.runtime import distributed
@@ -115,12 +116,18 @@ def _input_batches(
         tqdm(total=len(files), desc="predicting", unit=" images", leave=False, disable=None) as bar,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
+        negatives: list[str] = []
         for first in range(0, len(files), INPUT_BATCH):
-            pixels = torch.stack(list(pool.map(how.read, files[first : first + INPUT_BATCH])))
+            names = files[first : first + INPUT_BATCH]
+            pixels = torch.stack(list(pool.map(how.read, names)))
             pixels = 1 - pixels if settings.invert else pixels
+            negatives += [
+                name for name, image in zip(names, pixels, strict=True) if how.looks_negative(image)
+            ]
             batch = Split(pixels, torch.zeros(len(pixels), dtype=torch.long)).prepared(how, run.device)
             yield batch.images, batch.labels
             bar.update(len(pixels))
+    warn_of_negatives(negatives, inverted=settings.invert)
 
 
 def predictions_of(
