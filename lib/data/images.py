@@ -218,6 +218,8 @@ def divide(
         valid, test = test, None
     elif valid is None:
         count = round((valid_fraction or 0.1) * len(train.labels))
+        if valid_fraction is None:  # of few images, a tenth may be fewer than the classes
+            count = max(count, len(train.labels.unique()))
         train, valid = _holdout(train, count, "--valid-fraction gives")
     if limit is not None:
         train = train.rows(_stratified_rows(train.labels, limit, "--limit"))

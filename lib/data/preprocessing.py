@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class Preprocessing:
     std: tuple[float, ...]
     resize: int | None = None
     interpolation: str = "bilinear"
-    light_on_dark: bool = False
+    light_on_dark: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], source: str | Path) -> "Preprocessing":

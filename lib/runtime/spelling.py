@@ -1,4 +1,4 @@
-"""The spelling of texts for people: flag values as they are typed, outside texts without control characters."""
+"""The spelling of texts for people: flag values as typed, outside texts without control characters."""
 
 import re
 import unicodedata
