@@ -34,6 +34,13 @@ def make_parser() -> cli.Parser:
         metavar="NAME",
         help="layers whose maps are drawn; default: the last layer with a spatial map",
     )
+    add(
+        "--place",
+        choices=("receptive-field", "grid"),
+        default="receptive-field",
+        help="where a map is drawn: each cell at the centre of the pixels that it sees, or on an even grid "
+        "over the image, as other tools draw it",
+    )
     add("--list-layers", action="store_true", help="list the layers that have a spatial map, and exit")
     add("--counterfactual", action="store_true", help="draw the evidence against the class")
     add("--guided", action="store_true", help="add columns of guided backprop and guided Grad-CAM")

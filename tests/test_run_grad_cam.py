@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from lib.data.image_inputs import read
-from lib.explain import gradients
+from lib.explain import gradients, placement
 from lib.explain.targets import class_scores
 from lib.models.network import load_checkpoint
 from lib.tasks.class_activation import rank_correlation
@@ -37,9 +37,26 @@ def test_a_sheet_is_drawn_and_every_panel_has_a_line_of_numbers(explain, tmp_pat
         assert (panel["forward_passes"], panel["backward_passes"]) == (1, 3)
 
 
+def test_each_cell_is_drawn_where_it_looks(explain, tmp_path):
+    """A cell of s4 sees 16 pixels of every fourth: its middle is at 5.5 + 4 i, not at 2.3 + 5.6 i."""
+    done = explain("--target", "3", "--guided", "--save-values", "v.npz")
+    explain("--target", "3", "--guided", "--place", "grid", "--save-values", "grid.npz")
+    with np.load(tmp_path / "v.npz") as values, np.load(tmp_path / "grid.npz") as on_grid:
+        raw = torch.from_numpy(values["raw_maps"][0])
+        place = placement.Place(*[placement.Axis(4, 5.5)] * 2)
+        np.testing.assert_allclose(values["maps"][0], placement.drawn(raw, place, (28, 28)), rtol=1e-6)
+        np.testing.assert_array_equal(raw, on_grid["raw_maps"][0])
+        # Guided Grad-CAM multiplies there, too.
+        maps, guided, product = values["maps"]
+        np.testing.assert_allclose(product, maps * guided, rtol=1e-5, atol=1e-7)
+        assert abs(maps - on_grid["maps"][0]).max() > 0.05 * maps.max()
+    assert {panel.get("place") for panel in panels_of(done)} == {"receptive-field"}
+
+
 def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, subject_folder):
     done = explain(
-        "--target", "3", "8", "--layer", "c1", "s4", "--save-values", "v.npz", "--json", "out/v.json"
+        *("--target", "3", "8", "--layer", "c1", "s4", "--place", "grid"),
+        *("--save-values", "v.npz", "--json", "out/v.json"),
     )
     network = load_checkpoint(subject_folder / "own.pt")
     (picture,) = read(["digits:7"], network.preprocessing)
@@ -59,6 +76,7 @@ def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, s
             np.testing.assert_allclose(values["maps"][index], gradients.upsample(raw, 28), rtol=1e-6)
         np.testing.assert_allclose(values["scores"][:2], found.output[0, [3, 8]], rtol=1e-6)
     written = json.loads((tmp_path / "out" / "v.json").read_text())
+    assert {record["place"] for record in written} == {"grid"}
     assert [record["map_maximum"] for record in written] == [float(raw.max()) for raw in expected]
     for record, logged in zip(written, panels_of(done), strict=True):
         assert record["probability"] == pytest.approx(logged["probability"], rel=1e-4)
@@ -114,7 +132,7 @@ def test_checkpoints_are_a_filmstrip_in_the_order_of_their_epochs_about_the_clas
     done = explain(
         "--restore-file", *files, "--input", "digits:7", subject_folder / "photo.png", "--animate", own=False
     )
-    panels = panels_of(done)
+    panels = panels_of(done, may_be_zero=True)
     assert [panel["epoch"] for panel in panels] == [0, 0, 0, 2, 2, 2, 11, 11, 11] * 2
     assert [panel["image"] for panel in panels] == ["digits-7"] * 9 + ["photo"] * 9
     for first in (0, 9):

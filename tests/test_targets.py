@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lib.explain.targets import Target, class_scores, class_target, scores_of, top_classes, top_scores
+from lib.explain.targets import Target, class_scores, class_target, scores_of, top_classes
+from lib.models import outputs
 from lib.runtime.errors import UserError
 
 
@@ -37,23 +38,22 @@ def test_targets_may_differ_from_image_to_image(output):
 
 
 @pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
-def test_the_top_scores_are_those_of_the_top_classes(output, kind):
+def test_the_top_classes_have_the_top_scores(output, kind):
     classes = top_classes(output, 3)
     assert torch.equal(classes, output.argsort(1, descending=True).T[:3])
-    assert torch.equal(top_scores(3, kind)(output), class_scores(classes, kind)(output))
-    assert (top_scores(6, kind)(output).diff(dim=0) <= 0).all()
+    assert (class_scores(top_classes(output, 6), kind)(output).diff(dim=0) <= 0).all()
 
 
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
         (lambda: class_scores([0], "logits"), "choose from logit, log-odds, probability"),
-        (lambda: top_scores(2, "odds"), "there is no score 'odds'"),
+        (lambda: class_scores([1], "odds"), "there is no score 'odds'"),
         (lambda: class_scores([2, 6]), "there is no class 6: the network tells 6 apart"),
         (lambda: class_scores([-1]), "there is no class -1"),
-        (lambda: top_scores(7), "the 7 likeliest classes of 6"),
-        (lambda: top_scores(0), "the 0 likeliest classes"),
-        (lambda: lambda output: class_scores([0], "log-odds")(output[:, :1]), "two classes or more"),
+        (lambda: lambda output: top_classes(output, 7), "the 7 likeliest classes of 6"),
+        (lambda: lambda output: top_classes(output, 0), "the 0 likeliest classes"),
+        (lambda: lambda output: class_scores([2])(output[:, :1]), "no class 2: the network tells 2 apart"),
     ],
 )
 def test_what_cannot_be_is_said(output, scores, message):
@@ -76,3 +76,29 @@ def test_any_scalar_of_an_output_is_a_target():
     found = scores_of([corner, unit])(reconstruction)
     torch.testing.assert_close(found[0], reconstruction[:, 0, :2, :2].mean((1, 2)))
     assert torch.equal(found[1], reconstruction[:, 0, 0, 1])
+
+
+# One logit, and independent classes
+
+
+@pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
+def test_one_logit_is_that_of_two_classes(output, kind):
+    z = output[:, :1].double()
+    found = class_scores([0, 1], kind)(z)
+    expected = torch.cat([-z, z], 1).T
+    torch.testing.assert_close(found, expected.sigmoid() if kind == "probability" else expected)
+    assert torch.equal(top_classes(z, 2)[0], (z[:, 0] > 0).long())
+
+
+@pytest.mark.parametrize("kind", ["logit", "log-odds", "probability"])
+def test_the_scores_of_independent_classes_do_not_depend_on_the_others(output, kind):
+    found = class_scores([2, 4], kind, independent=True)(output)
+    expected = output[:, [2, 4]].T
+    torch.testing.assert_close(found, expected.sigmoid() if kind == "probability" else expected)
+
+
+def test_two_logits_that_say_the_same_as_one_have_its_probabilities_and_log_odds(output):
+    z = output[:, :1].double()
+    two = outputs.as_exclusive(z)
+    torch.testing.assert_close(outputs.probabilities(two), outputs.probabilities(z))
+    torch.testing.assert_close(class_scores([0, 1], "log-odds")(two), class_scores([0, 1], "log-odds")(z))

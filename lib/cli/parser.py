@@ -115,11 +115,6 @@ class Parser(argparse.ArgumentParser):
             self._given([*_joined(arguments, without=typed), *argv], defaults)
         return CommandLine(in_file | typed, defaults, self._declared, frozenset(in_file) - frozenset(typed))
 
-    def parse_typed(self, argv: Sequence[str] | None) -> tuple[dict, dict]:
-        """Return `(typed, defaults)` of `parse`."""
-        line = self.parse(argv)
-        return line.typed, line.defaults
-
     def _given(self, argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
         namespace = argparse.Namespace(**dict.fromkeys(defaults, _UNSET))
         self.parse_args(argv, namespace)

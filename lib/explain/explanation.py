@@ -15,6 +15,7 @@ from lib.explain.progress import UNWATCHED, Watch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lib.explain.placement import Place
     from lib.explain.targets import Scores, Target
     from lib.models.network import Network
 
@@ -30,6 +31,8 @@ class Request:
         layers: dotted names of modules, for methods that explain by the maps of layers.
         baseline: pixels that replace the parts of the images that are taken away, in the shape of `images`.
         settings: values of the method's own options, by name.
+        place: where maps of layers are drawn: `receptive-field`, each cell where it looks, or `grid`, as if
+            the cells divided the image evenly.
         watch: follows a long computation, and may stop it.
 
     Where `Method.explain` says so, what is left out has a default.
@@ -41,6 +44,7 @@ class Request:
     layers: Sequence[str] = ()
     baseline: Tensor | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    place: str = "receptive-field"
     watch: Watch = UNWATCHED
 
     @property
@@ -92,6 +96,8 @@ class Explanation:
         output: the network's output (B, …).
         forward_passes, backward_passes: number of images that passed the network, forwards and backwards.
         signed: whether negative values speak against the target.
+        places: where the cells of layers' maps look; a layer that is not named is drawn on the grid.
+        flat: for each layer, whether the gradient of a target is zero all over it, (T, B) bool.
         parts: for values of parts, the part of each pixel (H, W).
         standard_errors: of estimated values of parts, (T, B, n).
         additivity: how exactly the values add up, if the method promises that they do.
@@ -106,6 +112,8 @@ class Explanation:
     forward_passes: int
     backward_passes: int
     signed: bool = False
+    places: Mapping[str, Place] = field(default_factory=dict)
+    flat: Mapping[str, Tensor] = field(default_factory=dict)
     parts: Tensor | None = None
     standard_errors: Tensor | None = None
     additivity: Additivity | None = None
@@ -123,10 +131,22 @@ class Explanation:
         passes = {"forward_passes": self.forward_passes, "backward_passes": self.backward_passes}
         return found | (passes if self.parts is None else {}) | {"seconds": round(self.seconds, 4)}
 
+    def why_zero(self, name: str, target: int, image: int = 0) -> str:
+        """Return why the values of a layer, or of "", are zero everywhere, in words; empty if they are not.
+
+        A score has no gradient e.g. where a ReLU behind the class scores, or a probability of 1, is flat.
+        """
+        if self.values[name][target, image].any():
+            return ""
+        if self.flat[name][target, image] if name in self.flat else self.backward_passes:
+            return "the score has no gradient"
+        return "nothing positive" if name else "nothing changes the score"
+
     def maps(self, size: int | tuple[int, int]) -> dict[str, Tensor]:
         """Return, for each layer or "", a map of the pixels (T, B, H, W) of `size`, on the CPU.
 
-        Maps of layers are enlarged, values of channels are added up, and each pixel has its part's value.
+        Maps of layers are enlarged, with each cell where it looks. Values of channels are added up. A pixel
+        has the value of its part.
         """
         return {name: self._of_pixels(name, values.cpu(), size) for name, values in self.values.items()}
 
@@ -134,9 +154,12 @@ class Explanation:
         if self.parts is not None:
             return values[..., self.parts.cpu()]
         if name:
-            from lib.explain.gradients import upsample
+            from lib.explain import gradients, placement
 
-            return upsample(values, size)
+            if name in self.places:
+                sides = size if isinstance(size, tuple) else (size, size)
+                return placement.drawn(values, self.places[name], sides)
+            return gradients.upsample(values, size)
         return values.sum(2) if values.dim() == 5 else values
 
 

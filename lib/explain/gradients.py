@@ -29,10 +29,12 @@ class Cam(NamedTuple):
     Attributes:
         maps: for each layer, (T, B, h, w) at the layer's own resolution, nowhere negative.
         output: the network's output (B, classes).
+        flat: for each layer, whether the gradient of a score is zero all over it, (T, B) bool.
     """
 
     maps: dict[str, Tensor]
     output: Tensor
+    flat: dict[str, Tensor]
 
 
 class Saliency(NamedTuple):
@@ -82,14 +84,15 @@ def class_activation(
             output = model(images)
         features = feature_maps(model, layers, images, captured, layouts)
         found = _gradients(scores(output), [captured[name] for name in layers])
-    maps = {}
+    maps, flat = {}, {}
     for name, gradients in zip(layers, zip(*found, strict=True), strict=True):
         # A gradient has the shape of the output, so it has a spatial map, too, unless it is None.
         grids = [grid for each in gradients if (grid := layouts.spatial_map(name, each, images)) is not None]
         if len(grids) < len(gradients):
             raise UserError(f"the scores do not depend on layer {name!r}")
         maps[name] = torch.stack([formula(features[name], grid) for grid in grids]).relu()
-    return Cam(maps, output.detach())
+        flat[name] = torch.stack([~grid.flatten(1).any(1) for grid in grids])
+    return Cam(maps, output.detach(), flat)
 
 
 def feature_maps(
@@ -192,9 +195,11 @@ def _saliency(
 
 
 def guided_grad_cam(cam_maps: Tensor, saliency_values: Tensor) -> Tensor:
-    """Return maps (T, B, h, w), upsampled, times values (T, B, C, H, W) (Selvaraju et al. 2017, § 3.2)."""
-    height, width = saliency_values.shape[-2:]
-    return upsample(cam_maps, (height, width)).unsqueeze(2) * saliency_values
+    """Return maps (T, B, H, W) at the size of the image times values (T, B, C, H, W).
+
+    This is guided Grad-CAM (Selvaraju et al. 2017, section 3.2).
+    """
+    return cam_maps.unsqueeze(2) * saliency_values
 
 
 def smooth(

@@ -107,7 +107,13 @@ class Method:
         settings = {option.name: option.default for option in self.options} | dict(request.settings)
         started = time.perf_counter()
         found = self.compute(replace(request, layers=layers, baseline=baseline, settings=settings))
-        return replace(found, signed=self.signed, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        places = {}
+        if self.at_layers and request.place == "receptive-field":
+            from lib.explain import placement
+
+            places = placement.places_of(request.network, layers)
+        return replace(found, signed=self.signed, places=places, seconds=seconds)
 
 
 def _check_maps(network: Network) -> None:
@@ -194,7 +200,7 @@ def _class_activation(formula: Formula) -> Compute:
             request.network.module, request.layers, request.inputs, request.scores, formula
         )
         count = len(request.images)
-        return Explanation(found.maps, found.output, count, count * len(request.targets))
+        return Explanation(found.maps, found.output, count, count * len(request.targets), flat=found.flat)
 
     return compute
 

@@ -14,10 +14,13 @@ its output looks at
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lib.models.network import Network
 
 
 class Axis(NamedTuple):
@@ -65,6 +68,20 @@ def places(module: nn.Module, layers: Mapping[str, nn.Module], example: Tensor) 
             with _Follower(example.shape, found):
                 module(example)
     return found.places
+
+
+def places_of(network: Network, layers: Sequence[str]) -> dict[str, Place]:
+    """Return where the cells of a network's layers look in its images; what is found is kept."""
+    kept = _KEPT.setdefault(network.module, {})  # one entry a network, because its inputs have one size
+    missing = [name for name in layers if name not in kept]
+    if missing:
+        modules = {name: network.module.get_submodule(name) for name in missing}
+        found = places(network.module, modules, network.example)
+        kept.update({name: found.get(name) for name in missing})
+    return {name: place for name in layers if (place := kept[name]) is not None}
+
+
+_KEPT: WeakKeyDictionary[nn.Module, dict[str, Place | None]] = WeakKeyDictionary()
 
 
 class _Found(dict):
@@ -236,8 +253,8 @@ _MOVES: dict[str, Callable[..., Place]] = {
 def drawn(values: Tensor, place: Place, size: Sequence[int]) -> Tensor:
     """Return maps (…, h, w) at the size (H, W) of the image, each cell where it looks.
 
-    Between the places of cells, values are interpolated linearly; outside of them, the nearest cell's is kept.
-    With `grid`, this is `interpolate(…, mode="bilinear", align_corners=False)`.
+    Between the places of cells, values are interpolated linearly; outside of them, the nearest cell's is
+    kept. With `grid`, this is `interpolate(…, mode="bilinear", align_corners=False)`.
     """
     for dimension, (axis, pixels) in enumerate(zip(place, size, strict=True), start=values.dim() - 2):
         values = _stretched(values, axis, pixels, dimension)

@@ -25,10 +25,11 @@ class Network:
 
     Attributes:
         module: normalised images (B, C, size, size) to an output (B, …), e.g. logits (B, classes).
-        classes: names of the outputs; empty if they have none.
+        classes: names of the classes; empty if they have none. One logit tells two classes apart.
         preprocessing: preprocessing that turns an image into an input.
         name: name in titles and file names, e.g. `resnet18`.
         epoch: number of the epoch after which it was saved, counted from 0; None if unknown.
+        independent: whether an image may have several of the classes.
     """
 
     module: nn.Module
@@ -36,6 +37,7 @@ class Network:
     preprocessing: Preprocessing
     name: str
     epoch: int | None = None
+    independent: bool = False
 
     def __post_init__(self) -> None:
         self.module.eval().requires_grad_(False)
@@ -90,7 +92,9 @@ def load_pretrained(
 ) -> Network:
     """Load a classifier of torchvision; arguments and errors as for `lib.models.pretrained.load`."""
     found = pretrained.load(ptm, weights, seed=seed)
-    return Network(found.model.to(device), found.classes, found.preprocessing, ptm)
+    # One logit tells two classes apart; see `lib.models.outputs`.
+    classes = found.classes if len(found.classes) > 1 else ("0", "1")
+    return Network(found.model.to(device), classes, found.preprocessing, ptm)
 
 
 def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Network:

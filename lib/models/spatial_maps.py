@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from lib.models.layers import CallInterceptor
 
 
 class Layout(NamedTuple):
@@ -150,21 +151,14 @@ def _noting(layouts: Layouts, name: str) -> Callable[[nn.Module, Any, Any], None
     return note
 
 
-class _Following(TorchFunctionMode):
+class _Following(CallInterceptor):
     """Context that gives each tensor computed from a tensor with a layout a layout of its own."""
 
     def __init__(self, layouts: Layouts) -> None:
         super().__init__()
         self._layouts, self._known = layouts, layouts.tensors
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def intercept(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         # Before the call, which may change an argument in place.
         sources = [
             (self._known[each], each.shape)

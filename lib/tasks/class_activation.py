@@ -36,6 +36,7 @@ class MapSettings(Settings):
     smoothgrad: int | None
     noise: float
     seed: int
+    place: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -119,7 +120,10 @@ class _Asked:
         targets = self.question.targets
         if self.settings.counterfactual:
             targets = [-target for target in targets]
-        return Request(self.question.network, self.question.pixels, targets, watch=self.watch, **more)
+        place = self.settings.place
+        return Request(
+            self.question.network, self.question.pixels, targets, place=place, watch=self.watch, **more
+        )
 
 
 def _rows(asked: _Asked) -> list[list[Panel]]:
@@ -202,8 +206,7 @@ def _with_guided(
     cam: Panel, values: Tensor, settings: MapSettings, numbers: Mapping[str, Any]
 ) -> list[Panel]:
     """Return panels of a class activation map, of its class's gradients (C, H, W), and of their product."""
-    assert cam.raw_map is not None  # `check` allows --guided only for maps of layers, which are upsampled
-    product = gradients.guided_grad_cam(cam.raw_map[None, None], values[None, None])[0, 0]
+    product = gradients.guided_grad_cam(cam.map[None, None], values[None, None])[0, 0]
     found = {settings.rule: values, f"{settings.rule}-{settings.method}": product}
     return [
         cam,

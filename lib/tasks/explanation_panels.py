@@ -17,8 +17,9 @@ from lib.explain.explanation import Explanation
 from lib.explain.methods import Method
 from lib.explain.targets import Target, class_target, scores_of
 from lib.figures import explanations as pictures
+from lib.models import outputs
 from lib.models.network import Network
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, warn
 from lib.runtime.files import replaced
 
 # The most panels on one line of a sheet, beside the image.
@@ -49,7 +50,11 @@ class Question:
     @property
     def targets(self) -> list[Target]:
         """The scores of the classes."""
-        return [class_target(index, self.score, self.network.class_name(index)) for index in self.classes]
+        network = self.network
+        return [
+            class_target(index, self.score, network.class_name(index), independent=network.independent)
+            for index in self.classes
+        ]
 
 
 class Answer(NamedTuple):
@@ -61,8 +66,8 @@ class Answer(NamedTuple):
 
 
 def answers(question: Question, output: Tensor) -> list[Answer]:
-    """Return the probability and the score of each class of `question` from the logits (1, classes)."""
-    probabilities = output[0].softmax(0)[list(question.classes)]
+    """Return the probability and the score of each class of `question` from the logits (1, outputs)."""
+    probabilities = outputs.probabilities(output, question.network.independent)[0, list(question.classes)]
     scores = scores_of(question.targets)(output)[:, 0]
     return [
         Answer(*each) for each in zip(question.classes, probabilities.tolist(), scores.tolist(), strict=True)
@@ -83,6 +88,7 @@ class Panel:
         signed: whether negative values are evidence against the class.
         parts: the part of each pixel (H, W), if the map is one of n parts.
         part_values, standard_errors: of these parts, (n,).
+        place: where the layer's map is drawn: `receptive-field`, each cell where it looks, or `grid`.
         redrawn: names of the layers with re-initialised weights, the last first.
         note: text above the map, in addition to the class and its probability.
         numbers: further numbers for standard output and `--json`.
@@ -98,6 +104,7 @@ class Panel:
     parts: Tensor | None = None
     part_values: Tensor | None = None
     standard_errors: Tensor | None = None
+    place: str = "grid"
     redrawn: tuple[str, ...] = ()
     note: str = ""
     numbers: Mapping[str, Any] = field(default_factory=dict)
@@ -127,7 +134,7 @@ class Panel:
         return {
             **of_image,
             **({} if network.epoch is None else {"epoch": network.epoch}),
-            **({"layer": self.layer} if self.layer else {}),
+            **({"layer": self.layer, "place": self.place} if self.layer else {}),
             "method": self.method,
             **of_class,
             "score": self.answer.score,
@@ -171,12 +178,37 @@ def panels_of(
                 found.parts,
                 None if found.parts is None else own[index, 0],
                 None if found.standard_errors is None else found.standard_errors[index, 0],
+                place="receptive-field" if layer in found.places else "grid",
                 numbers=found.record(index),
             )
             for index, answer in enumerate(said)
         ]
-        rows.append([replace(panel, note=note(panel)) for panel in row])
+        reasons = [found.why_zero(layer, index) for index in range(len(said))]
+        _warn_of_zeros(row, reasons)
+        rows.append([_annotated(panel, note(panel), why) for panel, why in zip(row, reasons, strict=True)])
     return rows
+
+
+def _annotated(panel: Panel, note: str, why_zero: str) -> Panel:
+    if not why_zero:
+        return replace(panel, note=note)
+    return replace(panel, note=f"{note}\n{why_zero}", numbers={**panel.numbers, "zero_because": why_zero})
+
+
+def _warn_of_zeros(row: Sequence[Panel], reasons: Sequence[str]) -> None:
+    """Warn of the panels of a row that are zero everywhere: say why, and what to try."""
+    for why in dict.fromkeys(filter(None, reasons)):
+        empty = [panel for panel, reason in zip(row, reasons, strict=True) if reason == why]
+        classes = ", ".join(panel.class_name for panel in empty)
+        of = f"{empty[0].question.image.name}, {empty[0].question.network.name}"
+        warn(f"the map of {classes} ({of}) is zero everywhere: {why}; {_REMEDIES[why]}")
+
+
+_REMEDIES = {
+    "the score has no gradient": "try --score logit, or --method occlusion, which needs no gradient",
+    "nothing positive": "try --counterfactual, which shows what speaks against the class",
+    "nothing changes the score": "try another --baseline",
+}
 
 
 def as_json(records: Sequence[dict[str, Any]]) -> bytes:
