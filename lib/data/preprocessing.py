@@ -71,7 +71,8 @@ class Preprocessing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes as plain values, for a checkpoint."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        plain = {"mean": list(self.mean), "std": list(self.std), "light_on_dark": int(self.light_on_dark)}
+        return asdict(self) | plain
 
     def read(self, path: str | Path) -> Tensor:
         """Read an image file as pixels in [0, 1], (channels, size, size): exactly the crop the network sees.

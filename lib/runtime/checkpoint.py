@@ -102,9 +102,9 @@ def _sound_classes(content: dict) -> None:
         return
     classes, config = content["classes"], content["model"]["config"]
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are no list of names")
+        raise ValueError("it does not name its classes: its entry is no list of names")
     if not classes:
-        raise ValueError("it names no class")
+        raise ValueError("it does not name its classes: its list is empty")
     count = config.get("classes", len(classes))
     if count != len(classes):
         raise ValueError(f"it names {len(classes)} classes, and its network has {count}")
