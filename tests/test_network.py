@@ -11,6 +11,7 @@ from torchvision import models
 from lib.data import image_inputs
 from lib.data.image_inputs import read
 from lib.data.preprocessing import Preprocessing
+from lib.models.averaging import AveragedViews
 from lib.models.network import Network, check_top, find_classes, load_checkpoint
 from lib.runtime.errors import UserError
 
@@ -212,3 +213,16 @@ def test_more_likeliest_classes_than_there_are_is_one_line():
     check_top(small(), 4)
     with pytest.raises(UserError, match="-k 5 is more than the 4 classes of small"):
         check_top(small(), 5)
+
+
+def test_a_network_that_averages_its_answers_over_views_says_so_and_answers_as_predictions_do(tmp_path):
+    """One network has one answer: that of --predict-only, whichever script gives it."""
+    file = write_checkpoint(tmp_path / "views.pt", flags={"test_views": 6})
+    network = load_checkpoint(file)
+    assert network.views == 6
+    pixels = torch.rand(2, 1, 28, 28)
+    averaged = AveragedViews(network.module, 6)(network.normalise(pixels)).softmax(1)
+    torch.testing.assert_close(network.probabilities(pixels), averaged)
+    assert load_checkpoint(write_checkpoint(tmp_path / "odd.pt", flags={"test_views": [3]})).views == 1
+    one = load_checkpoint(write_checkpoint(tmp_path / "one.pt"))
+    torch.testing.assert_close(one.probabilities(pixels), one.logits(pixels).softmax(1))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lib import models
 from lib.data.preprocessing import Preprocessing
-from lib.models import pretrained
+from lib.models import outputs, pretrained
+from lib.models.averaging import AveragedViews
 from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
 
@@ -30,6 +31,8 @@ class Network:
         name: name in titles and file names, e.g. `resnet18`.
         epoch: number of the epoch after which it was saved, counted from 0; None if unknown.
         independent: whether an image may have several of the classes.
+        views: number of views of an image over which it averages its answers, see `AveragedViews`; explained
+            is the answer to the image itself.
     """
 
     module: nn.Module
@@ -38,6 +41,7 @@ class Network:
     name: str
     epoch: int | None = None
     independent: bool = False
+    views: int = 1
 
     def __post_init__(self) -> None:
         self.module.eval().requires_grad_(False)
@@ -82,6 +86,15 @@ class Network:
         """Return the output (B, …) for pixels (B, C, H, W) in [0, 1]; differentiable in the pixels."""
         return self.module(self.normalise(pixels.to(self.device)))
 
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Return its answers, the probability of each class (B, classes), for pixels (B, C, H, W) in [0, 1].
+
+        They are those of `--predict-only`: averaged over `views`.
+        """
+        averaged = AveragedViews(self.module, self.views)
+        found = averaged(self.normalise(pixels.to(self.device)))
+        return outputs.probabilities(found, self.independent)
+
     def class_name(self, index: int) -> str:
         """Return the name of an output: its class, or its number if the classes have no names."""
         return self.classes[index] if self.classes else str(index)
@@ -121,7 +134,14 @@ def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Net
         preprocessing,
         network["name"],
         epoch if isinstance(epoch, int) else None,
+        views=_views(saved),
     )
+
+
+def _views(saved: dict[str, Any]) -> int:
+    """Return the number of views over which the predictions of a checkpoint's network are averaged."""
+    views = saved.get("flags", {}).get("test_views", 1)
+    return views if views in (1, 2, 6) else 1
 
 
 def find_classes(network: Network, targets: Sequence[str]) -> list[int]:

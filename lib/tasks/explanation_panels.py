@@ -66,8 +66,18 @@ class Answer(NamedTuple):
 
 
 def answers(question: Question, output: Tensor) -> list[Answer]:
-    """Return the probability and the score of each class of `question` from the logits (1, outputs)."""
-    probabilities = outputs.probabilities(output, question.network.independent)[0, list(question.classes)]
+    """Return the probability and the score of each class of `question` from the logits (1, outputs).
+
+    A network that averages its answers over views has one more forward pass for each, for its probability.
+    """
+    network = question.network
+    with torch.no_grad():
+        every = (
+            network.probabilities(question.pixels)
+            if network.views > 1
+            else outputs.probabilities(output, network.independent)
+        )
+    probabilities = every[0, list(question.classes)]
     scores = scores_of(question.targets)(output)[:, 0]
     return [
         Answer(*each) for each in zip(question.classes, probabilities.tolist(), scores.tolist(), strict=True)
@@ -127,6 +137,7 @@ class Panel:
             "class": self.class_name,
             "target": self.answer.target,
             "probability": self.answer.probability,
+            **({"views": network.views} if network.views > 1 else {}),
         }
         if self.parts is not None:
             how = {name: numbers.pop(name) for name in ("estimator", "players")}
@@ -332,14 +343,15 @@ def _describe(panel: Panel) -> list[str]:
 
 
 def heading(question: Question) -> list[str]:
-    """Return the image's name and label, and the network's name and number of training epochs.
+    """Return the image's name and label, and the network's name, training epochs and number of views.
 
     Epochs are counted from 1, as in file names.
     """
     network, image = question.network, question.image
     label = f" ({image.label})" if image.label else ""
     epochs = "" if network.epoch is None else f", {network.epoch + 1} epoch{'s' if network.epoch else ''}"
-    return [image.name + label, network.name + epochs]
+    views = "" if network.views == 1 else f", mean of {network.views} views"
+    return [image.name + label, network.name + epochs + views]
 
 
 def as_bytes(pixels: Tensor) -> np.ndarray:

@@ -224,7 +224,10 @@ class ExplanationRun:
     def _likeliest(self, network: Network, image: ImageInput) -> list[int]:
         check_top(network, self.asked.top_k)
         with torch.no_grad():
-            return top_classes(network.logits(image.pixels[None]), self.asked.top_k)[:, 0].tolist()
+            pixels = image.pixels[None]
+            # Small probabilities are rounded to zero and then equal, which logits are not.
+            found = network.logits(pixels) if network.views == 1 else network.probabilities(pixels)
+            return top_classes(found, self.asked.top_k)[:, 0].tolist()
 
     @contextmanager
     def watching(self, signals: Signals, unit: str) -> Iterator[tuple[Watch, tqdm]]:

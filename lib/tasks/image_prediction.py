@@ -69,7 +69,13 @@ def predict(run: TrainingRun, model: nn.Module, data: ImageData, settings: Predi
                 raise Interrupted("interrupted before the first answer", signals.received) from None
             raise
         _write(
-            run, data, list(names[: len(predictions.labels)]), predictions, path, labelled=not settings.input
+            run,
+            data,
+            list(names[: len(predictions.labels)]),
+            predictions,
+            path,
+            views=settings.test_views,
+            labelled=not settings.input,
         )
     if signals.received:
         raise Interrupted(
@@ -86,6 +92,7 @@ def _write(
     predictions: answers.Predictions,
     path: Path | None,
     *,
+    views: int,
     labelled: bool,
 ) -> None:
     classes = list(map(cell, data.classes))
@@ -102,7 +109,8 @@ def _write(
         return
     if path:
         write_atomically(path, ("\n".join(lines) + "\n").encode())
-        run.log.event("PREDICT", Examples=len(predictions.labels), file=path)
+        size = data.preprocessing.size
+        run.log.event("PREDICT", Examples=len(predictions.labels), Size=size, Views=views, file=path)
     else:
         sys.stdout.write("\n".join(lines) + "\n")
 
