@@ -83,3 +83,8 @@ def integers(text: str) -> tuple[int, ...]:
 def names(text: str) -> tuple[str, ...]:
     """Flag type: names separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Flag type: finite numbers separated by commas, at least one."""
+    return tuple(number(-1e9, 1e9)(part) for part in text.split(","))
