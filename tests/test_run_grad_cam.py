@@ -184,7 +184,7 @@ def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
         (("--target", "10"), "0 to 9"),
         (("-k", "11"), "-k 11 is more than the 10 classes"),
         (("-k", "2", "--target", "3"), "choose one"),
-        (("--weights", "random"), "--weights goes with --ptm alone"),
+        (("--weights", "random"), "--weights goes with --ptm or --network alone"),
         (("--rule", "deconvnet"), "--rule goes with --guided alone"),
         (("--smoothgrad", "3"), "--smoothgrad goes with --guided alone"),
         (("--randomise", "99"), "99"),

@@ -74,7 +74,7 @@ def saved(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "task": TASK,
-            "model": {"name": "lenet5", "config": {}},
+            "model": {"name": flags.get("model", "lenet5"), "config": {}},
             "state_dict": {"w": torch.zeros(1)},
             "flags": {"model": "lenet5", "size": 28, "data_dir": ".", **flags},
             "run": "r1",
@@ -151,6 +151,14 @@ def test_a_data_folder_of_another_machine_is_forgotten_and_one_that_is_here_is_k
 def test_a_checkpoint_with_flags_of_another_kind_is_damaged(saved, flags):
     with pytest.raises(UserError, match="the checkpoint is damaged"):
         settle(restore_file=saved(**flags), eval_only=True)
+
+
+def test_a_checkpoint_of_another_script_may_name_what_this_one_does_not_offer(saved):
+    path = saved(optimizer="another", save_epochs=("a",))
+    restored = settle(restore_file=path, eval_only=True)
+    assert (restored.optimizer, restored.save_epochs) == (None, ())
+    with pytest.raises(UserError, match=r"the checkpoint is damaged.*--optimizer 'another'"):
+        settle(resume=True, checkpoint_dir=saved(checkpoint.LAST, optimizer="another").rpartition("/")[0])
 
 
 @pytest.mark.parametrize("what", ["eval_only", "predict_only"])

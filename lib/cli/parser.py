@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.cli.scope import Flag, Scope, is_unset, spelled
+from lib.cli.types import path
 from lib.runtime.errors import UserError, warn
 from lib.runtime.spelling import as_typed
 
 _UNSET = object()
+# Flags with these names for their values are paths, and need not say so by their type.
+_PATHS = ("FILE", "FILE.npz", "DIR", "CKPT", "IMAGE", "WHICH")
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ class Group:
             not_with, fixed, is_path, kept_for_resume: see `lib.cli.scope.Flag`.
             options: for `ArgumentParser.add_argument`: type, default, help, …
         """
+        if is_path or options.get("metavar") in _PATHS:
+            options.setdefault("type", path)
         action = self._container.add_argument(*spellings, **options)
         self._parser.declare(
             Flag(

@@ -66,7 +66,7 @@ def settle(task: str, line: CommandLine, recipe: Recipe) -> Settled:
     flags["checkpoint_dir"] = flags["checkpoint_dir"] or run_folder.default_name(flags, defaults["dataset"])
     saved = _saved(task, flags)
     own = _kept_values(saved, line, resumes=flags["resume"])
-    _check_values(own, line.flags)
+    own = _usable(own, line.flags, resumes=flags["resume"])
     _check_agreement(own, line, resumes=flags["resume"])
     if flags["restore_file"] and not inspection:  # a new run from old weights
         own = {name: value for name, value in own.items() if line.flags[name].scope is Scope.NETWORK}
@@ -143,12 +143,32 @@ def _kept_values(saved: Mapping[str, Any], line: CommandLine, *, resumes: bool) 
     return kept
 
 
-def _check_values(saved: Mapping[str, Any], flags: Mapping[str, Flag]) -> None:
+def _usable(saved: Mapping[str, Any], flags: Mapping[str, Flag], *, resumes: bool) -> dict[str, Any]:
+    """Return the values of `saved` that their flags accept.
+
+    Another script may offer other networks, data sets, augmentations. The names of the first two are looked
+    up later, where there is a message for each; the others matter only to a run that is resumed.
+
+    Raises:
+        UserError: a value is damaged.
+    """
+    usable = {}
     for name, value in saved.items():
-        if not flags[name].accepts(value):
+        flag = flags[name]
+        if flag.accepts(value) or (name in ("model", "dataset") and isinstance(value, str)):
+            usable[name] = value
+        elif resumes or flag.scope is not Scope.TRAINING or not _are_words(value):
             said = repr(value)
             short = said if len(said) <= 60 else f"{said[:60]}…"
-            raise UserError(f"the checkpoint is damaged: it says {spelled(name)} {short}")
+            raise UserError(
+                f"the checkpoint is damaged, or of a script with other flags: it says {spelled(name)} {short}"
+            )
+    return usable
+
+
+def _are_words(value: Any) -> bool:
+    words = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(word, str) for word in words)
 
 
 def _check_agreement(saved: Mapping[str, Any], line: CommandLine, *, resumes: bool) -> None:

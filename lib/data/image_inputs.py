@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lib.data import datasets, folders, images, photographs
 from lib.data.datasets import FOLDER
-from lib.data.preprocessing import Preprocessing
+from lib.data.preprocessing import Preprocessing, warn_of_negatives
 from lib.runtime.errors import UserError
 
 
@@ -47,7 +47,14 @@ def read(
         UserError: no such file, data set or example; a file that cannot be read as an image.
     """
     reader = _Reader(preprocessing, Path(data_dir), invert)
-    return [reader.read(name) for name in inputs]
+    found = [reader.read(name) for name in inputs]
+    negatives = [
+        name
+        for name, image in zip(inputs, found, strict=True)
+        if is_file(name) and preprocessing.looks_negative(image.pixels)
+    ]
+    warn_of_negatives(negatives, inverted=invert)
+    return found
 
 
 def check(inputs: Sequence[str]) -> None:

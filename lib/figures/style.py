@@ -137,9 +137,10 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 def literal(text: str) -> str:
     """Escape `text` so that matplotlib draws it literally: an unescaped `$` starts a formula.
 
-    Line breaks stay; other control characters are escaped, because fonts have no sign for them.
+    Bytes of a file name that are not UTF-8 and control characters, which no font has, are escaped, too; a
+    line break breaks the line.
     """
-    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
+    return "\n".join(printable(line) for line in text.split("\n")).replace("$", r"\$")
 
 
 def save(figure: Figure, path: str | Path, *, show: bool = False, colours: int | None = None) -> Path:

@@ -14,16 +14,18 @@ from tqdm import tqdm
 
 from lib import models
 from lib.cli import CommandLine, config
-from lib.data import image_inputs, photographs
+from lib.data import class_names, image_inputs, photographs
 from lib.data.image_inputs import ImageInput
 from lib.explain.baselines import KINDS, baseline
 from lib.explain.progress import Stopped, Watch
 from lib.explain.targets import top_classes
 from lib.figures import explanations as pictures
 from lib.figures import style
+from lib.models import own_network
 from lib.models.network import Network, check_top, find_classes, load_checkpoint, load_pretrained
+from lib.models.own_network import OwnNetwork
 from lib.runtime import distributed, threads
-from lib.runtime.errors import Interrupted, UserError
+from lib.runtime.errors import Interrupted, UserError, warn
 from lib.runtime.files import spare, writable_file, writable_folder, write_atomically
 from lib.runtime.interrupts import Signals
 from lib.runtime.memory import keep_what_is_freed
@@ -37,7 +39,9 @@ class NetworkChoice(Settings):
     """The networks to explain, and where they compute."""
 
     ptm: str | None
+    network: str | None
     weights: str | None
+    classes: str | None
     restore_file: Sequence[str] | None
     device: str
     threads: int | None
@@ -117,7 +121,7 @@ def start(name: str, line: CommandLine) -> Iterator["ExplanationRun"]:
     if not files.list_layers:
         writable_folder(files.out_dir)
     image_inputs.check(asked.input or ())
-    networks = _load(choice)
+    networks = _load(choice, OwnNetwork.of(flags))
     if "top_k" not in typed:
         fewest = min((len(each.classes) for each in networks if each.classes), default=asked.top_k)
         asked = replace(asked, top_k=min(asked.top_k, fewest))
@@ -129,18 +133,30 @@ def start(name: str, line: CommandLine) -> Iterator["ExplanationRun"]:
         yield ExplanationRun(name, log, networks, asked, files)
 
 
-def _load(choice: NetworkChoice) -> list[Network]:
+def _load(choice: NetworkChoice, own: OwnNetwork) -> list[Network]:
     """Return the networks, and choose the number of threads by their size."""
     device = distributed.pick_device(choice.device)
     if device.type == "cpu":
         keep_what_is_freed()
     if choice.ptm:
-        networks = [load_pretrained(choice.ptm, choice.weights, device, seed=choice.seed)]
+        found = load_pretrained(choice.ptm, choice.weights, device, seed=choice.seed)
+        networks = [_with_names(found, choice.classes)]
+    elif choice.network:
+        networks = [own_network.load(own, device)]
     else:
         networks = _by_age([load_checkpoint(file, device) for file in choice.restore_file or ()])
     small = all(models.is_small(each.name) for each in networks)
     threads.use(choice.threads or threads.suitable(small))
     return networks
+
+
+def _with_names(network: Network, classes: str | None) -> Network:
+    """Return a network of torchvision's with the class names that the user gives, if any."""
+    if classes:
+        return own_network.named(network, class_names.read(classes), len(network.classes))
+    if network.classes == tuple(map(str, range(len(network.classes)))):
+        warn(f"the {len(network.classes)} classes of {network.name} have no names: --classes FILE gives them")
+    return network
 
 
 def _by_age(networks: list[Network]) -> list[Network]:
@@ -152,10 +168,14 @@ def _by_age(networks: list[Network]) -> list[Network]:
 
 
 def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, typed: Mapping[str, Any]) -> None:
-    if not choice.ptm and not choice.restore_file:
-        raise UserError("no network given: use --ptm NAME (e.g. resnet18) or --restore-file CHECKPOINT")
-    if choice.weights and not choice.ptm:
-        raise UserError("--weights goes with --ptm alone: a checkpoint brings its own")
+    if not choice.ptm and not choice.restore_file and not choice.network:
+        raise UserError(
+            "no network given: use --ptm NAME (e.g. resnet18), --restore-file CHECKPOINT, or --network "
+            "FILE.py:NAME, one of your own"
+        )
+    for name in ("weights", "classes"):
+        if getattr(choice, name) and choice.restore_file:
+            raise UserError(f"--{name} goes with --ptm or --network alone: a checkpoint brings its own")
     if files.animate and len(choice.restore_file or ()) < 2:
         raise UserError("--animate shows how a network changes: give --restore-file two checkpoints or more")
     if not asked.input and not files.list_layers:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lib.data import photographs
 from lib.data.images import ImageData, Split
+from lib.data.preprocessing import warn_of_negatives
 from lib.evaluation import answers
 from lib.models.averaging import AveragedViews
 from lib.runtime import distributed
@@ -58,7 +59,8 @@ def predict(run: TrainingRun, model: nn.Module, data: ImageData, settings: Predi
     if settings.input:
         names, batches = settings.input, _input_batches(run, data, settings)
     else:
-        names, batches = range(len(data.valid.labels)), data.valid.in_order(distributed_over_ranks=False)
+        names = data.valid.names or range(len(data.valid.labels))
+        batches = data.valid.in_order(distributed_over_ranks=False)
     with Signals() as signals:
         try:
             predictions = predictions_of(run, model, signals.until_received(batches), settings.test_views)
@@ -93,14 +95,16 @@ def _write(
     views: int,
     labelled: bool,
 ) -> None:
-    header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
-    lines = ["\t".join(map(cell, header))]
+    classes = list(map(cell, data.classes))
+    header = ["image", *(["label"] if labelled else []), "prediction", "probability", *classes]
+    lines = ["\t".join(header)]
     rows = zip(names, predictions.labels, predictions.classes, predictions.probabilities, strict=True)
     for name, label, answer, probabilities in rows:
-        truth = [data.classes[label]] if labelled else []
-        chosen = [data.classes[answer], f"{probabilities[answer]:.6f}"]
-        cells = [str(name), *truth, *chosen]
-        lines.append("\t".join([*map(cell, cells), *(f"{p:.6f}" for p in probabilities)]))
+        truth = [classes[label]] if labelled else []
+        chosen = [classes[answer], f"{probabilities[answer]:.6f}"]
+        # A file name may contain tabs and line breaks, which would end its cell or its line.
+        cells = [cell(name), *truth, *chosen]
+        lines.append("\t".join([*cells, *(f"{p:.6f}" for p in probabilities)]))
     if not distributed.is_main():
         return
     if path:
@@ -120,12 +124,18 @@ def _input_batches(
         tqdm(total=len(files), desc="predicting", unit=" images", leave=False, disable=None) as bar,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
+        negatives: list[str] = []
         for first in range(0, len(files), INPUT_BATCH):
-            pixels = torch.stack(list(pool.map(how.read, files[first : first + INPUT_BATCH])))
+            names = files[first : first + INPUT_BATCH]
+            pixels = torch.stack(list(pool.map(how.read, names)))
             pixels = 1 - pixels if settings.invert else pixels
+            negatives += [
+                name for name, image in zip(names, pixels, strict=True) if how.looks_negative(image)
+            ]
             batch = Split(pixels, torch.zeros(len(pixels), dtype=torch.long)).prepared(how, run.device)
             yield batch.images, batch.labels
             bar.update(len(pixels))
+    warn_of_negatives(negatives, inverted=settings.invert)
 
 
 def predictions_of(

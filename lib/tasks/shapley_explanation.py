@@ -120,7 +120,8 @@ def _explain_one(
             yield None
             return
         key = game.fingerprint(list(question.classes), question.score)
-        record = EvaluationStore(Path(settings.resume_values), key)
+        shape = (parts.count, len(question.classes))
+        record = EvaluationStore(Path(settings.resume_values), key, shape)
         try:
             yield record
         finally:
