@@ -204,7 +204,7 @@ def _preprocessing(settings: OwnNetwork, source: ModuleType, module: nn.Module) 
         ends[name] = tuple(map(float, values))
     if not isinstance(size, int) or size < 1:
         raise UserError(f"SIZE = {size!r} in the network's file is no side of an image: give --size")
-    return Preprocessing(size, channels, ends["mean"], ends["std"])
+    return Preprocessing(size, channels, ends["mean"], ends["std"], resize=size)
 
 
 def _usual(name: str, channels: int) -> tuple[float, ...]:
