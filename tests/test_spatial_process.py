@@ -140,7 +140,7 @@ def test_a_search_with_estimated_traces_ends_near_the_maximum():
     prior = torch.full((5,), -2.0, dtype=torch.float64)
     traced = variance_components.probes(grams, noise)
     exact = variance_components.fit(grams, noise, y, prior)
-    estimated = variance_components.fit(grams, noise, y, prior, traced=traced)
+    estimated = variance_components._search(grams, noise, y, prior, prior, 0.05, traced)
     assert abs(estimated.objective - exact.objective) < 1.0
 
 

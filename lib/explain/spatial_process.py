@@ -23,7 +23,7 @@ held 77 % of the values instead of 92). The standard errors are then checked on 
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +36,6 @@ EXACT = 1e-8  # noise variance of w(N), as a share of θ_ε
 ROWS_OF_LIKELIHOOD = 1024
 # The most rows of y in one block; the time to condition on a block is cubic in its rows.
 ROWS_AT_ONCE = 2048
-# From so many rows on, traces are estimated, in 10 ms instead of 45 with 1,024 rows.
-ROWS_TO_PROBE = 800
 # The most rows whose prediction from the others is checked.
 ROWS_TO_CHECK = 512
 GAMES_AT_ONCE = 4  # each takes the memory of two blocks' covariances
@@ -156,15 +154,11 @@ def _fitted(kernels: Sequence[Kernel], block: _Block) -> tuple[Tensor, list[Tens
     few = block.z[:ROWS_OF_LIKELIHOOD]
     grams, noise = torch.stack([kernel.symmetric_gram(few) for kernel in kernels]), _noise(few)
     start = torch.tensor([kernel.usual_log_weight for kernel in kernels] + [USUAL_LOG_NOISE]).double()
-    search: dict[str, Any] = {}
-    if len(few) >= ROWS_TO_PROBE:
-        search = {"traced": variance_components.probes(grams, noise), "enough": variance_components.ROUGHLY}
-    columns = block.y[:ROWS_OF_LIKELIHOOD].T[..., None]
-    found = [variance_components.fit(grams, noise, y, start, **search) for y in columns]
+    found = variance_components.fit_each(grams, noise, block.y[:ROWS_OF_LIKELIHOOD], start)
     log_thetas = torch.stack([each.log_theta for each in found])
     if len(few) == len(block.z):
         return log_thetas, [each.lower for each in found]
-    del grams, search
+    del grams
     return log_thetas, _factors(kernels, block.z, log_thetas)
 
 

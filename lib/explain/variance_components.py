@@ -21,6 +21,7 @@ is 1/√P of the gradient's own standard deviation: with P = 32 vectors and K = 
 = 0.1 nats from the maximum.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,8 @@ NEARLY = 3
 # The search begins with half of the rows if these are at least so many. With 64, one search in eight ended in
 # a lesser maximum, 5 to 10 nats below.
 COARSEST_ROWS = 256
+# From so many rows on, traces are estimated: with 1,024 rows, in 10 ms instead of 45.
+ROWS_TO_PROBE = 800
 PROBES = 32
 # Standard deviation of the prior of log θ. It is weak, and keeps θ of a part that the data do not determine
 # near the prior mean.
@@ -64,7 +67,10 @@ def probes(grams: Tensor, noise: Tensor) -> Probes:
     """Return the same vectors in every call, so that estimates are reproducible."""
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(2, (len(noise), PROBES), generator=generator).double() * 2 - 1
-    return Probes(signs, torch.cat([grams @ signs, (noise[:, None] * signs)[None]]))
+    products = (grams.flatten(0, 1) @ signs).view(
+        len(grams), *signs.shape
+    )  # 3 times as fast as grams @ signs
+    return Probes(signs, torch.cat([products, (noise[:, None] * signs)[None]]))
 
 
 def covariance(grams: Tensor, noise: Tensor, log_theta: Tensor) -> Tensor:
@@ -75,33 +81,65 @@ def covariance(grams: Tensor, noise: Tensor, log_theta: Tensor) -> Tensor:
     return result
 
 
-def fit(
-    grams: Tensor,
-    noise: Tensor,
-    y: Tensor,
-    prior: Tensor,
-    start: Tensor | None = None,
-    traced: Probes | None = None,
-    enough: float = ENOUGH,
-) -> Fit:
-    """Return the log θ of greatest posterior density, found by a damped Newton method.
+def fit(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor) -> Fit:
+    """Return the log θ of greatest posterior density that all columns share, found by a damped Newton method.
 
     Args:
         grams: K_k (K, m, m) float64.
         noise: d (m,).
         y: data (m, T), of mean square about 1.
         prior: mean of the prior of log θ (K + 1,), with log θ_ε last.
-        start: where the search starts; by default at `prior`.
-        traced: what the traces of the gradient are estimated from; by default, they are computed exactly.
-        enough: the expected gain of a step, in nats per column, from which on it is not taken.
     """
-    rows = len(y) // 2
-    if rows >= COARSEST_ROWS:  # begin with half of the rows, where a step costs an eighth
-        part = slice(rows)
-        half = grams[:, part, part].contiguous()
-        start = fit(half, noise[part], y[part], prior, start, enough=ROUGHLY).log_theta
+    return _fit_groups(grams, noise, [y], prior, ENOUGH)[0]
+
+
+def fit_each(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor) -> list[Fit]:
+    """Return the log θ of greatest posterior density of each column of `y`; arguments as for `fit`."""
+    columns = list(y.split(1, dim=1))
+    if len(y) < ROWS_TO_PROBE:
+        return _fit_groups(grams, noise, columns, prior, ENOUGH)
+    return _fit_groups(grams, noise, columns, prior, ROUGHLY, probes(grams, noise))
+
+
+def _fit_groups(
+    grams: Tensor,
+    noise: Tensor,
+    groups: Sequence[Tensor],
+    prior: Tensor,
+    enough: float,
+    traced: Probes | None = None,
+) -> list[Fit]:
+    """Return the fit of each of `groups` (m, T) of columns; begin with half of the rows if there are many.
+
+    A step with half of the rows costs an eighth.
+    """
+    rows = len(noise) // 2
+    starts = [prior] * len(groups)
+    if rows >= COARSEST_ROWS:
+        half = grams[:, :rows, :rows].contiguous()
+        coarse = _fit_groups(half, noise[:rows], [y[:rows] for y in groups], prior, ROUGHLY)
+        starts = [found.log_theta for found in coarse]
+    return [
+        _search(grams, noise, y, prior, start, enough, traced)
+        for y, start in zip(groups, starts, strict=True)
+    ]
+
+
+def _search(
+    grams: Tensor,
+    noise: Tensor,
+    y: Tensor,
+    prior: Tensor,
+    start: Tensor,
+    enough: float,
+    traced: Probes | None = None,
+) -> Fit:
+    """Return where the search from `start` ends, with no step that gains `enough` nats per column.
+
+    With `traced`, the traces of the gradient are estimated; otherwise, they are computed exactly.
+    """
     enough, damping = enough * y.shape[1], 1e-3
-    point = _evaluate(grams, noise, y, prior, prior if start is None else start)
+    point = _evaluate(grams, noise, y, prior, start)
     gradient, curvature = _derivatives(grams, noise, y, prior, point, traced)
     for _ in range(MOST_STEPS):
         # The Hessian with respect to log θ has the gradient as a further term on its diagonal, which the
