@@ -9,10 +9,11 @@ run-grad-cam.py --restore-file CKPT CKPT … --input 7.png --animate    how the 
 run-grad-cam.py --ptm resnet18 --list-layers                          list the layers to choose from
 """
 
-from types import SimpleNamespace
-
 from lib import cli
-from lib.explain.methods import METHODS
+from lib.cli import Scope
+from lib.explain.methods import drawn_by
+
+METHODS = drawn_by("run-grad-cam.py")
 
 
 def describe_methods() -> str:
@@ -24,13 +25,21 @@ def describe_methods() -> str:
 def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="run-grad-cam.py", description=__doc__, epilog=describe_methods())
     cli.add_explanation_flags(parser)
-    add = parser.add_argument_group("method").add_argument
+    group = parser.group("method", Scope.MODE)
+    add = group.add
     add("--method", choices=tuple(METHODS), default="grad-cam", help="the method; see the table below")
     add(
         "--layer",
         nargs="+",
         metavar="NAME",
         help="layers whose maps are drawn; default: the last layer with a spatial map",
+    )
+    add(
+        "--place",
+        choices=("receptive-field", "grid"),
+        default="receptive-field",
+        help="where a map is drawn: each cell at the centre of the pixels that it sees, or on an even grid "
+        "over the image, as other tools draw it",
     )
     add("--list-layers", action="store_true", help="list the layers that have a spatial map, and exit")
     add("--counterfactual", action="store_true", help="draw the evidence against the class")
@@ -39,9 +48,10 @@ def make_parser() -> cli.Parser:
         "--rule",
         choices=("guided", "deconvnet"),
         default="guided",
+        only_with="guided",
         help="backpropagation rule of the ReLUs, with --guided",
     )
-    cli.add_smoothing_flags(parser, "guided backprop")
+    cli.add_smoothing_flags(parser, "guided backprop", only_with="guided")
     add(
         "--randomise",
         type=cli.integer(0),
@@ -58,24 +68,23 @@ def make_parser() -> cli.Parser:
         help="occlusion: content of the square: black, grey, mean (colour), blur, noise, or an image file",
     )
     for method in METHODS.values():
-        for option in method.options:
-            kind = cli.integer(option.minimum)
-            add(f"--{option.name}", type=kind, metavar="N", help=f"{method.name}: {option.help}")
+        cli.add_method_options(group, method.options, method.name)
     return parser
 
 
 def main(argv=None) -> None:
-    typed, defaults = make_parser().parse_typed(argv)
-    cli.check_needs(typed, {"rule": "guided", "smooth": "guided", "noise": "smooth"})
-    from lib.tasks import cam_explanation as task
-    from lib.tasks import image_explanation
+    line = make_parser().parse(argv)
+    line.check_company()
+    from lib.tasks import class_activation as task
+    from lib.tasks import explanation_run
 
-    task.check(SimpleNamespace(**(defaults | typed)), typed)
-    with image_explanation.start("gradcam", typed, defaults) as run:
-        if run.flags.list_layers:
+    settings = task.MapSettings.of(line.values)
+    task.check(settings, line.typed)
+    with explanation_run.start("gradcam", line) as run:
+        if run.files.list_layers:
             task.list_layers(run)
         else:
-            task.explain(run)
+            task.explain(run, settings)
 
 
 if __name__ == "__main__":

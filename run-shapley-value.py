@@ -13,13 +13,15 @@ error.
 """
 
 from lib import cli
+from lib.cli import Scope
+from lib.explain.methods import METHODS
 
 
 def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="run-shapley-value.py", description=__doc__)
     cli.add_explanation_flags(parser)
     parser.set_defaults(score="log-odds")
-    add = parser.add_argument_group("players").add_argument
+    add = parser.group("players", Scope.MODE).add
     add(
         "--players",
         default="patches",
@@ -46,41 +48,14 @@ def make_parser() -> cli.Parser:
         metavar="WHICH",
         help="content of absent players: black, grey, mean (colour), blur, noise, or an image file",
     )
-    add = parser.add_argument_group("estimate").add_argument
-    add(
-        "--estimator",
-        choices=("auto", "exact", "odd-gp", "permutation", "per-patch"),
-        default="auto",
-        help="the estimator; auto is exact if the budget allows all coalitions, and odd-gp otherwise",
-    )
-    add(
-        "--budget",
-        type=cli.integer(2),
-        metavar="N",
-        help="number of evaluations; default: 32 per player, or all coalitions of up to 16 players in images "
-        "of up to 64 px",
-    )
-    positive = cli.number(0, above=True)
-    add(
-        "--tolerance",
-        type=positive,
-        metavar="X",
-        help="stop when all values are known to X, in units of the score, with 95%% confidence",
-    )
-    add(
-        "-m",
-        "--max-context",
-        type=cli.integer(1),
-        metavar="N",
-        help="contexts per patch, with --estimator per-patch",
-    )
-    add(
+    group = parser.group("estimate", Scope.MODE)
+    cli.add_method_options(group, METHODS["shapley"].options)
+    group.add(
         "--resume-values",
         metavar="FILE.npz",
         help="store evaluations in this file, and reuse those it already has",
     )
-    add("--amp", action="store_true", help="run forward passes in bfloat16, with the last layer in float32")
-    add = parser.add_argument_group("more pictures").add_argument
+    add = parser.group("more pictures", Scope.MODE).add
     add(
         "--show-uncertainty",
         action="store_true",
@@ -91,15 +66,15 @@ def make_parser() -> cli.Parser:
 
 
 def main(argv=None) -> None:
-    typed, defaults = make_parser().parse_typed(argv)
-    from types import SimpleNamespace
-
-    from lib.tasks import image_explanation
+    line = make_parser().parse(argv)
+    line.check_company()
+    from lib.tasks import explanation_run
     from lib.tasks import shapley_explanation as task
 
-    task.check(SimpleNamespace(**(defaults | typed)), typed)
-    with image_explanation.start("shap", typed, defaults) as run:
-        task.explain(run)
+    settings = task.ShapleySettings.of(line.values)
+    task.check(settings, line.typed)
+    with explanation_run.start("shap", line) as run:
+        task.explain(run, settings)
 
 
 if __name__ == "__main__":

@@ -100,8 +100,16 @@ def add_data_flags(parser: cli.Parser) -> None:
         help="folder with SST-2/*.tsv; missing files are downloaded from the Hub",
     )
     for name, split in (("train", "training"), ("valid", "validation"), ("test", "test")):
-        text = f"your own {split} split: .tsv, .csv, .jsonl or .parquet, with named columns"
+        text = f"your own {split} split: .tsv, .csv, .json, .jsonl or .parquet, with named columns; also .gz"
         add(f"--{name}-file", metavar="FILE", is_path=True, help=text)
+    for name in ("text", "label"):
+        add(
+            f"--{name}-column",
+            type=cli.nonempty_text,
+            metavar="NAME",
+            help=f"name of the column of {name}s in files; default: the first of the usual names, e.g. "
+            f"{'sentence or text' if name == 'text' else 'label'}",
+        )
     add("--limit", type=cli.integer(2), metavar="N", help="train on a fixed subset of N phrases")
     add(
         "--holdout",

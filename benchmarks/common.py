@@ -56,8 +56,8 @@ def settle(parser: cli.Parser, argv: Sequence[str] | None, quick: dict[str, Any]
     Raises:
         UserError: a wrong flag, or a file for `--json` that cannot be written.
     """
-    typed, defaults = parser.parse_typed(argv)
-    options = SimpleNamespace(**(defaults | (quick if "quick" in typed else {}) | typed))
+    line = parser.parse(argv)
+    options = SimpleNamespace(**(line.defaults | (quick if "quick" in line.typed else {}) | line.typed))
     if options.json:
         options.json = writable_file(options.json)  # complain now, and not after minutes of measuring
     return options

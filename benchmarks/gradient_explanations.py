@@ -38,7 +38,7 @@ from lib import cli, models  # noqa: E402
 from lib.data import images  # noqa: E402
 from lib.explain.gradients import grad_cam, guided_backprop, upsample  # noqa: E402
 from lib.explain.integrated_gradients import integrated_gradients  # noqa: E402
-from lib.explain.scores import class_scores, top_classes, top_scores  # noqa: E402
+from lib.explain.targets import class_scores, top_classes  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 from lib.runtime.runlog import RunLog  # noqa: E402
 from lib.training.fit import Checkpoints, fit  # noqa: E402
@@ -133,10 +133,10 @@ def explanations(
 
     ways: dict[str, dict[str, Callable[[], object]]] = {
         "Grad-CAM": {
-            "this": lambda: upsample(grad_cam(model, [LAYER], batch, top_scores(k)).maps[LAYER], size),
+            "this": lambda: upsample(grad_cam(model, [LAYER], batch, likeliest(k)).maps[LAYER], size),
             "forward": forward,
         },
-        "guided backpropagation": {"this": lambda: guided_backprop(model, batch, top_scores(k))},
+        "guided backpropagation": {"this": lambda: guided_backprop(model, batch, likeliest(k))},
         f"integrated gradients, one image, {INTEGRATION_STEPS} steps": {"this": our_integrals},
     }
     if common.is_installed("pytorch_grad_cam"):
@@ -347,6 +347,11 @@ SECTIONS = {
     "time": (time_all, time_table),
     "completeness": (completeness, completeness_table),
 }
+
+
+def likeliest(k: int) -> Callable[[Tensor], Tensor]:
+    """Return the function from logits to the scores of each image's k most probable classes."""
+    return lambda output: class_scores(top_classes(output, k))(output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

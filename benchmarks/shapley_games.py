@@ -16,8 +16,8 @@ from lib.explain import shapley
 from lib.explain.coalitions import all_coalitions
 from lib.explain.games import MaskedImage
 from lib.explain.players import patches
-from lib.explain.scores import class_scores
 from lib.explain.shapley import shapley_weights
+from lib.explain.targets import class_scores
 from lib.runtime.errors import UserError
 
 FAMILY_SEPARATOR = "/"

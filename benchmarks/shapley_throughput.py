@@ -32,14 +32,15 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.shapley_games import fewest_evaluations  # noqa: E402
 from lib import cli  # noqa: E402
+from lib.data import image_inputs  # noqa: E402
 from lib.explain import batch_size, players, shapley  # noqa: E402
 from lib.explain.baselines import baseline  # noqa: E402
 from lib.explain.batch_size import BatchSizeTuner  # noqa: E402
 from lib.explain.coalitions import contexts, generator_of  # noqa: E402
 from lib.explain.games import Evaluation, MaskedImage  # noqa: E402
-from lib.explain.scores import class_scores, top_classes  # noqa: E402
 from lib.explain.shapley import Plan  # noqa: E402
-from lib.models import subject  # noqa: E402
+from lib.explain.targets import class_scores, top_classes  # noqa: E402
+from lib.models.network import load_pretrained  # noqa: E402
 from lib.runtime import distributed  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 
@@ -103,9 +104,9 @@ def make_parser() -> cli.Parser:
 
 def make_game(options: SimpleNamespace) -> tuple[MaskedImage, Tensor]:
     """Return the game of the three likeliest classes, and the players' positions."""
-    network = subject.load_pretrained(options.ptm, options.weights, options.device)
+    network = load_pretrained(options.ptm, options.weights, options.device)
     if options.input:
-        pixels = network.read([options.input])[0].pixels.to(options.device)
+        pixels = image_inputs.read([options.input], network.preprocessing)[0].pixels.to(options.device)
     else:  # a smooth random image
         coarse = torch.rand(1, 3, 14, 14, generator=generator_of(0))
         pixels = torch.nn.functional.interpolate(coarse, network.size, mode="bicubic")[0].clamp(0, 1)
@@ -117,7 +118,7 @@ def make_game(options: SimpleNamespace) -> tuple[MaskedImage, Tensor]:
         raise UserError(f"-lp {options.patch_side_len} leaves one player alone: give a smaller number")
     empty = network.normalise(baseline("grey", pixels))
     scores = class_scores(classes, "log-odds")
-    return MaskedImage(network.model, network.normalise(pixels), empty, found.map, scores), found.positions
+    return MaskedImage(network.module, network.normalise(pixels), empty, found.map, scores), found.positions
 
 
 def random_coalitions(count: int, n: int) -> Tensor:

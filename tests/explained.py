@@ -1,8 +1,15 @@
 """A small network to explain, and images for it."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+from lib.data.preprocessing import Preprocessing
+from lib.explain.explanation import Request
+from lib.explain.targets import Target, class_target
+from lib.models.network import Network
 
 
 class Small(nn.Module):
@@ -29,3 +36,18 @@ def small(rectify=F.relu, dtype=torch.float64) -> Small:
 def small_images() -> torch.Tensor:
     """Three images for it, (3, 2, 8, 12), float64."""
     return torch.randn(3, 2, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def network_of(module: nn.Module, channels: int = 2, size: int = 8) -> Network:
+    """A network that takes its images as they are, without class names."""
+    preprocessing = Preprocessing(size, channels, (0.0,) * channels, (1.0,) * channels)
+    return Network(module, (), preprocessing, type(module).__name__)
+
+
+def request(module: nn.Module, images: Tensor, targets: list, layers=(), **more) -> Request:
+    """A request; targets are numbers of classes, or functions of the output."""
+    made = [
+        Target(f"target {index}", each) if isinstance(each, Callable) else class_target(each)
+        for index, each in enumerate(targets)
+    ]
+    return Request(network_of(module, images.shape[1], images.shape[2]), images, made, layers, **more)

@@ -38,7 +38,7 @@ def model() -> nn.Sequential:
 def content(model) -> dict:
     return {
         "task": TASK,
-        "model": {"name": "lenet5", "config": {"classes": 10}},
+        "model": {"name": "lenet5", "config": {"classes": 2}},
         "state_dict": model.state_dict(),
         "classes": ["no", "yes"],
         "flags": {"learning_rate": 0.1, "augment": ("shift",), "limit": None},

@@ -27,18 +27,17 @@ def parser() -> cli.Parser:
 
 
 def test_what_was_typed_is_told_from_the_defaults(parser):
-    typed, defaults = parser.parse_typed(["--rate", "0.5", "--amp"])
-    assert typed == {"rate": 0.5, "amp": True}
-    assert defaults == {"size": 28, "rate": None, "names": (), "amp": False}
+    line = parser.parse(["--rate", "0.5", "--amp"])
+    assert line.typed == {"rate": 0.5, "amp": True}
+    assert line.defaults == {"size": 28, "rate": None, "names": (), "amp": False}
 
 
 def test_a_flag_typed_with_the_value_of_its_default_counts_as_typed(parser):
-    typed, _ = parser.parse_typed(["--size", "28", "--names", "none"])
-    assert typed == {"size": 28, "names": ()}
+    assert parser.parse(["--size", "28", "--names", "none"]).typed == {"size": 28, "names": ()}
 
 
 def test_nothing_typed_is_nothing_typed(parser):
-    assert parser.parse_typed([])[0] == {}
+    assert parser.parse([]).typed == {}
 
 
 def parsed_or_refusal(kind, text: str):
@@ -101,7 +100,7 @@ def test_the_types_of_flags_take_what_is_in_their_bounds_only(kind, text, expect
 )
 def test_a_wrong_flag_is_a_users_mistake_that_names_it_and_points_to_help(parser, argv, said):
     with pytest.raises(UserError) as refused:
-        parser.parse_typed(argv)
+        parser.parse(argv)
     assert said in str(refused.value)
     assert str(refused.value).endswith("(see --help)")
 

@@ -125,14 +125,15 @@ def test_an_example_of_a_folder_is_the_image_of_that_number_in_its_unseen_split(
             folder.mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (32, 32), (colour + number,) * 3).save(folder / f"{number}.png")
-    from lib.models import subject
+    from lib.data.image_inputs import read
+    from lib.models.network import load_pretrained
 
-    network = subject.load_pretrained("squeezenet1_1", "random")
-    shown, last = network.read([f"folder:{tmp_path / 'photos'}:0", f"folder:{tmp_path / 'photos'}:3"])
+    how = load_pretrained("squeezenet1_1", "random").preprocessing
+    shown, last = read([f"folder:{tmp_path / 'photos'}:0", f"folder:{tmp_path / 'photos'}:3"], how)
     assert (shown.label, last.label) == ("dark", "light")
     assert float(last.pixels.mean() * 255) == pytest.approx(241, abs=0.5)
     with pytest.raises(UserError, match="0 to 3"):
-        network.read([f"folder:{tmp_path / 'photos'}:4"])
+        read([f"folder:{tmp_path / 'photos'}:4"], how)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,13 @@ from captum.attr import (
     LayerGradCam,
     Occlusion,
 )
+from explained import request
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM, XGradCAM
 
 from lib.explain.gradients import grad_cam, guided_backprop, upsample
 from lib.explain.integrated_gradients import integrated_gradients
-from lib.explain.methods import METHODS, Request
-from lib.explain.scores import class_scores
+from lib.explain.methods import METHODS
+from lib.explain.targets import class_scores
 
 SIZE = int(os.environ.get("PEER_IMAGE_SIZE", 64))
 NETWORKS = {"resnet18": "layer4", "vgg16": "features.29", "alexnet": "features.11"}
@@ -105,12 +106,13 @@ def test_xgrad_cam_and_score_cam_are_pytorch_grad_cams_in_every_digit_that_count
     network, method, peer, factor
 ):
     model, layer, images = network
-    images, scores = images[:1], class_scores(TARGETS)
+    images = images[:1]
     followed = images.clone().requires_grad_()
     with peer(model, [model.get_submodule(layer)]) as cam:
         expected = np.stack([cam(followed, [lambda output, c=c: factor * output[c]]) for c in TARGETS])
-    request = Request(model, images, lambda output: factor * scores(output), [layer])
-    maps = stretched(upsample(METHODS[method].explain(request).values[layer], SIZE))
+    targets = [lambda output, c=c: factor * output[:, c] for c in TARGETS]
+    asked = request(model, images, targets, [layer])
+    maps = stretched(upsample(METHODS[method].explain(asked).values[layer], SIZE))
     assert_close_in_terms_of_the_largest(maps, torch.from_numpy(expected), 1e-5)
 
 
@@ -126,8 +128,8 @@ def test_occlusion_is_captums(network, side, stride):
         lambda target: peer.attribute(images, (3, side, side), (3, stride, stride), baseline, target)
     )
     settings = {"occlusion-side": side, "occlusion-stride": stride}
-    request = Request(model, images, class_scores(TARGETS), baseline=baseline, settings=settings)
-    found = METHODS["occlusion"].explain(request)
+    asked = request(model, images, TARGETS, baseline=baseline, settings=settings)
+    found = METHODS["occlusion"].explain(asked)
     assert_close_in_terms_of_the_largest(found.values[""].float(), expected[:, :, 0].float(), 1e-5)
 
 
@@ -135,7 +137,7 @@ def test_input_times_gradient_is_captums(network):
     model, _, images = network
     peer, followed = InputXGradient(model), images.clone().requires_grad_()
     expected = for_each_target(lambda target: peer.attribute(followed, target))
-    found = METHODS["input-x-gradient"].explain(Request(model, images, class_scores(TARGETS)))
+    found = METHODS["input-x-gradient"].explain(request(model, images, TARGETS))
     assert_close_in_terms_of_the_largest(found.values[""], expected, 1e-5)
 
 

@@ -12,7 +12,7 @@ from lib.explain import batch_size, players
 from lib.explain.batch_size import BatchSizeTuner
 from lib.explain.coalitions import all_coalitions
 from lib.explain.games import Evaluation, MaskedImage
-from lib.explain.scores import class_scores
+from lib.explain.targets import class_scores
 from lib.runtime.errors import RunFailed, UserError
 from lib.tasks import evaluation_store
 from lib.tasks.evaluation_store import EvaluationStore
@@ -210,33 +210,33 @@ class Counted:
 def test_a_record_is_asked_before_the_network(tmp_path):
     path, coalitions = tmp_path / "record.npz", all_coalitions(4)
     first, again, other = Counted(), Counted(), Counted()
-    record = EvaluationStore(path, "a")
+    record = EvaluationStore(path, "a", (4, 2))
     expected = Evaluation(first, record=record)(coalitions[:10])
     record.save()
-    evaluation = Evaluation(again, record=EvaluationStore(path, "a"))
+    evaluation = Evaluation(again, record=EvaluationStore(path, "a", (4, 2)))
     found = evaluation(coalitions)
     assert torch.equal(found[:10], expected)
     assert (first.asked, again.asked, evaluation.reused) == (10, 6, 10)
-    record = EvaluationStore(path, "b")
+    record = EvaluationStore(path, "b", (4, 2))
     Evaluation(other, record=record)(coalitions)
     record.save()
     assert other.asked == 16
-    assert EvaluationStore(path, "a").knows(coalitions).sum() == 10
-    assert EvaluationStore(path, "b").knows(coalitions).all()
+    assert EvaluationStore(path, "a", (4, 2)).knows(coalitions).sum() == 10
+    assert EvaluationStore(path, "b", (4, 2)).knows(coalitions).all()
 
 
 def test_a_record_is_written_while_it_grows(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation_store, "SECONDS_BETWEEN_SAVES", 0.0)
-    record = EvaluationStore(tmp_path / "record.npz", "a")
+    record = EvaluationStore(tmp_path / "record.npz", "a", (4, 2))
     record.add(all_coalitions(4)[:3], torch.zeros(3, 2).double())
-    assert EvaluationStore(tmp_path / "record.npz", "a").knows(all_coalitions(4)).sum() == 3
+    assert EvaluationStore(tmp_path / "record.npz", "a", (4, 2)).knows(all_coalitions(4)).sum() == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"text"])
 def test_a_file_that_is_no_record_is_refused(tmp_path, content):
     (tmp_path / "record.npz").write_bytes(content)
     with pytest.raises(UserError, match="holds no values of an earlier run"):
-        EvaluationStore(tmp_path / "record.npz", "a")
+        EvaluationStore(tmp_path / "record.npz", "a", (4, 2))
 
 
 def test_the_fingerprint_changes_with_whatever_values_depend_on():

@@ -248,8 +248,14 @@ def test_a_cache_is_that_of_its_folder(tmp_path):
         (tmp_path / name / "x").write_text("same")
         os.utime(tmp_path / name / "x", (1, 1))
         found = cache.cached(
-            "kind", tmp_path / name, [str(tmp_path / name / "x")], lambda c=content: {"c": c}
+            "kind",
+            tmp_path / name,
+            [str(tmp_path / name / "x")],
+            lambda c=content: {"c": c},
+            lambda kept: kept["c"],
         )
         assert found == {"c": content}
-    again = cache.cached("kind", tmp_path / "a", [str(tmp_path / "a" / "x")], lambda: {"c": 3})
+    again = cache.cached(
+        "kind", tmp_path / "a", [str(tmp_path / "a" / "x")], lambda: {"c": 3}, lambda _: True
+    )
     assert again == {"c": 1}

@@ -114,7 +114,7 @@ def test_answers_to_images_that_are_known_at_a_signal_are_kept(
 @pytest.mark.parametrize(
     ("script", "flags"),
     [
-        ("run-integrated-gradients.py", ("--tolerance", "1e-9", "--smooth", "100000")),
+        ("run-integrated-gradients.py", ("--tolerance", "1e-9", "--smoothgrad", "100000")),
         ("run-shapley-value.py", ("-lp", "4", "--budget", "200000")),
     ],
 )

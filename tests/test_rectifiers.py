@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.explain.gradients import guided_backprop, input_gradients
 from lib.explain.rectifiers import RULES, RectifierRule
-from lib.explain.scores import class_scores
+from lib.explain.targets import class_scores
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from conftest import ROOT, call, explaining, panels_of, write_checkpoint
 from PIL import Image
 from scipy.stats import spearmanr
 
-from lib.explain import gradients
-from lib.explain.scores import class_scores
-from lib.models import subject as subjects
-from lib.tasks.cam_explanation import rank_correlation
+from lib.data.image_inputs import read
+from lib.explain import gradients, placement
+from lib.explain.targets import class_scores
+from lib.models.network import load_checkpoint
+from lib.tasks.class_activation import rank_correlation
 
 SCRIPT = "run-grad-cam.py"
 
@@ -36,14 +37,31 @@ def test_a_sheet_is_drawn_and_every_panel_has_a_line_of_numbers(explain, tmp_pat
         assert (panel["forward_passes"], panel["backward_passes"]) == (1, 3)
 
 
+def test_each_cell_is_drawn_where_it_looks(explain, tmp_path):
+    """A cell of s4 sees 16 pixels of every fourth: its middle is at 5.5 + 4 i, not at 2.3 + 5.6 i."""
+    done = explain("--target", "3", "--guided", "--save-values", "v.npz")
+    explain("--target", "3", "--guided", "--place", "grid", "--save-values", "grid.npz")
+    with np.load(tmp_path / "v.npz") as values, np.load(tmp_path / "grid.npz") as on_grid:
+        raw = torch.from_numpy(values["raw_maps"][0])
+        place = placement.Place(*[placement.Axis(4, 5.5)] * 2)
+        np.testing.assert_allclose(values["maps"][0], placement.drawn(raw, place, (28, 28)), rtol=1e-6)
+        np.testing.assert_array_equal(raw, on_grid["raw_maps"][0])
+        # Guided Grad-CAM multiplies there, too.
+        maps, guided, product = values["maps"]
+        np.testing.assert_allclose(product, maps * guided, rtol=1e-5, atol=1e-7)
+        assert abs(maps - on_grid["maps"][0]).max() > 0.05 * maps.max()
+    assert {panel.get("place") for panel in panels_of(done)} == {"receptive-field"}
+
+
 def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, subject_folder):
     done = explain(
-        "--target", "3", "8", "--layer", "c1", "s4", "--save-values", "v.npz", "--json", "out/v.json"
+        *("--target", "3", "8", "--layer", "c1", "s4", "--place", "grid"),
+        *("--save-values", "v.npz", "--json", "out/v.json"),
     )
-    subject = subjects.load_checkpoint(subject_folder / "own.pt")
-    (picture,) = subject.read(["digits:7"])
-    images = subject.normalise(picture.pixels[None])
-    found = gradients.grad_cam(subject.model, ["c1", "s4"], images, class_scores([3, 8]))
+    network = load_checkpoint(subject_folder / "own.pt")
+    (picture,) = read(["digits:7"], network.preprocessing)
+    images = network.normalise(picture.pixels[None])
+    found = gradients.grad_cam(network.module, ["c1", "s4"], images, class_scores([3, 8]))
     expected = [found.maps[layer][target, 0] for layer in ("c1", "s4") for target in range(2)]
     with np.load(tmp_path / "v.npz") as values:
         assert values["layers"].tolist() == ["c1", "c1", "s4", "s4"]
@@ -58,6 +76,7 @@ def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, s
             np.testing.assert_allclose(values["maps"][index], gradients.upsample(raw, 28), rtol=1e-6)
         np.testing.assert_allclose(values["scores"][:2], found.output[0, [3, 8]], rtol=1e-6)
     written = json.loads((tmp_path / "out" / "v.json").read_text())
+    assert {record["place"] for record in written} == {"grid"}
     assert [record["map_maximum"] for record in written] == [float(raw.max()) for raw in expected]
     for record, logged in zip(written, panels_of(done), strict=True):
         assert record["probability"] == pytest.approx(logged["probability"], rel=1e-4)
@@ -67,9 +86,9 @@ def test_numbers_arrays_and_records_are_those_of_the_method(explain, tmp_path, s
 def test_guided_adds_two_columns_a_class(explain, tmp_path, subject_folder):
     panels = panels_of(explain("--guided", "-k", 2, "--save-values", "v.npz"))
     assert [panel["method"] for panel in panels] == ["grad-cam", "guided", "guided-grad-cam"] * 2
-    subject = subjects.load_checkpoint(subject_folder / "own.pt")
-    images = subject.normalise(subject.read(["digits:7"])[0].pixels[None])
-    values = gradients.guided_backprop(subject.model, images, class_scores([panels[0]["target"]])).values
+    network = load_checkpoint(subject_folder / "own.pt")
+    images = network.normalise(read(["digits:7"], network.preprocessing)[0].pixels[None])
+    values = gradients.guided_backprop(network.module, images, class_scores([panels[0]["target"]])).values
     with np.load(tmp_path / "v.npz") as saved:
         np.testing.assert_allclose(saved["maps"][1], values[0, 0].sum(0), rtol=1e-5, atol=1e-9)
         product = saved["maps"][0] * saved["maps"][1]
@@ -78,14 +97,15 @@ def test_guided_adds_two_columns_a_class(explain, tmp_path, subject_folder):
 
 def test_smoothing_and_the_rule_change_the_guided_columns_alone(explain):
     plain = panels_of(explain("--guided", "-k", 1))
-    smooth = panels_of(explain("--guided", "-k", 1, "--smooth", 3))
+    smooth = panels_of(explain("--guided", "-k", 1, "--smoothgrad", 3))
     deconvnet = panels_of(explain("--guided", "-k", 1, "--rule", "deconvnet"))
     for other in (smooth, deconvnet):
         assert other[0]["map_maximum"] == plain[0]["map_maximum"]
         assert other[1]["map_maximum"] != plain[1]["map_maximum"]
     assert (smooth[1]["forward_passes"], smooth[1]["backward_passes"]) == (3, 3)
     assert (
-        panels_of(explain("--guided", "-k", 1, "--smooth", 3))[1]["map_maximum"] == smooth[1]["map_maximum"]
+        panels_of(explain("--guided", "-k", 1, "--smoothgrad", 3))[1]["map_maximum"]
+        == smooth[1]["map_maximum"]
     )
 
 
@@ -112,7 +132,7 @@ def test_checkpoints_are_a_filmstrip_in_the_order_of_their_epochs_about_the_clas
     done = explain(
         "--restore-file", *files, "--input", "digits:7", subject_folder / "photo.png", "--animate", own=False
     )
-    panels = panels_of(done)
+    panels = panels_of(done, may_be_zero=True)
     assert [panel["epoch"] for panel in panels] == [0, 0, 0, 2, 2, 2, 11, 11, 11] * 2
     assert [panel["image"] for panel in panels] == ["digits-7"] * 9 + ["photo"] * 9
     for first in (0, 9):
@@ -149,8 +169,8 @@ def test_a_network_of_torchvisions_explains_a_photograph(subject_folder, tmp_pat
 
 
 def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
-    explain("--guided", "--smooth", 2, "--randomise", 1, "--out-dir", "once")
-    explain("--guided", "--smooth", 2, "--randomise", 1, "--out-dir", "again")
+    explain("--guided", "--smoothgrad", 2, "--randomise", 1, "--out-dir", "once")
+    explain("--guided", "--smoothgrad", 2, "--randomise", 1, "--out-dir", "again")
     once, again = (next((tmp_path / name).iterdir()).read_bytes() for name in ("once", "again"))
     assert once == again
 
@@ -164,9 +184,9 @@ def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
         (("--target", "10"), "0 to 9"),
         (("-k", "11"), "-k 11 is more than the 10 classes"),
         (("-k", "2", "--target", "3"), "choose one"),
-        (("--weights", "random"), "--weights goes with --ptm alone"),
+        (("--weights", "random"), "--weights goes with --ptm or --network alone"),
         (("--rule", "deconvnet"), "--rule goes with --guided alone"),
-        (("--smooth", "3"), "--smooth goes with --guided alone"),
+        (("--smoothgrad", "3"), "--smoothgrad goes with --guided alone"),
         (("--randomise", "99"), "99"),
         (("--animate",), "two checkpoints or more"),
         (("--ptm", "resnet18"), "not allowed with"),
@@ -246,3 +266,11 @@ def test_the_rank_correlation_is_spearmans_and_unknown_for_a_flat_map():
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a.flatten(), b.flatten()).statistic)
     assert rank_correlation(a, a**3) == pytest.approx(1)
     assert np.isnan(rank_correlation(a, torch.zeros(7, 7)))
+
+
+def test_the_flags_of_a_run_are_saved_and_make_it_again(explain, tmp_path):
+    first = panels_of(explain("--method", "occlusion", "--occlusion-side", 5, "--save-config", "run.toml"))
+    again = panels_of(explain("--config", "run.toml"))
+    assert "occlusion-side = 5" in (tmp_path / "run.toml").read_text()
+    for before, after in zip(first, again, strict=True):
+        assert before | {"seconds": 0} == after | {"seconds": 0}

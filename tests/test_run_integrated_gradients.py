@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import explaining, panels_of
 
+from lib.data.image_inputs import read
 from lib.explain import baselines
-from lib.models import subject as subjects
+from lib.models.network import load_checkpoint
 
 SCRIPT = "run-integrated-gradients.py"
 
@@ -18,11 +19,12 @@ explain = explaining(SCRIPT)
 
 
 def logits(subject_folder: Path, pixels: torch.Tensor) -> torch.Tensor:
-    return subjects.load_checkpoint(subject_folder / "own.pt").logits(pixels[None])[0]
+    return load_checkpoint(subject_folder / "own.pt").logits(pixels[None])[0]
 
 
 def example(subject_folder: Path) -> torch.Tensor:
-    return subjects.load_checkpoint(subject_folder / "own.pt").read(["digits:7"])[0].pixels
+    network = load_checkpoint(subject_folder / "own.pt")
+    return read(["digits:7"], network.preprocessing)[0].pixels
 
 
 def test_a_map_adds_up_to_the_difference_of_the_scores_but_for_the_gap_that_is_printed(
@@ -54,19 +56,19 @@ def test_steps_that_are_not_enough_are_told_on_standard_error_and_in_the_numbers
 
 @pytest.mark.parametrize("rule", ["midpoint", "trapezoid", "gauss-legendre", "right"])
 def test_given_steps_are_taken_by_every_rule(explain, rule):
-    panels = panels_of(explain("--steps", 7, "--rule", rule, "-k", 1))
+    panels = panels_of(explain("--steps", 7, "--quadrature", rule, "-k", 1))
     assert (panels[0]["steps"], panels[0]["rule"]) == (7, rule)
 
 
 @pytest.mark.parametrize("kind", [*baselines.KINDS, "FILE", "digits:8"])
 def test_the_path_begins_at_the_baseline(explain, subject_folder, kind):
     pixels = example(subject_folder)
-    subject = subjects.load_checkpoint(subject_folder / "own.pt")
+    network = load_checkpoint(subject_folder / "own.pt")
     named = str(subject_folder / "photo.png") if kind == "FILE" else kind
     if kind in baselines.KINDS:
         start = baselines.baseline(kind, pixels, seed=42)
     else:
-        start = subject.read([named])[0].pixels
+        start = read([named], network.preprocessing)[0].pixels
     (panel,) = panels_of(explain("--baseline", named, "--target", 3, "--steps", 5))
     assert panel["baseline_score"] == pytest.approx(float(logits(subject_folder, start)[3]), rel=1e-4)
     assert panel["baseline"] == named
@@ -98,7 +100,7 @@ def test_the_score_is_the_one_that_was_asked_for(explain, subject_folder):
 
 
 def test_smoothing_averages_over_noisy_images_and_still_says_its_gap(explain, tmp_path):
-    panels = panels_of(explain("--smooth", 3, "--steps", 9, "--json", "v.json", "--save-values", "v.npz"))
+    panels = panels_of(explain("--smoothgrad", 3, "--steps", 9, "--json", "v.json", "--save-values", "v.npz"))
     assert panels[0]["forward_passes"] == 3 * (9 + 2)
     with np.load(tmp_path / "v.npz") as values:
         sums = values["maps"].astype(np.float64).sum((1, 2))
@@ -120,10 +122,10 @@ def test_the_size_of_a_batch_changes_no_value(explain, tmp_path):
     [
         (("--steps", "5", "--tolerance", "0.1"), "choose one"),
         (("--tolerance", "0"), "above 0"),
-        (("--rule", "gauss-legendre"), "needs a number of steps"),
+        (("--quadrature", "gauss-legendre"), "needs a number of steps"),
         (("--baseline", "white"), "neither"),
         (("--baseline", "nothere.png"), "nothere.png"),
-        (("--noise", "0.1"), "--noise goes with --smooth alone"),
+        (("--noise", "0.1"), "--noise goes with --smoothgrad alone"),
         (("-bs", "0"), "at least 1"),
         (("--target", "cat"), "no class 'cat'"),
         (("-k", "11"), "the 10 classes"),
@@ -135,3 +137,14 @@ def test_a_mistake_is_one_line_and_draws_nothing(explain, tmp_path, flags, match
     assert done.is_one_line_error(), done.stderr
     assert match in done.stderr
     assert not list(tmp_path.glob("imgs/*"))
+
+
+def test_the_old_names_of_flags_still_work_and_say_so_once(explain):
+    done = explain("--steps", 7, "--rule=trapezoid", "--smooth", 2, "--smooth", 2, "-k", 1)
+    assert done.status == 0
+    assert sorted(done.stderr.splitlines()) == [
+        "warning: --rule is now called --quadrature; the old name still works",
+        "warning: --smooth is now called --smoothgrad; the old name still works",
+    ]
+    (panel,) = done.run().events["PANEL"]
+    assert (panel["rule"], panel["forward_passes"]) == ("trapezoid", 2 * (8 + 2))

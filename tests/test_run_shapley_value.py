@@ -11,8 +11,9 @@ from conftest import Ended, explaining
 from PIL import Image
 from test_distributed import torchrun
 
+from lib.data.image_inputs import read
 from lib.explain import games
-from lib.models.subject import load_checkpoint
+from lib.models.network import load_checkpoint
 from lib.tasks import evaluation_store
 
 SCRIPT = "run-shapley-value.py"
@@ -46,11 +47,11 @@ def test_nine_players_are_exact_and_add_up(explain, tmp_path, subject_folder):
     assert np.array_equal(values["maps"], values["values"][:, values["player_map"]])
     assert values["inputs"].shape == (3, 28, 28, 3)
 
-    subject = load_checkpoint(subject_folder / "own.pt")
-    (picture,) = subject.read(["digits:7"])
+    network = load_checkpoint(subject_folder / "own.pt")
+    (picture,) = read(["digits:7"], network.preprocessing)
     with torch.no_grad():
         full, empty = (
-            subject.logits(pixels[None])[0].double()
+            network.logits(pixels[None])[0].double()
             for pixels in (picture.pixels, torch.full_like(picture.pixels, 0.5))
         )
     target = values["targets"][0]

@@ -1,7 +1,7 @@
 """Command lines of the scripts: the parser, the exit statuses, types of flags, and shared groups of flags."""
 
 from lib.cli.exits import run
-from lib.cli.explanation_flags import add_explanation_flags, add_smoothing_flags, check_needs
+from lib.cli.explanation_flags import add_explanation_flags, add_method_options, add_smoothing_flags
 from lib.cli.flags import (
     add_config_flags,
     add_network_option_flags,
@@ -34,6 +34,7 @@ __all__ = [
     "add_explanation_flags",
     "add_input_flags",
     "add_list_models_flag",
+    "add_method_options",
     "add_network_option_flags",
     "add_run_flags",
     "add_smoothing_flags",
@@ -41,7 +42,6 @@ __all__ = [
     "add_training_flags",
     "add_view_flags",
     "add_window_flag",
-    "check_needs",
     "describe_recipes",
     "integer",
     "nonempty_text",

@@ -1,12 +1,12 @@
 """Flags of the scripts that explain images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import Any
 
 from lib.cli.flags import add_config_flags, add_machine_flags
-from lib.cli.parser import Parser
+from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
-from lib.cli.types import integer, number
-from lib.runtime.errors import UserError
+from lib.cli.types import integer, number, numbers
 
 
 def add_explanation_flags(parser: Parser) -> None:
@@ -22,14 +22,22 @@ def add_explanation_flags(parser: Parser) -> None:
         metavar="FILE",
         help="one or more checkpoints of image classifiers, e.g. of several epochs",
     )
+    add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK_HELP)
     group.add(
         "--weights",
         metavar="WHICH",
         help="weights of --ptm: torchvision's name, e.g. IMAGENET1K_V1, a file with a state_dict, or random; "
-        "default: torchvision's own, downloaded on first use",
+        "default: torchvision's own, downloaded on first use; weights of --network: a file",
+    )
+    group.add(
+        "--classes",
+        metavar="FILE|A,B,…",
+        help="names of the classes of --ptm or --network, in their order: a list, or a file with one in each "
+        "line (or number,name), or JSON",
     )
     add_machine_flags(group)
     add_config_flags(group)
+    add_own_network_flags(parser.group("your own network, with --network", Scope.MODE, only_with="network"))
     add = parser.group("images", Scope.MODE).add
     add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
     add(
@@ -68,22 +76,87 @@ def add_explanation_flags(parser: Parser) -> None:
     add("--show", action="store_true", help="open pictures in windows, too")
 
 
-def check_needs(typed: Mapping, needs: Mapping[str, str]) -> None:
-    """Raise a UserError if a flag was typed without the flag that it needs."""
-    for name, needed in needs.items():
-        if name in typed and needed not in typed:
-            raise UserError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')} alone")
+OWN_NETWORK_HELP = (
+    "a network of your own: a class or function NAME without arguments in FILE.py, which is imported: this "
+    "runs your code"
+)
 
 
-def add_smoothing_flags(parser: Parser, of_what: str) -> None:
-    """Add the flags of SmoothGrad, which averages a map over noisy images."""
+def add_own_network_flags(group: Group) -> None:
+    """Add the flags that say how the network of `--network` is made and what its images are."""
+    add = group.add
+    add("--network-args", nargs="+", metavar="KEY=VALUE", help="arguments with which NAME is called")
+    add("--size", type=integer(1, 16384), metavar="N", help="side of its images in pixels; default: 224")
+    add(
+        "--channels",
+        type=integer(1, 3),
+        choices=(1, 3),
+        help="channels of its images; default: those of its first convolution",
+    )
+    add(
+        "--mean",
+        type=numbers,
+        metavar="X,…",
+        help="mean that is subtracted from pixels in [0, 1], one number or one a channel; default: "
+        "ImageNet's",
+    )
+    add(
+        "--std",
+        type=numbers,
+        metavar="X,…",
+        help="standard deviation by which pixels are then divided; default: ImageNet's",
+    )
+    add(
+        "--multi-label",
+        action="store_true",
+        help="an image may have several of its classes, each with a sigmoid",
+    )
+
+
+def add_method_options(group: Group, options: Iterable[Any], method: str = "") -> None:
+    """Add the options that the table of methods (`lib.explain.methods`) declares for one of them.
+
+    Args:
+        group: group to which the flags are added.
+        options: the options.
+        method: name of the method for the help texts, if the script has several.
+    """
+    for option in options:
+        names = [*([f"-{option.short}"] if option.short else []), f"--{option.name}"]
+        about = f"{method}: {option.help}" if method else option.help
+        if option.kind is bool:
+            group.add(*names, action="store_true", help=about)
+        elif option.choices:
+            group.add(*names, choices=option.choices, default=option.default, help=about)
+        else:
+            is_integer = option.kind is int
+            kind = integer(option.minimum) if is_integer else number(option.minimum, above=option.above)
+            letter = "N" if is_integer else "X"
+            group.add(*names, type=kind, default=option.default, metavar=letter, help=about)
+
+
+def add_smoothing_flags(parser: Parser, of_what: str, only_with: str = "") -> None:
+    """Add the flags of SmoothGrad, which averages a map over noisy images.
+
+    Args:
+        parser: parser to which the flags are added.
+        of_what: what is averaged, for the help text.
+        only_with: name of the flag without which they are refused.
+    """
+    parser.rename("--smooth", "--smoothgrad")  # in plot-log.py, --smooth is a moving average
     add = parser.group("smoothing", Scope.MODE).add
-    add("--smooth", type=integer(1), metavar="N", help=f"average {of_what} over N noisy images (SmoothGrad)")
+    add(
+        "--smoothgrad",
+        type=integer(1),
+        metavar="N",
+        only_with=only_with,
+        help=f"average {of_what} over N noisy images (SmoothGrad)",
+    )
     add(
         "--noise",
         type=number(0, above=True),
         default=0.15,
         metavar="X",
-        only_with="smooth",
+        only_with="smoothgrad",
         help="standard deviation of the noise, as a share of the image's range",
     )

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.cli.scope import Flag, Scope, is_unset, spelled
+from lib.cli.types import path
 from lib.runtime.errors import UserError, warn
 
 _UNSET = object()
+# Flags with these names for their values are paths, and need not say so by their type.
+_PATHS = ("FILE", "FILE.npz", "DIR", "CKPT", "IMAGE", "WHICH")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Parser(argparse.ArgumentParser):
     It reports errors in one line, shows every default in `--help`, and reads flags from `--config`, too.
     """
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
         self._declared: dict[str, Flag] = {}
         self._renamed: dict[str, str] = {}
@@ -111,11 +114,6 @@ class Parser(argparse.ArgumentParser):
             # Once more together, so that flags which exclude each other are found.
             self._given([*_joined(arguments, without=typed), *argv], defaults)
         return CommandLine(in_file | typed, defaults, self._declared, frozenset(in_file) - frozenset(typed))
-
-    def parse_typed(self, argv: Sequence[str] | None) -> tuple[dict, dict]:
-        """Return `(typed, defaults)` of `parse`."""
-        line = self.parse(argv)
-        return line.typed, line.defaults
 
     def _given(self, argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
         namespace = argparse.Namespace(**dict.fromkeys(defaults, _UNSET))
@@ -170,6 +168,8 @@ class Group:
             not_with, fixed, is_path, kept_for_resume: see `lib.cli.scope.Flag`.
             options: for `ArgumentParser.add_argument`: type, default, help, …
         """
+        if is_path or options.get("metavar") in _PATHS:
+            options.setdefault("type", path)
         action = self._container.add_argument(*spellings, **options)
         self._parser.declare(
             Flag(

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import math
+import os
 from collections.abc import Callable
 
 
@@ -33,6 +34,11 @@ def _number(kind, noun, minimum, maximum, above=False):
         return value
 
     return parse
+
+
+def path(text: str) -> str:
+    """Flag type: a path; `~` is a home folder, which shells leave as it is in `--data-dir=~/data`."""
+    return os.path.expanduser(text)
 
 
 def nonempty_text(text: str) -> str:
@@ -77,3 +83,8 @@ def integers(text: str) -> tuple[int, ...]:
 def names(text: str) -> tuple[str, ...]:
     """Flag type: names separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Flag type: finite numbers separated by commas, at least one."""
+    return tuple(number(-1e9, 1e9)(part) for part in text.split(","))

@@ -6,10 +6,10 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lib.runtime import distributed
-from lib.runtime.errors import UserError
+from lib.runtime.errors import RunFailed, UserError, warn
 
 Transform = Callable[[Tensor], Tensor]
 _FILES_A_BATCH = 128  # in validation
@@ -237,19 +237,61 @@ def _read(
     workers: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    # A cast, because the loader only calls __getitem__, with the sampler's items: no `Dataset` is needed.
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        cast(Dataset, reader),
-        batch_sampler=list(batches),
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
-        # Without a generator of its own, the loader draws its seed from the global one, and so would
-        # change the random numbers of the training step.
-        generator=torch.Generator().manual_seed(0),
-    )
-    for images, labels in loader:
-        yield finish(images), labels.to(device, non_blocking=True)
+    """Yield the batches; if a worker dies, this process reads those that are left.
+
+    Raises:
+        RunFailed: an image that could be read before cannot be read any more.
+    """
+    left = list(batches)
+    while left:
+        # A cast, because the loader only calls __getitem__, with the sampler's items: no `Dataset` is needed.
+        loader: DataLoader[tuple[Tensor, Tensor] | UserError] = DataLoader(
+            cast(Dataset, _Guarded(reader)),
+            batch_sampler=left,
+            collate_fn=_collate,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=start_worker,
+            # Without a generator of its own, the loader draws its seed from the global one, and so would
+            # change the random numbers of the training step.
+            generator=torch.Generator().manual_seed(0),
+        )
+        read = iter(loader)
+        for done in range(len(left)):
+            try:
+                batch = next(read)
+            except (RuntimeError, OSError) as error:
+                # Killed for lack of memory, or /dev/shm, through which the images come, is full.
+                if not workers:
+                    raise
+                cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                warn(f"a worker process that reads images ended ({cause}): going on without --workers")
+                left, workers = left[done:], 0
+                break
+            if isinstance(batch, UserError):
+                raise RunFailed(f"{batch}; it could be read when the run began: put it back, and --resume")
+            images, labels = batch
+            yield finish(images), labels.to(device, non_blocking=True)
+        else:
+            return
+
+
+class _Guarded:
+    """A reader that returns its errors: raised in a worker, they would arrive as a traceback."""
+
+    def __init__(self, reader: ImageReader):
+        self.reader = reader
+
+    def __getitem__(self, item: _Item) -> tuple[Tensor, int] | UserError:
+        try:
+            return self.reader[item]
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tensor] | UserError:
+    error = next((item for item in items if isinstance(item, UserError)), None)
+    return error or default_collate(items)
 
 
 def start_worker(_number: int) -> None:

@@ -19,7 +19,13 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "look-inside"
 
 
-def cached(kind: str, root: Path, files: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached(
+    kind: str,
+    root: Path,
+    files: Sequence[str],
+    make: Callable[[], dict[str, Any]],
+    is_sound: Callable[[dict[str, Any]], bool],
+) -> dict[str, Any]:
     """Return the result of `make`, from the cache if no file changed its name, size or modification time.
 
     Only the latest result is kept for each kind and root. If the result cannot be written, a warning says so.
@@ -29,10 +35,12 @@ def cached(kind: str, root: Path, files: Sequence[str], make: Callable[[], dict[
         root: the folder that contains the files.
         files: paths below `root`, which begin with `root` itself.
         make: computes the result, a dict of plain values and tensors.
+        is_sound: tells whether a kept result has the entries and shapes of one of `make`; another one, of
+            whatever wrote there, is computed anew. It may raise anything.
     """
     family = _digest(f"{FORMAT} {kind} {root.resolve()}")
     kept = folder() / "images" / f"{family}-{_fingerprint(root, files)}.pt"
-    found = _read(kept)
+    found = _read(kept, is_sound)
     if found is not None:
         return found
     made = make()
@@ -50,11 +58,12 @@ def _fingerprint(root: Path, files: Sequence[str]) -> str:
     return _digest("\n".join(f"{name}\0{state.st_size}\0{state.st_mtime_ns}" for name, state in states))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+def _read(path: Path, is_sound: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    if not path.is_file():
         return None
     try:
-        return torch.load(path, weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return found if is_sound(found) else None
     except Exception:  # a damaged file may raise nearly anything; the result is then computed again
         return None
 

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lib.data.image_decoding import is_image
 from lib.runtime.errors import UserError, warn
 
+# Files with these suffixes are taken for images without opening them; of others, the content tells.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+# Folders that archivers and file servers add.
+FOREIGN = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 SPELLINGS = {
     "train": ("train", "training"),
     "valid": ("valid", "val", "validation"),
@@ -39,8 +43,8 @@ def find(folder: str | Path, only: Sequence[str] = ()) -> Folder:
         Images/nXXXXXXXX-CLASS/*.jpg         Stanford Dogs, with train_list.mat and test_list.mat beside
                                              Images/ or in lists/
 
-    Classes are numbered in alphabetical order. Hidden files are ignored; other files and folders beside the
-    images are left out with a warning.
+    Names of splits may have capitals. Classes are numbered in alphabetical order. Hidden files are ignored;
+    other files and folders beside the images, and a test split without classes, are left out with a warning.
 
     Args:
         folder: the folder of images.
@@ -102,6 +106,8 @@ def _splits(folder: Path) -> Folder:
         raise UserError(f"{folder} has {other.name}/ but no train/ to train on")
     roots = there or {"train": folder}
     classes = tuple(sorted(_class_folders(roots["train"])))
+    if "test" in roots and classes and _is_unlabelled(roots["test"], classes):
+        warn(f"{roots.pop('test')} is left out: its images are not in folders of classes")
     strangers: list[str] = []
     splits = {split: _files(root, classes, strangers) for split, root in roots.items()}
     if strangers:
@@ -110,7 +116,9 @@ def _splits(folder: Path) -> Folder:
 
 
 def _spelled(folder: Path, names: Sequence[str]) -> Path | None:
-    there = [folder / name for name in names if (folder / name).is_dir()]
+    with os.scandir(folder) as entries:
+        there = [Path(entry.path) for entry in entries if entry.name.lower() in names and entry.is_dir()]
+    there.sort(key=lambda path: (names.index(path.name.lower()), path.name))
     if len(there) > 1:
         raise UserError(f"{folder} has two spellings of one split, {there[0].name}/ and {there[1].name}/")
     return there[0] if there else None
@@ -118,7 +126,36 @@ def _spelled(folder: Path, names: Sequence[str]) -> Path | None:
 
 def _class_folders(root: Path) -> list[str]:
     with os.scandir(root) as entries:
-        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return [
+            entry.name
+            for entry in entries
+            if entry.is_dir() and not entry.name.startswith(".") and entry.name.lower() not in FOREIGN
+        ]
+
+
+def _is_unlabelled(root: Path, classes: Sequence[str]) -> bool:
+    """Return whether a split has images, but does not say their classes.
+
+    They lie in it directly, or in one folder that has another name than any class, as torchvision's
+    `ImageFolder` wants it (`test/unknown/`).
+    """
+    inside = _class_folders(root)
+    if not inside:
+        return any(_is_image(entry) for entry in os.scandir(root))
+    return len(inside) == 1 and inside[0] not in classes
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry of a folder is an image: by its suffix, or else by how its content begins."""
+    if not entry.is_file() or entry.name.startswith("."):
+        return False
+    if entry.name.lower().endswith(SUFFIXES):
+        return True
+    try:
+        with open(entry.path, "rb") as file:
+            return is_image(file.read(32))
+    except OSError:
+        return False
 
 
 def _files(root: Path, classes: Sequence[str], strangers: list[str]) -> Files:
@@ -131,7 +168,7 @@ def _files(root: Path, classes: Sequence[str], strangers: list[str]) -> Files:
             entries = sorted(
                 (each for each in visited if not each.name.startswith(".")), key=lambda e: e.name
             )
-        images = [each for each in entries if each.name.lower().endswith(SUFFIXES) and each.is_file()]
+        images = [each for each in entries if _is_image(each)]
         kept = {each.name for each in images}
         strangers += [f"{name}/{each.name}" for each in entries if each.name not in kept]
         found.paths.extend(each.path for each in images)

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout, suppress
 from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ FASHION_NAMES = (
     "Ankle boot",
 )
 KUZUSHIJI_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+_MOST_BYTES = 2**32  # MNIST has 47 million, EMNIST 547 million
+_PART = 2**20
 
 _UPPER, _LOWER = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), tuple("abcdefghijklmnopqrstuvwxyz")
 # Letters whose lower-case form differs from the capital, so that EMNIST makes it a class of its own.
@@ -99,14 +102,13 @@ def read_split(data_set: IdxDataSet, data_dir: Path, split: str) -> Split:
     Raises:
         UserError: files are missing and cannot be downloaded, or are damaged.
     """
-    folder = data_dir / data_set.folder / "raw"
-    names = [f"{data_set.prefixes[split]}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")]
+    prefix = data_set.prefixes[split]
     with distributed.main_first():
-        if any(_plain_or_gz(folder, name) is None for name in names):
+        if _found(data_set, data_dir, prefix) is None:
             _download(data_set, data_dir)
-    files = [_plain_or_gz(folder, name) for name in names]
-    if files[0] is None or files[1] is None:
-        raise UserError(f"torchvision has downloaded {data_set.name}, but not {' and '.join(names)}")
+    files = _found(data_set, data_dir, prefix)
+    if files is None:
+        raise UserError(f"torchvision has downloaded {data_set.name}, but not all files of {prefix}")
     images, labels = read_idx(files[0], 3), read_idx(files[1], 1).long() - data_set.first_label
     if len(images) != len(labels):
         raise UserError(f"{files[0]} holds {len(images)} images but {files[1]} {len(labels)} labels")
@@ -117,8 +119,30 @@ def read_split(data_set: IdxDataSet, data_dir: Path, split: str) -> Split:
     return Split(images.float().div_(255).unsqueeze(1), labels)
 
 
-def _plain_or_gz(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+def _found(data_set: IdxDataSet, data_dir: Path, prefix: str) -> tuple[Path, Path] | None:
+    """Return the files of the images and the labels of a split; None if there are no such files.
+
+    They lie where torchvision puts them, or directly in the folder of the data set or in `data_dir`. Archives
+    call them `train-images.idx3-ubyte`, too, and Kaggle's has a folder around each.
+    """
+    own = data_dir / data_set.folder
+    folders = [own / "raw", own]
+    # Fashion-MNIST's files have the same names as MNIST's: in a folder for any data set they are MNIST's.
+    if data_set.name in ("mnist", "emnist") or data_set.name.split("-")[0] in str(data_dir).lower():
+        folders += [data_dir / "raw", data_dir]
+    for folder in folders:
+        images, labels = (
+            _file_in(folder, f"{prefix}-{part}") for part in ("images{}idx3-ubyte", "labels{}idx1-ubyte")
+        )
+        if images and labels:
+            return images, labels
+    return None
+
+
+def _file_in(folder: Path, pattern: str) -> Path | None:
+    spellings = (f"{pattern.format(mark)}{packed}" for mark in "-." for packed in ("", ".gz"))
+    candidates = (path for name in spellings for path in (folder / name, folder / name / name))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _download(data_set: IdxDataSet, data_dir: Path) -> None:
@@ -146,27 +170,46 @@ def _download(data_set: IdxDataSet, data_dir: Path) -> None:
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Read a file of unsigned bytes in the idx format (http://yann.lecun.com/exdb/mnist), plain or .gz.
+    """Read a file of unsigned bytes in the idx format (http://yann.lecun.com/exdb/mnist), plain or gzipped.
 
     Returns:
         uint8 tensor of `dimensions` dimensions.
 
     Raises:
-        UserError: the magic number is wrong, the file is cut short, or a .gz file is not in gzip format.
+        UserError: the magic number is wrong, the file is cut short or longer than it says, or a gzipped file
+            is damaged.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with path.open("rb") as file:
+            # The suffix may be wrong: some programs unpack what they download and leave the name.
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as content:
+            return _read_idx(cast(IO[bytes], content), path, dimensions)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _read_idx(file: IO[bytes], path: Path, dimensions: int) -> Tensor:
     header = 4 + 4 * dimensions
     magic = 0x0800 + dimensions  # 0x08: unsigned bytes
-    if len(content) < header:
-        raise UserError(f"{path} is cut short: {len(content)} bytes are less than its header of {header}")
-    found, *shape = struct.unpack(f">{1 + dimensions}I", content[:header])
+    start = file.read(header)
+    if len(start) < header:
+        raise UserError(f"{path} is cut short: {len(start)} bytes are less than its header of {header}")
+    found, *shape = struct.unpack(f">{1 + dimensions}I", start)
     if found != magic:
         raise UserError(f"{path} is no idx file of {dimensions} dimensions: magic {found:#x}, not {magic:#x}")
-    expected = header + math.prod(shape)
+    expected = math.prod(shape)
+    if expected > _MOST_BYTES:
+        raise UserError(f"{path} is damaged or cut short: its header promises {expected:,} bytes")
+    content = bytearray()
+    # In parts, because `read` would reserve what a damaged header promises; and one byte more than that.
+    while part := file.read(min(_PART, expected + 1 - len(content))):
+        content += part
     if len(content) != expected:
-        wrong = "cut short" if len(content) < expected else "too long"
-        raise UserError(f"{path} is {wrong}: {len(content)} bytes, its header promises {expected}")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
+        wrong = (
+            f"cut short: {header + len(content)}"
+            if len(content) < expected
+            else f"too long: over {header + expected}"
+        )
+        raise UserError(f"{path} is {wrong} bytes, its header promises {header + expected}")
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))

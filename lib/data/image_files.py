@@ -23,7 +23,7 @@ from lib.data.images import (
     divide,
     unscaled,
 )
-from lib.data.preprocessing import Preprocessing
+from lib.data.preprocessing import Preprocessing, is_light_on_dark
 from lib.runtime import distributed
 from lib.runtime.errors import UserError, warn
 
@@ -45,6 +45,11 @@ class FileSplit:
     preprocessing: Preprocessing
     workers: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths of the files, as `images.Examples` names its examples."""
+        return self.files
 
     def rows(self, index: Tensor) -> "FileSplit":
         numbers = torch.arange(len(self.files))[index.cpu()]
@@ -162,6 +167,8 @@ def load(
         # Selecting all rows would copy many megabytes for nothing.
         splits[name] = examples if len(rows) == len(files) else examples.rows(rows.long())
     _check_left(splits, found.classes, folder)
+    if how.channels == 1 and isinstance(examples, Split):
+        how = replace(how, light_on_dark=is_light_on_dark(examples.images.float() / 255))
     train, valid, test = divide(splits, valid_fraction, limit)
     return ImageData(_as_pixels(train), _as_pixels(valid), test and _as_pixels(test), found.classes, how)
 
@@ -199,8 +206,17 @@ def _decoded(
                 pixels[number] = image
         return {"pixels": pixels, "bad": bad}
 
-    kept = cached(f"pixels of {how}", folder, files, decode)
-    return Split(kept["pixels"], _labels(found)), set(kept["bad"])
+    def is_sound(kept: dict) -> bool:
+        pixels, shape = kept["pixels"], (len(files), how.channels, how.size, how.size)
+        return pixels.dtype is torch.uint8 and tuple(pixels.shape) == shape and _are_rows(kept, files)
+
+    kept = cached(f"pixels of {how}", folder, files, decode, is_sound)
+    return Split(kept["pixels"], _labels(found), names=tuple(files)), set(kept["bad"])
+
+
+def _are_rows(kept: dict, files: Sequence[str]) -> bool:
+    """Return whether the unreadable images that a kept result names are numbers of `files`."""
+    return all(isinstance(row, int) and 0 <= row < len(files) for row in kept["bad"])
 
 
 def _tried(
@@ -213,7 +229,7 @@ def _tried(
         outcomes = _in_threads(lambda path: how.read(path).shape, files, "trying")
         return {"bad": [number for number, outcome in enumerate(outcomes) if outcome is None]}
 
-    kept = cached(f"readable as {how}", folder, files, attempt)
+    kept = cached(f"readable as {how}", folder, files, attempt, lambda kept: _are_rows(kept, files))
     return FileSplit(tuple(files), _labels(found), how, workers), set(kept["bad"])
 
 

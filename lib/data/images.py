@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lib.data import datasets
 from lib.data.batches import InOrder, Shuffled, TensorBatches, Transform
-from lib.data.preprocessing import Preprocessing
+from lib.data.preprocessing import Preprocessing, is_light_on_dark
 from lib.runtime.errors import UserError
 
 # The subset, the hold-out and the split of `digits` do not depend on --seed, so that seeds are compared on
@@ -40,6 +40,10 @@ class Examples(Protocol):
     def labels(self) -> Tensor:
         """The class of each example, (N,), int64."""
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The path of each example, (N,), if each has a file of its own."""
+
     def rows(self, index: Tensor) -> Self:
         """Return the examples that `index` selects, by numbers or by a mask."""
 
@@ -65,14 +69,20 @@ class Split(NamedTuple):
         images: (N, C, H, W), float32.
         labels: (N,), int64.
         side: side in pixels to which the images are resized batch by batch; None to leave them as they are.
+        names: path of each image, (N,), if each has a file of its own.
     """
 
     images: Tensor
     labels: Tensor
     side: int | None = None
+    names: tuple[str, ...] | None = None
 
     def rows(self, index: Tensor) -> "Split":
-        return self._replace(images=self.images[index], labels=self.labels[index])
+        names = self.names
+        if names is not None:
+            numbers = torch.arange(len(names))[index.cpu()].tolist()
+            names = tuple(names[number] for number in numbers)
+        return self._replace(images=self.images[index], labels=self.labels[index], names=names)
 
     def resized(self, size: int) -> "Split":
         """Return the images with `size` px a side, resized at once or, if large, batch by batch."""
@@ -174,7 +184,8 @@ def load(
     train, test = splits["train"], splits["test"]
     rest, held_out = _holdout(train, holdout, "--holdout") if holdout else (train, None)
     train = rest if limit is None else rest.rows(_stratified_rows(rest.labels, limit, "--limit"))
-    how = Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,))
+    light = is_light_on_dark(train.images)
+    how = Preprocessing(size, channels=1, mean=(0.0,), std=(1.0,), light_on_dark=light)
     if held_out is None:
         return ImageData(train.resized(size), test.resized(size), None, names, how)
     return ImageData(train.resized(size), held_out.resized(size), test.resized(size), names, how)
@@ -207,6 +218,8 @@ def divide(
         valid, test = test, None
     elif valid is None:
         count = round((valid_fraction or 0.1) * len(train.labels))
+        if valid_fraction is None:  # of few images, a tenth may be fewer than the classes
+            count = max(count, len(train.labels.unique()))
         train, valid = _holdout(train, count, "--valid-fraction gives")
     if limit is not None:
         train = train.rows(_stratified_rows(train.labels, limit, "--limit"))

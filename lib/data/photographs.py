@@ -1,6 +1,5 @@
-"""Image files of any format, read as a viewer would show them."""
+"""Image files of any usual format, read as a viewer would show them."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -9,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.runtime.errors import UserError
-from lib.runtime.files import existing_file
+from lib.data.image_decoding import decoded, upright, warn_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,31 +21,14 @@ def read(path: str | Path) -> "Image":
         UserError: the file does not exist, is not an image, is damaged or cut short, or is a decompression
             bomb (more pixels than Pillow's `MAX_IMAGE_PIXELS`).
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    path = existing_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return _rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UserError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image in a known format") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged or cut short: {error}") from None
+    return decoded(path, lambda image: _rgb(upright(image), path))
 
 
-def _rgb(image: "Image") -> "Image":
+def _rgb(image: "Image", path: str | Path) -> "Image":
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip at 255
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / max(values.max(), 65535) * 255).astype(np.uint8))
-    elif image.mode == "F" and np.asarray(image).max() <= 1:  # in [0, 1]; convert() expects 0 to 255
-        image = Image.fromarray((np.asarray(image).clip(0, 1) * 255).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":  # convert() would clip these at 255
+        image = Image.fromarray(_eight_bits(np.asarray(image, dtype=np.float64), image.mode, path))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -55,20 +36,37 @@ def _rgb(image: "Image") -> "Image":
     return image.convert("RGB")
 
 
+def _eight_bits(values: np.ndarray, mode: str, path: str | Path) -> np.ndarray:
+    """Return grey values of 16 or 32 bits, or of floating point, as 0 to 255.
+
+    Their scale is that of the usual ranges: [0, 1] and [0, 255] for floats, [0, 65535] for integers. Values
+    of any other range are stretched from black to white, with a warning.
+    """
+    finite = np.isfinite(values)
+    if not finite.all():
+        count = int((~finite).sum())
+        warn_once(f"{path}: {count:,} of {finite.size:,} pixels are no finite numbers: shown as its darkest")
+        values = np.where(finite, values, values[finite].min() if finite.any() else 0.0)
+    low, high = float(values.min()), float(values.max())
+    if mode == "F":
+        # Slightly above 1 is a range of its own, too: as one of 255 it would be nearly black.
+        white = 1 if high <= 1 else 255 if 16 < high <= 255 else 0
+    else:
+        white = 255 if mode == "I" and high <= 255 else 65535 if high <= 65535 else 0
+    if low < 0 or not white:
+        warn_once(f"{path}: its values reach from {low:.4g} to {high:.4g}, shown from black to white")
+        # Halved first, because the range of the largest floats is infinite.
+        return ((values / 2 - low / 2) / max(high / 2 - low / 2, 1e-300) * 255).round().astype(np.uint8)
+    return (values / white * 255).astype(np.uint8)
+
+
 def read_labels(path: str | Path) -> np.ndarray:
     """Read the grey values, palette indices or colours of a label image, (H, W) or (H, W, C).
 
     Raises:
-        UserError: the file does not exist, is not an image, or is damaged.
+        UserError: the file does not exist, is not an image, is damaged, or is a decompression bomb.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    path = existing_file(path)
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError):
-        raise UserError(f"{path} is no label image, or is damaged") from None
+    return decoded(path, np.asarray)
 
 
 def read_squares(paths: Sequence[str | Path], size: int, channels: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Preprocessing of images for a network: resizing, cropping and normalisation."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from lib.data import photographs
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, warn
+from lib.runtime.spelling import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# A drawing on paper is darker than its border by this or more; thin strokes cover 3 % of the paper.
+_CLEAR = 0.02
 _MOST_PIXELS = 2**25  # of an image after resizing and before cropping: 100 MB in RGB
 
 
@@ -30,6 +33,8 @@ class Preprocessing:
         resize: length in pixels to which an image's shorter side is scaled before the centre crop; None if
             images are padded to a square instead of cropped (as drawings of digits are).
         interpolation: interpolation of that scaling, `bilinear` or `bicubic`.
+        light_on_dark: whether the training images are grey and light on a dark ground, as MNIST's are; a
+            photograph of a drawing on paper is a negative of these.
     """
 
     size: int
@@ -38,6 +43,7 @@ class Preprocessing:
     std: tuple[float, ...]
     resize: int | None = None
     interpolation: str = "bilinear"
+    light_on_dark: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], source: str | Path) -> "Preprocessing":
@@ -52,6 +58,8 @@ class Preprocessing:
             resize = saved.get("resize")
             interpolation = str(saved.get("interpolation", "bilinear"))
             sound = min(size, *std) > 0 and channels in (1, 3) and interpolation in ("bilinear", "bicubic")
+            # Checkpoints of earlier versions do not say it; their grey data sets were all light on dark.
+            light = bool(saved.get("light_on_dark", channels == 1))
             sound = sound and (resize is None or int(resize) >= size) and all(map(math.isfinite, mean + std))
         except (KeyError, TypeError, ValueError, AttributeError):
             sound = False
@@ -59,11 +67,12 @@ class Preprocessing:
             raise UserError(
                 f"{source} does not say how its inputs were prepared: its preprocessing is {saved!r}"
             )
-        return cls(size, channels, mean, std, None if resize is None else int(resize), interpolation)
+        return cls(size, channels, mean, std, None if resize is None else int(resize), interpolation, light)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes as plain values, for a checkpoint."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        plain = {"mean": list(self.mean), "std": list(self.std), "light_on_dark": int(self.light_on_dark)}
+        return asdict(self) | plain
 
     def read(self, path: str | Path) -> Tensor:
         """Read an image file as pixels in [0, 1], (channels, size, size): exactly the crop the network sees.
@@ -88,6 +97,37 @@ class Preprocessing:
         image = functional.center_crop(functional.resize(image, [resize], interpolation), [self.size])
         values = np.array(image, dtype=np.float32).reshape(self.size, self.size, self.channels)
         return torch.from_numpy(values / 255).permute(2, 0, 1).contiguous()
+
+    def looks_negative(self, image: Tensor) -> bool:
+        """Return whether an image (1, H, W) looks like a negative of the training images."""
+        return self.light_on_dark and _contrast(image) < -_CLEAR
+
+
+def warn_of_negatives(names: Sequence[str], *, inverted: bool) -> None:
+    """Warn that the images called `names` look like negatives: --invert is missing, or was not needed."""
+    if not names:
+        return
+    looks = f"and {len(names) - 1} more look" if len(names) > 1 else "looks"
+    what = "leave out --invert" if inverted else "give --invert"
+    warn(
+        f"{printable(names[0])} {looks} dark on light, and the network has learnt from images that are light "
+        f"on dark: {what}, unless that is meant"
+    )
+
+
+def is_light_on_dark(images: Tensor) -> bool:
+    """Return whether grey images (…, H, W) in [0, 1] are darker at their borders than inside, on average."""
+    return _contrast(images) > 0
+
+
+def _contrast(images: Tensor) -> float:
+    """Return how much lighter the inside of grey images (…, H, W) is than their borders, on average."""
+    width = max(1, images.shape[-1] // 14)
+    inside = images[..., width:-width, width:-width]
+    if not inside.numel():
+        return 0.0
+    border = (images.double().sum() - inside.double().sum()) / (images.numel() - inside.numel())
+    return float(inside.double().mean() - border)
 
 
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lib.data.sentences import fixed_permutation, held_out_rows
-from lib.data.text_files import Row, read_file
+from lib.data.text_files import Columns, Row, read_file
 from lib.data.tokens import tokenise
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
@@ -42,12 +42,16 @@ class TextSplit:
 
 @dataclass(frozen=True)
 class TextData:
-    """The training and validation splits, and the labelled test split if there is one (used only once)."""
+    """The training and validation splits, and the labelled test split if there is one (used only once).
+
+    `columns` are the names of the columns of texts and labels in the training file, where it names them.
+    """
 
     train: TextSplit
     valid: TextSplit
     test: TextSplit | None
     classes: tuple[str, ...]
+    columns: tuple[str, str | None] | None = None
 
 
 def load(
@@ -57,6 +61,7 @@ def load(
     *,
     holdout: float = 0,
     limit: int | None = None,
+    columns: Columns | None = None,
 ) -> TextData:
     """Load `sst2`, `tiny`, or the user's own files.
 
@@ -68,11 +73,13 @@ def load(
         holdout: validate on this share of the training *sentences*; all their phrases are removed from
             training. The original validation split then becomes the test split.
         limit: keep a fixed subset of this many training phrases.
+        columns: the columns of texts and labels in the files; by default those of the usual names.
 
     Raises:
         UserError: missing, empty or damaged files, missing labels, only one class, or no network connection.
     """
-    rows = _official_rows(dataset, Path(data_dir), files)
+    columns = columns or Columns()
+    rows = _official_rows(dataset, Path(data_dir), files, columns)
     if not rows["valid"] and not holdout:
         raise UserError("there is nothing to validate on: give --valid-file, or a --holdout such as 0.1")
     classes = _classes(rows["train"])
@@ -85,20 +92,22 @@ def load(
         train, valid = train.rows(kept), train.rows(held_out)
     if limit and limit < len(train):
         train = train.rows(sorted(fixed_permutation(len(train))[:limit]))
-    return TextData(train, valid, test, classes)
+    return TextData(train, valid, test, classes, columns.found)
 
 
-def unlabelled_rows(dataset: str, data_dir: str | Path, test_file: str | None) -> Iterable[Row]:
+def unlabelled_rows(
+    dataset: str, data_dir: str | Path, test_file: str | None, columns: Columns | None = None
+) -> Iterable[Row]:
     """Return the rows of the unlabelled test split, in the order of the file.
 
     Raises:
         UserError: the data set is `tiny`, which has no such split; otherwise as `load`.
     """
     if test_file:
-        return read_file(test_file)
+        return read_file(test_file, columns)
     if dataset == "tiny":
         raise UserError("--dataset tiny has no unlabelled test split: give --test-file or --input")
-    return _sst2_rows(Path(data_dir), "test")
+    return _sst2_rows(Path(data_dir), "test", columns or Columns())
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -125,16 +134,23 @@ def statistics(split: TextSplit) -> dict[str, int]:
     }
 
 
-def _official_rows(dataset: str, data_dir: Path, files: dict[str, str | None]) -> dict[str, list[Row]]:
+def _official_rows(
+    dataset: str, data_dir: Path, files: dict[str, str | None], columns: Columns
+) -> dict[str, list[Row]]:
     if files.get("train"):
-        return {name: _rows_with_text(read_file(path), path) if path else [] for name, path in files.items()}
+        # The training file is read last, so that the columns found are its.
+        rows = {
+            name: _rows_with_text(read_file(path, columns), path) if path else []
+            for name, path in sorted(files.items(), key=lambda each: each[0] == "train")
+        }
+        return {name: rows[name] for name in files}
     if any(files.values()):
         raise UserError("--valid-file and --test-file go with a --train-file")
     if dataset == "tiny":
         return _tiny_rows()
     return {
-        "train": _rows_with_text(_sst2_rows(data_dir, "train"), "the training split of sst2"),
-        "valid": _rows_with_text(_sst2_rows(data_dir, "dev"), "the validation split of sst2"),
+        "train": _rows_with_text(_sst2_rows(data_dir, "train", columns), "the training split of sst2"),
+        "valid": _rows_with_text(_sst2_rows(data_dir, "dev", columns), "the validation split of sst2"),
         "test": [],
     }
 
@@ -155,12 +171,12 @@ def _tiny_rows() -> dict[str, list[Row]]:
     return rows
 
 
-def _sst2_rows(data_dir: Path, split: str) -> Iterable[Row]:
+def _sst2_rows(data_dir: Path, split: str, columns: Columns) -> Iterable[Row]:
     """Return the rows of GLUE's `train`, `dev` or `test`, from a file if there is one, else from the Hub."""
     with distributed.main_first():
         for folder in (data_dir / "SST-2", data_dir):
             if (folder / f"{split}.tsv").is_file():
-                return read_file(folder / f"{split}.tsv")
+                return read_file(folder / f"{split}.tsv", columns)
         return _hub_rows(data_dir, {"dev": "validation"}.get(split, split))
 
 
@@ -221,6 +237,11 @@ def _split(rows: Iterable[Row], classes: tuple[str, ...]) -> TextSplit:
 
 
 def _label(row: Row) -> str:
-    if row.label is None or row.label.strip() in ("", "-1"):
+    if row.label is not None and row.label.strip() == "-1":
+        raise UserError(
+            f"{row.place} has no label: -1 stands for a missing one, as in GLUE's test files; write "
+            "the labels -1 and 1 as 0 and 1, or by names"
+        )
+    if row.label is None or not row.label.strip():
         raise UserError(f"{row.place} has no label: every row needs one in a split for training or scoring")
     return row.label.strip()

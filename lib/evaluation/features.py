@@ -1,14 +1,14 @@
 """Features: the outputs of a network's layers for a sample of examples."""
 
 from collections.abc import Iterable
-from typing import Any
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lib.models import layers
-from lib.models.spatial_maps import spatial_map
+from lib.models.spatial_maps import Layouts, follow
 from lib.runtime.errors import UserError
 
 
@@ -53,20 +53,15 @@ def layer_features(
     with layers.evaluating(model), layers.record(modules) as outputs, torch.no_grad():
         for inputs in batches:
             outputs.clear()
-            model(inputs)
+            # Phrases, which are tuples of tensors, have no maps.
+            are_images = isinstance(inputs, Tensor) and inputs.dim() == 4
+            with follow(model, inputs) if are_images else nullcontext(Layouts()) as layouts:
+                model(inputs)
             for name, output in outputs.items():
-                parts[name].append(_pooled(model, output, inputs, pool).float().cpu().numpy())
+                found = layouts.spatial_map(name, output, inputs) if pool == "gap" else None
+                features = output.flatten(1) if found is None else found.float().mean((2, 3))
+                parts[name].append(features.float().cpu().numpy())
     silent = [name for name, arrays in parts.items() if not arrays]
     if silent:
         raise UserError(f"the layer {silent[0]!r} exists, but the model does not call it")
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-
-def _pooled(model: nn.Module, output: Tensor, inputs: Any, how: str) -> Tensor:
-    if how == "gap" and isinstance(inputs, Tensor) and inputs.dim() == 4:
-        channels_last = [output.movedim(3, 1)] if output.dim() == 4 else []
-        for each in (output, *channels_last):
-            found = spatial_map(model, each, inputs)
-            if found is not None:
-                return found.float().mean((2, 3))
-    return output.flatten(1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lib.explain.rectifiers import RectifierRule
 from lib.models.layers import evaluating, record, resolve
-from lib.models.spatial_maps import spatial_map
+from lib.models.spatial_maps import Layouts, follow
 from lib.runtime.errors import UserError
 
 
@@ -28,15 +28,25 @@ def spatial_layers(model: nn.Module, example: Tensor) -> list[SpatialLayer]:
         model: network.
         example: images (B, C, H, W), for one forward pass without gradients.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
-    with evaluating(model), record(modules) as outputs, torch.no_grad():
-        model(example)
-    maps = {name: spatial_map(model, output, example) for name, output in outputs.items()}
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    maps, _ = _maps(model, example)
     return [
-        SpatialLayer(name, type(modules[name]).__name__, (each.size(1), each.size(2), each.size(3)))
+        SpatialLayer(name, kinds[name], (each.size(1), each.size(2), each.size(3)))
         for name, each in maps.items()
-        if each is not None
     ]
+
+
+def _maps(model: nn.Module, example: Tensor) -> tuple[dict[str, Tensor], Layouts]:
+    """Return the spatial map of each module that has one, as the modules finish, and the outputs' layouts."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    with evaluating(model), record(modules) as outputs, follow(model, example) as layouts, torch.no_grad():
+        model(example)
+    found = {
+        name: layouts.spatial_map(name, output, example)
+        for name, output in outputs.items()
+        if name not in layouts.several  # only a single tensor can be captured
+    }
+    return {name: each for name, each in found.items() if each is not None}, layouts
 
 
 def default_layer(model: nn.Module, example: Tensor) -> str:
@@ -52,9 +62,10 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
         UserError: there is no such module.
     """
     pooling = {name for name, each in model.named_modules() if isinstance(each, nn.AdaptiveAvgPool2d)}
-    names = [row.name for row in spatial_layers(model, example) if row.name not in pooling]
+    maps, layouts = _maps(model, example)
+    names = [name for name in maps if name not in pooling]
     reached: tuple[Tensor | None, ...] = ()
-    with explaining(model), tap(model, names) as tapped:
+    with explaining(model), capture_activations(model, names) as tapped:
         with RectifierRule("deconvnet"):
             output = model(example)
         # A gradient of NaN at the output reaches every activation that the output depends on. Weights of zero
@@ -66,14 +77,14 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
                 output, list(tapped.values()), torch.full_like(output, torch.nan), allow_unused=True
             )
     for name, gradient in reversed(list(zip(tapped, reached, strict=False))):
-        found = spatial_map(model, gradient, example)
+        found = layouts.spatial_map(name, gradient, example)
         if found is not None and found.isnan().any():
             return name
     raise UserError(f"no layer of {type(model).__name__} has a spatial map on which its output depends")
 
 
 @contextmanager
-def tap(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def capture_activations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Within the context, keep the last output of some layers, as tensors to take gradients with respect to.
 
     The network is frozen, so the autograd graph of a forward pass begins at the first of these layers: its

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.explain.batch_size import BatchSizeTuner, is_out_of_memory
-from lib.explain.scores import Scores
+from lib.explain.targets import Scores
 from lib.runtime import distributed
 
 

@@ -1,12 +1,12 @@
 """Explanations by one backward pass: class activation maps of a layer, saliency of the input.
 
-Images are (B, C, H, W), normalised for the network. Scores (see `lib.explain.scores`) map the network's
+Images are (B, C, H, W), normalised for the network. Scores (see `lib.explain.targets`) map the network's
 output to T numbers per image, one for each target. All targets and all layers share one forward pass.
 Afterwards the network's modes, weights and `.grad` are as they were before.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from lib.explain import activations
 from lib.explain.methods import METHODS, Formula
 from lib.explain.progress import Stopped
 from lib.explain.rectifiers import RectifierRule
-from lib.explain.scores import Scores
-from lib.models.spatial_maps import spatial_map
+from lib.explain.targets import Scores
+from lib.models.spatial_maps import Layouts, follow
 from lib.runtime.errors import UserError
 
 
@@ -29,10 +29,12 @@ class Cam(NamedTuple):
     Attributes:
         maps: for each layer, (T, B, h, w) at the layer's own resolution, nowhere negative.
         output: the network's output (B, classes).
+        flat: for each layer, whether the gradient of a score is zero all over it, (T, B) bool.
     """
 
     maps: dict[str, Tensor]
     output: Tensor
+    flat: dict[str, Tensor]
 
 
 class Saliency(NamedTuple):
@@ -77,22 +79,28 @@ def class_activation(
         UserError: no such layer, a layer without a spatial map, or one that the scores do not depend on.
     """
     images = images.detach()
-    with activations.explaining(model), activations.tap(model, layers) as tapped:
-        output = model(images)
-        features = feature_maps(model, layers, images, tapped)
-        found = _gradients(scores(output), [tapped[name] for name in layers])
-    maps = {}
+    with activations.explaining(model), activations.capture_activations(model, layers) as captured:
+        with follow(model, images) as layouts:
+            output = model(images)
+        features = feature_maps(model, layers, images, captured, layouts)
+        found = _gradients(scores(output), [captured[name] for name in layers])
+    maps, flat = {}, {}
     for name, gradients in zip(layers, zip(*found, strict=True), strict=True):
         # A gradient has the shape of the output, so it has a spatial map, too, unless it is None.
-        grids = [grid for each in gradients if (grid := spatial_map(model, each, images)) is not None]
+        grids = [grid for each in gradients if (grid := layouts.spatial_map(name, each, images)) is not None]
         if len(grids) < len(gradients):
             raise UserError(f"the scores do not depend on layer {name!r}")
         maps[name] = torch.stack([formula(features[name], grid) for grid in grids]).relu()
-    return Cam(maps, output.detach())
+        flat[name] = torch.stack([~grid.flatten(1).any(1) for grid in grids])
+    return Cam(maps, output.detach(), flat)
 
 
 def feature_maps(
-    model: nn.Module, layers: Sequence[str], images: Tensor, tapped: dict[str, Tensor]
+    model: nn.Module,
+    layers: Sequence[str],
+    images: Tensor,
+    captured: dict[str, Tensor],
+    layouts: Layouts,
 ) -> dict[str, Tensor]:
     """Return the outputs of `layers` as spatial maps (B, K, h, w), detached.
 
@@ -100,17 +108,24 @@ def feature_maps(
         model: network.
         layers: names of its modules.
         images: (B, C, H, W), the inputs of the forward pass.
-        tapped: outputs of that pass, from `lib.explain.activations.tap`.
+        captured: outputs of that pass, from `lib.explain.activations.capture_activations`.
+        layouts: their layouts, from `lib.models.spatial_maps.follow`.
 
     Raises:
-        UserError: a layer's output is not a spatial map.
+        UserError: a layer's output is not a spatial map, or it is not known where its channels are.
     """
     maps = {}
     for name in layers:
-        found = spatial_map(model, tapped.get(name), images)
+        output = captured.get(name)
+        found = layouts.spatial_map(name, output, images)
         if found is None:
-            size = "×".join(map(str, tapped[name].shape[1:])) if name in tapped else "no tensor"
+            size = "no tensor" if output is None else "×".join(map(str, output.shape[1:]))
             better = activations.default_layer(model, images[:1])
+            if layouts.is_unknown(name, output):
+                raise UserError(
+                    f"layer {name!r} puts out {size}, and nothing says which of these are its channels: name "
+                    f"a layer before or after it, such as {better!r}"
+                )
             raise UserError(f"layer {name!r} has no spatial map, it puts out {size}; {better!r} has one")
         maps[name] = found.detach()
     return maps
@@ -149,7 +164,7 @@ def guided_backprop(model: nn.Module, images: Tensor, scores: Scores, *, rule: s
     Args:
         model: network.
         images: (B, C, H, W), normalised.
-        scores: see `lib.explain.scores`.
+        scores: see `lib.explain.targets`.
         rule: what a ReLU makes of the gradient g at its output. `guided`: ReLU(g) where its input was
             positive, else 0 (Springenberg et al. 2014, arXiv:1412.6806). `deconvnet`: ReLU(g) everywhere
             (Zeiler & Fergus 2013, arXiv:1311.2901).
@@ -180,9 +195,11 @@ def _saliency(
 
 
 def guided_grad_cam(cam_maps: Tensor, saliency_values: Tensor) -> Tensor:
-    """Return maps (T, B, h, w), upsampled, times values (T, B, C, H, W) (Selvaraju et al. 2017, § 3.2)."""
-    height, width = saliency_values.shape[-2:]
-    return upsample(cam_maps, (height, width)).unsqueeze(2) * saliency_values
+    """Return maps (T, B, H, W) at the size of the image times values (T, B, C, H, W).
+
+    This is guided Grad-CAM (Selvaraju et al. 2017, section 3.2).
+    """
+    return cam_maps.unsqueeze(2) * saliency_values
 
 
 def smooth(
@@ -216,6 +233,19 @@ def smooth(
                 raise
             return total / done
     return total / samples
+
+
+def smooth_if_asked(
+    settings: Mapping[str, Any], explain: Callable[[Tensor], Tensor], images: Tensor
+) -> Tensor:
+    """Return `explain(images)`, or its mean over as many noisy images as the setting `smoothgrad` says.
+
+    The settings `noise` and `seed` are those of `smooth`.
+    """
+    if not settings.get("smoothgrad"):
+        return explain(images)
+    samples, noise, seed = settings["smoothgrad"], settings.get("noise", 0.15), settings.get("seed", 42)
+    return smooth(explain, images, samples=samples, noise=noise, seed=seed)
 
 
 @contextmanager

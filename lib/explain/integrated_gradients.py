@@ -8,7 +8,7 @@ along the path (the completeness axiom).
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lib.explain import batch_size as batch_sizes
 from lib.explain.batch_size import BatchSizeTuner
+from lib.explain.explanation import Additivity, Explanation, Request
+from lib.explain.gradients import smooth_if_asked
 from lib.explain.progress import UNWATCHED, Stopped, Watch
 from lib.runtime.errors import UserError
 
@@ -54,6 +56,101 @@ class Attributions(NamedTuple):
         if isinstance(difference, Tensor):
             return self.values.cpu().double().flatten(1).sum(1) - difference
         return float(self.values.cpu().double().sum()) - difference
+
+
+def explain(request: Request) -> Explanation:
+    """Return the integrated gradients of the pixels of each image, with how exactly they add up.
+
+    The numbers of the explanation are those of each target: the baseline's score, its difference from the
+    image's, the completeness gap, the change of the map at the last trebling of the steps (NaN if their
+    number was given), and whether gap and change are within the tolerance.
+
+    Raises:
+        UserError: as `integrated_gradients` does.
+        Stopped: the watch stopped the computation before there was a result for every image.
+    """
+    found = [
+        _of_image(request, image[None], start)
+        for image, start in zip(request.images, request.start, strict=True)
+    ]
+    values = torch.stack([values for values, _ in found], dim=1)
+    runs = [runs for _, runs in found]
+    targets, settings = len(values), request.settings
+    full, empty, difference, gap = (
+        torch.stack([take(each) for each in runs], dim=1)
+        for take in (
+            lambda each: _mean([run.score for run in each]),
+            lambda each: each[0].baseline_score,
+            lambda each: _mean([run.score - run.baseline_score for run in each]),
+            lambda each: _mean([run.gap for run in each]),
+        )
+    )
+    sums = Additivity(full, empty, difference, gap)
+    largest = [max(run.change for run in each) for each in runs]
+    change = torch.tensor(largest, dtype=torch.float64).expand(targets, -1)
+    steps = torch.tensor([max(run.steps for run in each) for each in runs]).expand(targets, -1)
+    tolerance = settings["tolerance"]
+    converged = (sums.gap_share <= tolerance) & ~(change > tolerance)  # a change of NaN counts as small
+    evaluations = sum(run.evaluations for each in runs for run in each)
+    return Explanation(
+        {"": values},
+        _output(request),
+        evaluations + 2 * sum(map(len, runs)),
+        evaluations * targets,
+        additivity=sums,
+        numbers={
+            "rule": settings["quadrature"],
+            "baseline_score": empty,
+            "score_difference": difference,
+            "completeness_gap": gap,
+            "gap_share": sums.gap_share,
+            "map_change": change,
+            **({} if settings["steps"] else {"converged": converged}),
+            "steps": steps,
+        },
+    )
+
+
+class _Run(NamedTuple):
+    """The scalars of the attributions of one (noisy) image; for the fields, see `Attributions`."""
+
+    score: Tensor
+    baseline_score: Tensor
+    gap: Tensor
+    change: float
+    steps: int
+    evaluations: int
+
+
+def _of_image(request: Request, image: Tensor, start: Tensor) -> tuple[Tensor, list[_Run]]:
+    """Return the attributions (T, C, H, W) of an image (1, C, H, W), and the scalars of each noisy image."""
+    runs: list[_Run] = []
+    settings = request.settings
+
+    def attribute(shown: Tensor) -> Tensor:
+        found: Any = integrated_gradients(
+            lambda points: request.scores(request.network.logits(points)),
+            shown[0],
+            start,
+            rule=settings["quadrature"],
+            steps=settings["steps"],
+            tolerance=settings["tolerance"],
+            batch_size=settings["batch-size"],
+            watch=request.watch,
+        )
+        runs.append(_Run(*(getattr(found, name) for name in _Run._fields)))
+        return found.values
+
+    return smooth_if_asked(settings, attribute, image), runs
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return sum(values[1:], start=values[0]) / len(values)
+
+
+def _output(request: Request) -> Tensor:
+    with torch.no_grad():
+        return request.network.logits(request.images)
 
 
 def integrated_gradients(

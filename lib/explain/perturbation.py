@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lib.explain import activations, batch_size, gradients
 from lib.explain.batch_size import BatchSizeTuner
-from lib.explain.methods import Explanation, Request
+from lib.explain.explanation import Explanation, Request
 from lib.explain.progress import Stopped
 from lib.models.layers import evaluating
+from lib.models.spatial_maps import follow
 
 
 def score_cam(request: Request) -> Explanation:
@@ -25,10 +26,15 @@ def score_cam(request: Request) -> Explanation:
         UserError: as in `lib.explain.gradients.feature_maps`.
         Stopped: the watch stopped the computation.
     """
-    model, images = request.model, request.images.detach()
-    with evaluating(model), activations.tap(model, request.layers) as tapped, torch.no_grad():
+    model, images = request.network.module, request.inputs.detach()
+    with (
+        evaluating(model),
+        activations.capture_activations(model, request.layers) as captured,
+        follow(model, images) as layouts,
+        torch.no_grad(),
+    ):
         output = model(images)
-        layers = gradients.feature_maps(model, request.layers, images, tapped)
+    layers = gradients.feature_maps(model, request.layers, images, captured, layouts)
     request.watch.expect(sum(len(images) * features.shape[1] for features in layers.values()))
     tuner = _tuner(images)
     maps = {}
@@ -64,17 +70,17 @@ def occlusion(request: Request) -> Explanation:
     Raises:
         Stopped: the watch stopped the computation.
     """
-    images = request.images.detach()
+    model, images = request.network.module, request.inputs.detach()
     height, width = images.shape[2:]
     side = min(request.settings.get("occlusion-side") or max(1, min(height, width) // 8), height, width)
     stride = min(request.settings.get("occlusion-stride") or max(1, side // 2), side)
     squares = [
         (row, column) for row in _starts(height, side, stride) for column in _starts(width, side, stride)
     ]
-    baseline = torch.zeros_like(images) if request.baseline is None else request.baseline
+    baseline = request.network.normalise(request.start)
     request.watch.expect(len(images) * len(squares))
-    with evaluating(request.model), torch.no_grad():
-        output = request.model(images)
+    with evaluating(model), torch.no_grad():
+        output = model(images)
     tuner = _tuner(images)
     before = request.scores(output)  # (T, B)
     values = torch.zeros(len(before), *images[:, 0].shape, dtype=before.dtype, device=images.device)
@@ -111,14 +117,14 @@ def _scored(
     request: Request, tuner: BatchSizeTuner, count: int, inputs: Callable[[int, int], Tensor]
 ) -> Iterator[Tensor]:
     """Yield the scores (T, part) of `count` inputs batch by batch; `inputs(first, end)` makes a batch."""
-    done = 0
+    done, model = 0, request.network.module
     while done < count:
         if request.watch.is_stopped():
             raise Stopped
         end, started = min(done + tuner.size, count), time.perf_counter()
         try:
-            with evaluating(request.model), torch.no_grad():
-                scores = request.scores(request.model(inputs(done, end)))
+            with evaluating(model), torch.no_grad():
+                scores = request.scores(model(inputs(done, end)))
         except RuntimeError as error:
             if not batch_size.is_out_of_memory(error):
                 raise

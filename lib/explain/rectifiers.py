@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
+from lib.models.layers import CallInterceptor
 from lib.runtime.errors import UserError
 
 RULES = ("guided", "deconvnet")
@@ -56,7 +56,7 @@ def _hardtanh(
 _SPELLINGS: dict[str, Callable[..., _Call | None]] = {"relu": _relu, "relu6": _relu6, "hardtanh": _hardtanh}
 
 
-class RectifierRule(TorchFunctionMode):
+class RectifierRule(CallInterceptor):
     """Context in which every ReLU that is called passes gradients back by a rule.
 
     A `TorchFunctionMode` intercepts modules, functions, methods and their in-place variants alike, whereas a
@@ -78,14 +78,7 @@ class RectifierRule(TorchFunctionMode):
         self.intercepted = 0
         self.others: Counter[str] = Counter()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def intercept(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         plain = name.removesuffix("_")
         call = _SPELLINGS[plain](*args, **kwargs) if plain in _SPELLINGS else None

@@ -18,6 +18,7 @@ from matplotlib.rcsetup import cycler
 
 from lib.runtime.errors import UserError, warn
 from lib.runtime.files import write_atomically
+from lib.runtime.spelling import printable
 
 # Okabe & Ito, "Color Universal Design", 2008. Strong colours first; yellow, a faint line on white, last.
 PALETTE = (
@@ -114,8 +115,12 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def literal(text: str) -> str:
-    """Escape `text` so that matplotlib draws it literally: an unescaped `$` starts a formula."""
-    return text.replace("$", r"\$")
+    """Escape `text` so that matplotlib draws it literally: an unescaped `$` starts a formula.
+
+    Bytes of a file name that are not UTF-8 and control characters, which no font has, are escaped, too; a
+    line break breaks the line.
+    """
+    return "\n".join(printable(line) for line in text.split("\n")).replace("$", r"\$")
 
 
 def save(figure: Figure, path: str | Path, *, show: bool = False, colours: int | None = None) -> Path:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.models.outputs import as_exclusive
+
 
 def mean_answer(logits: Iterable[Tensor]) -> Tensor:
     """Return the logarithm of the mean of the softmax probabilities of several logits, each (B, classes)."""
@@ -22,7 +24,7 @@ class AveragedViews(nn.Module):
     the two others (Jordan 2024, arXiv:2404.00498, section 3.5).
 
     Args:
-        network: images (B, C, H, W) to logits (B, classes).
+        network: images (B, C, H, W) to logits (B, classes), or to one logit (B, 1) of two classes.
         views: 1, 2 or 6.
     """
 
@@ -33,7 +35,7 @@ class AveragedViews(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logarithms of the mean probabilities, (B, classes); of one view, its logits."""
         if self.views == 1:
-            return self.network(images)
+            return as_exclusive(self.network(images))
         answer = self._mirrored(images)
         if self.views == 2:
             return answer
@@ -43,4 +45,4 @@ class AveragedViews(nn.Module):
         return mean_answer([answer, mean_answer(map(self._mirrored, moved))])
 
     def _mirrored(self, images: Tensor) -> Tensor:
-        return mean_answer(self.network(view).float() for view in (images, images.flip(3)))
+        return mean_answer(as_exclusive(self.network(view)).float() for view in (images, images.flip(3)))

@@ -1,16 +1,34 @@
 """Inspect the layers of a network: their names, the shapes of their outputs, and the outputs themselves."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lib.runtime.errors import UserError
 
 MOST_NAMES_IN_AN_ERROR = 24
+
+
+class CallInterceptor(TorchFunctionMode):
+    """Context in which `intercept` is called in place of every function of PyTorch."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return self.intercept(func, args, dict(kwargs or {}))
+
+    def intercept(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Return the result of `func(*args, **kwargs)`, or another in its place."""
+        raise NotImplementedError
 
 
 class LayerRow(NamedTuple):

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from lib.data.preprocessing import Preprocessing
 from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
+from lib.runtime.weights import named_as
 
 if TYPE_CHECKING:
     from torchvision.models import Weights
 
 RANDOM = "random"
+PUBLISHED_CLASSES = 1000  # of ImageNet
 
 # Published DenseNet files have parameter names with dots that PyTorch no longer allows in module names.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)")
@@ -85,7 +87,7 @@ def load(name: str, weights: str | None = None, *, seed: int = 42) -> Pretrained
     Args:
         name: torchvision's name of the network, e.g. `resnet18`.
         weights: torchvision's name of the weights, e.g. `IMAGENET1K_V1` (downloaded on first use); a file
-            with a state_dict; `random`; or None for torchvision's default weights.
+            with a state_dict, see `lib.runtime.weights`; `random`; or None for torchvision's default weights.
         seed: seed of random weights.
 
     Raises:
@@ -97,17 +99,32 @@ def load(name: str, weights: str | None = None, *, seed: int = 42) -> Pretrained
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build(name, image_size=_image_size(published))
-        return _described(model, 1000, published)
+        return _described(model, PUBLISHED_CLASSES, published)
     chosen = _choose(name, weights)
     if isinstance(chosen, Path):
         file, published = chosen, _published_as(name, chosen)
     else:
         file, published = _fetch(name, chosen), chosen
-    state_dict = _read(file)
-    classes = count_classes(state_dict)
-    model = build(name, classes=classes, image_size=_image_size(published))
-    checkpoint.restore_weights(model, state_dict, file)
+    model, classes = _build_for(name, _read(file), file, _image_size(published))
     return _described(model, classes, published)
+
+
+def _build_for(
+    name: str, state_dict: dict[str, Tensor], file: Path, image_size: int
+) -> tuple[nn.Module, int]:
+    """Return the network `name` with the weights of a file, and the number of classes that these have."""
+    model = build(name, image_size=image_size)
+    own = model.state_dict()
+    weights = {
+        _OLD_DENSENET.sub(r"\1", key): value
+        for key, value in named_as(own, state_dict, file).items()
+        if not key.startswith(_AUXILIARY)
+    }
+    classes = count_classes(list(own), weights)
+    if classes != PUBLISHED_CLASSES:
+        model = build(name, classes=classes, image_size=image_size)
+    checkpoint.restore_weights(model, weights, file)
+    return model, classes
 
 
 def _published(name: str) -> type["Weights"]:
@@ -170,19 +187,20 @@ def _read(file: Path) -> dict[str, Tensor]:
     saved = checkpoint.load(file)
     if "format" in saved:
         raise UserError(f"{file} is a checkpoint of this project: give it to --restore-file alone")
-    return {
-        _OLD_DENSENET.sub(r"\1", key): value
-        for key, value in saved["state_dict"].items()
-        if not key.startswith(_AUXILIARY)
-    }
+    return saved["state_dict"]
 
 
-def count_classes(state_dict: dict[str, Tensor]) -> int:
-    """Return the number of classes of the classifier with these weights."""
-    # In every classifier of torchvision, the last registered tensor has one row per class. A scalar there
-    # (e.g. a counter of batches) is a sign of another network's file, which `restore_weights` refuses.
-    last = next(reversed(state_dict.values()))
-    return len(last) if last.dim() else 1000
+def count_classes(names: Sequence[str], weights: Mapping[str, Tensor]) -> int:
+    """Return the number of classes of the classifier with these weights, in any order.
+
+    Args:
+        names: names of the weights in the order in which the network registers them.
+        weights: the weights.
+    """
+    # In every classifier of torchvision, the last registered tensor has one row per class. A scalar there, or
+    # nothing, is a sign of another network's file, which `restore_weights` refuses.
+    last = weights.get(names[-1])
+    return PUBLISHED_CLASSES if last is None or not last.dim() or not len(last) else len(last)
 
 
 def _image_size(published: "Weights") -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lib.models import layers, pretrained
 from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
+from lib.runtime.weights import named_as
 
 
 def build(name: str, classes: int, channels: int = 3, size: int | None = None) -> nn.Module:
@@ -57,9 +58,11 @@ def load_trunk(model: nn.Module, weights: dict[str, Tensor], source: str | Path)
         UserError: the weights are those of another network; the message names `source`.
     """
     head, _ = head_of(model)
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(f"{head}.")}
-    trunk = {name: value for name, value in weights.items() if not name.startswith(f"{head}.")}
-    checkpoint.restore_weights(model, trunk | own, source)
+    own = model.state_dict()
+    named = named_as(own, weights, source)
+    trunk = {name: value for name, value in named.items() if not name.startswith(f"{head}.")}
+    kept = {name: value for name, value in own.items() if name.startswith(f"{head}.")}
+    checkpoint.restore_weights(model, trunk | kept, source)
 
 
 def freeze(model: nn.Module) -> None:

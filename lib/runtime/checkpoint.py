@@ -16,17 +16,16 @@ A checkpoint is a dictionary of plain values and tensors:
 """
 
 import io
-import pickle
-import re
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lib.runtime import weights
 from lib.runtime.errors import UserError
-from lib.runtime.files import existing_file, write_atomically
+from lib.runtime.files import write_atomically
 
 FORMAT = 1
 BEST = "checkpoint_best.pt"
@@ -48,7 +47,7 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; a bare state_dict is returned as `{'state_dict': …}`.
+    """Read a checkpoint onto the CPU; a state_dict, see `weights`, is returned as `{'state_dict': …}`.
 
     Args:
         path: the file.
@@ -58,32 +57,18 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
         UserError: no such file, not a checkpoint, damaged, of another task or format, or a pickle that
             would run code (the code is never run).
     """
-    path = existing_file(path)
-    content = _unpickle(path)
+    path = Path(path)
+    content = weights.read(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint or state_dict")
     if "format" not in content:
-        return {"state_dict": _bare_state_dict(path, content)}
+        return {"state_dict": weights.state_dict_of(content, path)}
     if content["format"] != FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}; this version reads {FORMAT}")
     _check(path, content)
     if task is not None and content["task"] != task:
         raise UserError(f"{path} was trained for {content['task']}, not for {task}")
     return content
-
-
-def _unpickle(path: Path) -> Any:
-    # weights_only keeps a downloaded file from executing code.
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about pickles that it then refuses
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "unsupported global" in str(error).lower():
-            raise UserError(f"{path} is refused: it holds more than plain values and tensors") from None
-        raise UserError(f"{path} is not a checkpoint, or is damaged") from None
-    except Exception:  # on bytes that are not a pickle, the unpickler may raise nearly any exception
-        raise UserError(f"{path} is not a checkpoint, or is cut short") from None
 
 
 def _check(path: Path, content: dict) -> None:
@@ -100,45 +85,45 @@ def _check(path: Path, content: dict) -> None:
     for key, is_sound in sound.items():
         if not is_sound:
             raise UserError(f"{path} is not a checkpoint of this project: its {key} has the wrong type")
-    _check_state_dict(path, content["state_dict"])
+    weights.check_state_dict(path, content["state_dict"])
+    try:
+        _sound_classes(content)
+    except ValueError as error:
+        raise UserError(f"{path} is not a checkpoint of this project: {error}") from None
 
 
 def _has_names(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _check_state_dict(path: Path, weights: Any) -> None:
-    if not _has_names(weights) or not weights:
-        raise UserError(f"{path} holds no weights: its state_dict has no names")
-    wrong = [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]
-    if wrong:
-        raise UserError(f"{path} holds no state_dict: its entry {wrong[0]!r} is not a tensor")
+def _sound_classes(content: dict) -> None:
+    """Raise a ValueError that says what is wrong with the names of the classes, if there are any."""
+    if "classes" not in content:
+        return
+    classes, config = content["classes"], content["model"]["config"]
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("it does not name its classes: its entry is no list of names")
+    if not classes:
+        raise ValueError("it does not name its classes: its list is empty")
+    count = config.get("classes", len(classes))
+    if count != len(classes):
+        raise ValueError(f"it names {len(classes)} classes, and its network has {count}")
 
 
-def _bare_state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:
-    weights = content.get("state_dict", content)
-    _check_state_dict(path, weights)
-    # DistributedDataParallel and torch.compile add these prefixes to every name.
-    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
-
-
-def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Load `weights` into `model`; error messages call the weights `source`.
+def restore_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Load `state_dict` into `model`, whatever prefix its names have; error messages call it `source`.
 
     Raises:
-        UserError: names or shapes differ. The message gives the first difference and the number of others.
+        UserError: names or shapes differ (the message gives the first difference and the number of others),
+            or a tensor is of a kind or has values that no network can use.
     """
     own = model.state_dict()
+    found = weights.named_as(own, state_dict, source)
     # Files older than PyTorch 0.4.1 lack the batch counter of batch normalisation, which nothing here reads.
-    needed = (name for name in own if not name.endswith("num_batches_tracked"))
-    problems = [f"no {name}" for name in needed if name not in weights]
-    problems += [f"unknown {name}" for name in weights if name not in own]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
+    optional = [name for name in own if name.endswith("num_batches_tracked")]
+    problems = weights.problems(own, found, optional)
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise UserError(f"{source} does not fit {type(model).__name__}: {problems[0]}{more}")
-    model.load_state_dict(weights, strict=False)
+    weights.check(model, found, source)
+    model.load_state_dict(found, strict=False)

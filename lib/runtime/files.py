@@ -69,13 +69,16 @@ def existing_file(path: str | Path) -> Path:
     """Return `path` as a `Path` if it is a readable file.
 
     Raises:
-        UserError: it is missing, a folder, or not readable.
+        UserError: it is missing, a folder, a pipe or a device (to read one could wait for ever), or not
+            readable.
     """
     file = Path(path)
     if os.path.isdir(file):
         raise UserError(f"{file} is a folder, not a file")
     if not os.path.exists(file):  # Path.exists() raises an OSError for a name that is too long
         raise UserError(f"there is no file {file}")
+    if not os.path.isfile(file):
+        raise UserError(f"{file} is a pipe or a device, not a file")
     if not os.access(file, os.R_OK):
         raise UserError(f"no permission to read {file}")
     return file

@@ -1,6 +1,7 @@
-"""Settings of the memory allocator of the GNU C library; without effect with other C libraries."""
+"""The memory of this machine: how much there is, and how the GNU C library's allocator handles it."""
 
 import ctypes
+import os
 
 # From malloc.h. https://man7.org/linux/man-pages/man3/mallopt.3.html
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -21,3 +22,21 @@ def keep_what_is_freed() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, _MOST)
+
+
+def physical() -> int | None:
+    """Return the bytes of memory that this machine has; None where the system does not tell (Windows)."""
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return pages * size if pages > 0 and size > 0 else None
+
+
+def spelled(count: float) -> str:
+    """Return a number of bytes as text: `1.5 GB`."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        del units[0]
+    return f"{count:,.3g} {units[0]}" if count < 1000 else f"{count:,.0f} {units[0]}"

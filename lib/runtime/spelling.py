@@ -1,6 +1,15 @@
-"""The spelling of flag values on the command line."""
+"""The spelling of texts for people: flag values as typed, outside texts without control characters."""
 
+import re
+import unicodedata
 from typing import Any
+
+# Categories of Unicode: control characters, surrogates (bytes of a file name that are no UTF-8), characters
+# that turn the direction of writing and the like, line and paragraph separators.
+_HARMFUL = ("Cc", "Cs", "Cf", "Zl", "Zp")
+# Of the category Cf, but parts of words and emojis: the zero-width non-joiner and joiner.
+_JOINERS = "\u200c\u200d"
+_PLAIN = re.compile(r"[ -~]*")
 
 
 def as_typed(value: Any) -> Any:
@@ -8,3 +17,26 @@ def as_typed(value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     return ",".join(":".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in value)
+
+
+def printable(text: object) -> str:
+    r"""Return a text from outside (a file name, a class name, an error message) as it may be printed.
+
+    Control characters, which could colour, move or erase what a terminal shows, are escaped: `\x1b`, `\n`,
+    `\u202e`. All letters stay as they are.
+    """
+    spelled = str(text)
+    if _PLAIN.fullmatch(spelled):
+        return spelled
+    return "".join(map(_escaped, spelled))
+
+
+def cell(text: object) -> str:
+    """Return a text as one cell of a table whose cells end at tabs: in one line, and printable."""
+    return printable(" ".join(str(text).split()))
+
+
+def _escaped(character: str) -> str:
+    if character in _JOINERS or unicodedata.category(character) not in _HARMFUL:
+        return character
+    return character.encode("unicode_escape").decode()

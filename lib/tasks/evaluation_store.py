@@ -1,7 +1,6 @@
 """A file of evaluations of games, so that later runs need not repeat them."""
 
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
-from lib.runtime.files import replaced
+from lib.runtime.files import existing_file, replaced
 
 SECONDS_BETWEEN_SAVES = 5.0
 
@@ -24,14 +23,15 @@ class EvaluationStore:
     Args:
         path: path of the file; created at the first save if missing.
         key: fingerprint of the game and of everything that its values depend on.
+        shape: number of players n, and number of targets T.
 
     Raises:
         UserError: the file is not such a store, or is damaged.
     """
 
-    def __init__(self, path: Path, key: str):
+    def __init__(self, path: Path, key: str, shape: tuple[int, int]):
         self._path, self._key = path, key
-        self._others, self._values = _read_record(path, key) if path.exists() else ({}, {})
+        self._others, self._values = _read_record(path, key, shape) if path.exists() else ({}, {})
         self._saved = time.monotonic()
         self._is_dirty = False
 
@@ -71,15 +71,25 @@ def _packed(coalitions: Tensor) -> list[bytes]:
     return [row.tobytes() for row in np.packbits(coalitions.numpy(), axis=1)]
 
 
-def _read_record(path: Path, key: str) -> tuple[dict[str, Any], dict[bytes, np.ndarray]]:
+def _read_record(
+    path: Path, key: str, shape: tuple[int, int]
+) -> tuple[dict[str, Any], dict[bytes, np.ndarray]]:
     """Return the arrays of other games, and the values of this game by packed coalition."""
+    existing_file(path)  # a pipe would be waited for
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         if not arrays or any(name.partition("/")[2] not in ("coalitions", "values") for name in arrays):
-            raise ValueError
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path} holds no values of an earlier run, or is damaged") from None
-    coalitions = arrays.pop(f"{key}/coalitions", np.empty((0, 1), np.uint8))
-    values = arrays.pop(f"{key}/values", np.empty((0, 1)))
+            raise ValueError("it has other arrays")
+        players, targets = shape
+        coalitions = arrays.pop(f"{key}/coalitions", np.empty((0, -(-players // 8)), np.uint8))
+        values = arrays.pop(f"{key}/values", np.empty((0, targets)))
+        if coalitions.dtype != np.uint8 or coalitions.shape != (len(values), -(-players // 8)):
+            raise ValueError("its coalitions are not those of this game")
+        if values.dtype != np.float64 or values.shape != (len(values), targets):
+            raise ValueError("its values are not those of this game")
+        if not np.isfinite(values).all():
+            raise ValueError("not all of its values are finite")
+    except Exception as error:  # a damaged file makes NumPy and zipfile raise errors of a dozen kinds
+        raise UserError(f"{path} holds no values of an earlier run, or is damaged: {error}") from None
     return arrays, {row.tobytes(): value for row, value in zip(coalitions, values, strict=True)}

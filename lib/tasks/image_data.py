@@ -90,7 +90,7 @@ def load_grey(run: TrainingRun, settings: DataSettings) -> ImageData:
             holdout=settings.holdout or 0,
             options=settings.choices,
         )
-    _check_classes(run, data)
+    _check_classes(run, settings, data)
     return data.prepared(how.mean, how.std, run.device)
 
 
@@ -128,7 +128,7 @@ def load_photographs(run: TrainingRun, settings: DataSettings, usual: Preprocess
         data = _load_folder(settings, how)
     else:
         data = _load_in_memory(settings, how)
-    _check_classes(run, data)
+    _check_classes(run, settings, data)
     return data.prepared(how.mean, how.std, run.device)
 
 
@@ -172,9 +172,17 @@ def _load_in_memory(settings: DataSettings, how: Preprocessing) -> ImageData:
     )
 
 
-def _check_classes(run: TrainingRun, data: ImageData) -> None:
+def _check_classes(run: TrainingRun, settings: DataSettings, data: ImageData) -> None:
     known = run.saved.get("classes")
     if known and run.goes_on and list(known) != list(data.classes):
+        more = settings.dataset == datasets.FOLDER and set(known) < set(data.classes)
         raise UserError(
-            f"the checkpoint tells apart {', '.join(known)}, but the images are of {', '.join(data.classes)}"
+            f"the checkpoint tells apart {folders.first_few(known)} ({len(known)} classes), but the images "
+            f"are of {folders.first_few(data.classes)} ({len(data.classes)})"
+            + (
+                f": give --classes {','.join(known)}"
+                if more
+                else ": give the images that it learnt from, or "
+            )
+            + ("" if more else "train a new network on these")
         )

@@ -1,7 +1,6 @@
 """Predictions for images: of the validation split, or of the user's own image files."""
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from lib.data import photographs
 from lib.data.images import ImageData, Split
+from lib.data.preprocessing import warn_of_negatives
 from lib.evaluation import answers
 from lib.models.averaging import AveragedViews
 from lib.runtime import distributed
@@ -21,6 +21,7 @@ from lib.runtime.errors import Interrupted, UserError
 from lib.runtime.files import writable_file, write_atomically
 from lib.runtime.interrupts import Signals
 from lib.runtime.settings import Settings
+from lib.runtime.spelling import cell
 from lib.training.run import TrainingRun
 
 INPUT_BATCH = 64
@@ -58,7 +59,8 @@ def predict(run: TrainingRun, model: nn.Module, data: ImageData, settings: Predi
     if settings.input:
         names, batches = settings.input, _input_batches(run, data, settings)
     else:
-        names, batches = range(len(data.valid.labels)), data.valid.in_order(distributed_over_ranks=False)
+        names = data.valid.names or range(len(data.valid.labels))
+        batches = data.valid.in_order(distributed_over_ranks=False)
     with Signals() as signals:
         try:
             predictions = predictions_of(run, model, signals.until_received(batches), settings.test_views)
@@ -67,7 +69,13 @@ def predict(run: TrainingRun, model: nn.Module, data: ImageData, settings: Predi
                 raise Interrupted("interrupted before the first answer", signals.received) from None
             raise
         _write(
-            run, data, list(names[: len(predictions.labels)]), predictions, path, labelled=not settings.input
+            run,
+            data,
+            list(names[: len(predictions.labels)]),
+            predictions,
+            path,
+            views=settings.test_views,
+            labelled=not settings.input,
         )
     if signals.received:
         raise Interrupted(
@@ -84,22 +92,25 @@ def _write(
     predictions: answers.Predictions,
     path: Path | None,
     *,
+    views: int,
     labelled: bool,
 ) -> None:
-    header = ["image", *(["label"] if labelled else []), "prediction", "probability", *data.classes]
+    classes = list(map(cell, data.classes))
+    header = ["image", *(["label"] if labelled else []), "prediction", "probability", *classes]
     lines = ["\t".join(header)]
     rows = zip(names, predictions.labels, predictions.classes, predictions.probabilities, strict=True)
     for name, label, answer, probabilities in rows:
-        truth = [data.classes[label]] if labelled else []
-        chosen = [data.classes[answer], f"{probabilities[answer]:.6f}"]
+        truth = [classes[label]] if labelled else []
+        chosen = [classes[answer], f"{probabilities[answer]:.6f}"]
         # A file name may contain tabs and line breaks, which would end its cell or its line.
-        cells = [re.sub(r"[\t\n\r]", " ", str(name)), *truth, *chosen]
+        cells = [cell(name), *truth, *chosen]
         lines.append("\t".join([*cells, *(f"{p:.6f}" for p in probabilities)]))
     if not distributed.is_main():
         return
     if path:
         write_atomically(path, ("\n".join(lines) + "\n").encode())
-        run.log.event("PREDICT", Examples=len(predictions.labels), file=path)
+        size = data.preprocessing.size
+        run.log.event("PREDICT", Examples=len(predictions.labels), Size=size, Views=views, file=path)
     else:
         sys.stdout.write("\n".join(lines) + "\n")
 
@@ -113,12 +124,18 @@ def _input_batches(
         tqdm(total=len(files), desc="predicting", unit=" images", leave=False, disable=None) as bar,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
+        negatives: list[str] = []
         for first in range(0, len(files), INPUT_BATCH):
-            pixels = torch.stack(list(pool.map(how.read, files[first : first + INPUT_BATCH])))
+            names = files[first : first + INPUT_BATCH]
+            pixels = torch.stack(list(pool.map(how.read, names)))
             pixels = 1 - pixels if settings.invert else pixels
+            negatives += [
+                name for name, image in zip(names, pixels, strict=True) if how.looks_negative(image)
+            ]
             batch = Split(pixels, torch.zeros(len(pixels), dtype=torch.long)).prepared(how, run.device)
             yield batch.images, batch.labels
             bar.update(len(pixels))
+    warn_of_negatives(negatives, inverted=settings.invert)
 
 
 def predictions_of(

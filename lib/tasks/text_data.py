@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lib.data import text
 from lib.data.text import TextData, TextSplit
+from lib.data.text_files import Columns
 from lib.data.tokens import Encoded, Vocabulary
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
@@ -26,6 +27,12 @@ class DataSettings(Settings):
     holdout: float
     limit: int | None
     ngrams: tuple[str, ...]
+    text_column: str | None = None
+    label_column: str | None = None
+
+    def columns(self, *, are_required: bool = True) -> Columns:
+        """Return which columns of the files hold the texts and the labels."""
+        return Columns(self.text_column, self.label_column, are_required)
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,25 @@ def load(settings: DataSettings) -> TextData:
     """Load the data that the flags name; see `lib.data.text.load`."""
     files = {"train": settings.train_file, "valid": settings.valid_file, "test": settings.test_file}
     return text.load(
-        settings.dataset, settings.data_dir, files, holdout=settings.holdout, limit=settings.limit
+        settings.dataset,
+        settings.data_dir,
+        files,
+        holdout=settings.holdout,
+        limit=settings.limit,
+        columns=settings.columns(),
     )
 
 
+def named(columns: tuple[str, str | None]) -> dict[str, str]:
+    """Return the columns that were taken, as fields of a log line."""
+    text_column, label_column = columns
+    return {"text_column": text_column} | ({"label_column": label_column} if label_column else {})
+
+
 def describe(run: TrainingRun, data: TextData) -> None:
-    """Log the size of each split, and its numbers of duplicate and of contradictory phrases."""
+    """Log the columns that were taken, and the numbers of phrases and words of each split."""
+    if data.columns:
+        run.log.event("DATA", **named(data.columns))
     for name in ("train", "valid", "test"):
         split = getattr(data, name)
         if split:

@@ -10,7 +10,7 @@ import torch
 from lib.data.text import words_of
 from lib.data.tokens import UNKNOWN
 from lib.explain.integrated_gradients import Attributions, integrated_gradients
-from lib.explain.scores import class_scores
+from lib.explain.targets import class_scores
 from lib.figures import style
 from lib.figures import text as text_pictures
 from lib.models import layers

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from lib.runtime.files import replaced, writable_file
 from lib.runtime.interrupts import Signals
 from lib.runtime.settings import Settings
 from lib.tasks.text_classification import PhraseNetwork, answer
-from lib.tasks.text_data import DataSettings, Reader, load
+from lib.tasks.text_data import DataSettings, Reader, load, named
 from lib.training.run import TrainingRun
 
 # Size of the chunks that are read, classified and written at a time, so that memory stays bounded.
@@ -92,13 +91,17 @@ def predict(
 
     # Input typed at a terminal is answered line by line.
     typing = settings.input == "-" and sys.stdin.isatty()
-    chunks = _chunks(_rows(settings, source), 1 if typing else CHUNK_ROWS, reader.classes)
+    # A column that the checkpoint names was one of its training file.
+    columns = source.columns(are_required=run.is_typed("text_column") or run.is_typed("label_column"))
+    chunks = _chunks(_rows(settings, source, columns), 1 if typing else CHUNK_ROWS, reader.classes)
     done, where = Counts(0, 0, 0), settings.out_file or "standard output"
     with layers.evaluating(model), Signals() as signals, _destination(settings.out_file) as write_out:
         answers = map(answered, chunks) if typing else _on_all_cores(answered, chunks, run.device)
         for counts, lines in signals.until_received(answers):
             write_out(lines.numpy().tobytes().decode())
             done = Counts(*(a + b for a, b in zip(done, counts, strict=True)))
+    if columns.found:
+        run.log.event("DATA", **named(columns.found))
     run.log.event(
         "PREDICT", Examples=done.phrases, Words=done.words, Unknown_words=done.unknown_words, file=where
     )
@@ -152,17 +155,17 @@ def _on_all_cores(
     )
 
 
-def _rows(settings: PredictionSettings, source: DataSettings) -> Iterable[Row]:
+def _rows(settings: PredictionSettings, source: DataSettings, columns: text_files.Columns) -> Iterable[Row]:
     if settings.input == "-":
         return text_files.read_lines(sys.stdin.buffer, "standard input")
     if settings.input:
         return (
-            text_files.read_file(settings.input)
+            text_files.read_file(settings.input, columns)
             if _names_a_file(settings.input)
             else [Row("--input", settings.input, None)]
         )
     if settings.glue:
-        return text.unlabelled_rows(source.dataset, source.data_dir, source.test_file)
+        return text.unlabelled_rows(source.dataset, source.data_dir, source.test_file, columns)
     data = load(source)
     assert data.valid.labels is not None  # the validation split is always labelled
     facts = zip(data.valid.phrases, data.valid.labels, strict=True)
@@ -171,7 +174,7 @@ def _rows(settings: PredictionSettings, source: DataSettings) -> Iterable[Row]:
 
 def _names_a_file(given: str) -> bool:
     """Return whether `--input` is a path: the file exists, or the text has a known suffix and no space."""
-    return os.path.exists(given) or (" " not in given and Path(given).suffix in text_files.SUFFIXES)
+    return os.path.exists(given) or (" " not in given and text_files.suffix_of(given) in text_files.SUFFIXES)
 
 
 def _chunks(rows: Iterable[Row], most: int, classes: Sequence[str]) -> Iterator[Chunk]:

@@ -108,6 +108,10 @@ class TrainingRun:
         """Whether this command looks at, or goes on with, the network of a checkpoint and its classes."""
         return self.settings.resume or any(self.flags.get(mode) for mode in INSPECTIONS)
 
+    def is_typed(self, name: str) -> bool:
+        """Whether the user gave the flag, on the command line or in `--config`."""
+        return name in self._settled.line.typed
+
     def fill_in(self, name: str, value: Any) -> None:
         """Give a flag that the user left open the value that the data or the weights decide."""
         self._settled.values[name] = value
@@ -149,7 +153,10 @@ class TrainingRun:
         self.network = self.saved.get("model") or {"name": self.settings.model, "config": config}
         for name, value in self.network["config"].items():
             if config.get(name, value) != value:
-                raise UserError(f"the checkpoint's network has {name} {value}, the data have {config[name]}")
+                raise UserError(
+                    f"the checkpoint's network has {name} {value}, the data have {config[name]}"
+                    f"{self._way_out(name)}"
+                )
         torch.manual_seed(self.settings.seed)
         model = models.build(self.network["name"], **self.network["config"])
         if self.saved:
@@ -158,6 +165,12 @@ class TrainingRun:
         for line in layers.format_table(layers.table(model, example.to(self.device))):
             self.log.text("MODEL", line)
         return model
+
+    def _way_out(self, name: str) -> str:
+        """Return what to do with a checkpoint whose network has another number of classes than the data."""
+        if name != "classes" or self.goes_on or "weights" not in self.flags:
+            return ""
+        return f": --weights {self.source} instead of --restore-file takes all but the last layer"
 
     def fit(
         self,

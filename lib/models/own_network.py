@@ -1,0 +1,246 @@
+"""Networks of the user's own, made by a class or a function in a file of theirs.
+
+`FILE.py:NAME` is imported, which runs the user's own code. What the network returns may be logits (B,
+classes), a tuple or list whose first entry they are, or a dictionary or object with `logits`, as in
+transformers.
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.data import class_names
+from lib.data.preprocessing import Preprocessing
+from lib.models.network import Network
+from lib.runtime import checkpoint, weights
+from lib.runtime.errors import UserError
+from lib.runtime.files import existing_file
+from lib.runtime.settings import Settings
+
+# The mean and standard deviation of ImageNet's pixels, with which most networks for photographs are trained.
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_USUAL_SIZE = 224
+# Entries of dictionaries and attributes of objects that hold the logits.
+_LOGITS = ("logits", "out", "output", "prediction", "predictions")
+
+
+@dataclass(frozen=True)
+class OwnNetwork(Settings):
+    """The flags that describe a network of the user's own.
+
+    What is left out is taken from the constants CLASSES, SIZE, MEAN and STD of the file if it has them, from
+    the first convolution (the number of channels), or is that of ImageNet's networks.
+    """
+
+    network: str
+    network_args: Sequence[str] | None = None
+    weights: str | None = None
+    classes: str | None = None
+    size: int | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    multi_label: bool = False
+
+
+def load(settings: OwnNetwork, device: torch.device | str = "cpu") -> Network:
+    """Return the network that the settings describe, with its weights.
+
+    Raises:
+        UserError: the file or the name is not there, the user's code raises an exception, the weights or the
+            class names do not fit, or the network does not answer with logits.
+    """
+    source, module = _make(settings)
+    if settings.weights:
+        _load_weights(module, settings.weights)
+    module.register_forward_hook(lambda _module, _inputs, output: logits_of(output))
+    module.eval().to(device)
+    how = _preprocessing(settings, source, module)
+    network = Network(module, (), how, settings.network.rpartition(":")[2], independent=settings.multi_label)
+    outputs = _count_outputs(network)
+    classes = settings.classes and class_names.read(settings.classes)
+    classes = classes or _names_in(source, outputs)
+    return named(network, classes, outputs)
+
+
+def named(network: Network, classes: Sequence[str], outputs: int) -> Network:
+    """Return the network with names for its classes; numbers if `classes` is empty.
+
+    Raises:
+        UserError: the number of names is not that of the classes.
+    """
+    count = max(outputs, 2)  # one logit tells two classes apart
+    names = tuple(classes) or tuple(map(str, range(count)))
+    if len(names) != count:
+        told = "one output, which tells 2 classes apart" if outputs == 1 else f"{outputs} outputs"
+        raise UserError(f"{network.name} has {told}, and --classes names {len(names)}")
+    return Network(
+        network.module,
+        names,
+        network.preprocessing,
+        network.name,
+        network.epoch,
+        network.independent and outputs > 1,
+        network.views,
+    )
+
+
+def logits_of(output: Any) -> Any:
+    """Return the logits in what a network returns: itself, its first entry, or its `logits`."""
+    if isinstance(output, Tensor):
+        return output
+    for name in _LOGITS:
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    if isinstance(output, Mapping):
+        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        return tensors[0] if len(tensors) == 1 else output
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
+def _make(settings: OwnNetwork) -> tuple[ModuleType, nn.Module]:
+    """Import the user's file and make the network; return both."""
+    file, colon, name = settings.network.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise UserError(
+            f"--network {settings.network}: give FILE.py:NAME, the class or function that makes it"
+        )
+    path = existing_file(file)
+    source = _imported(path)
+    make = getattr(source, name, None)
+    if not callable(make):
+        own = {name: each for name, each in vars(source).items() if callable(each) and name[0] != "_"}
+        known = [name for name, each in own.items() if getattr(each, "__module__", "") == source.__name__]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+        raise UserError(f"{path} has no class or function {name}; it has {', '.join(near) or 'none'}")
+    arguments = _arguments(settings.network_args or ())
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{settings.network} cannot be called so: {error}; see --network-args") from None
+    except ValueError:  # a callable without a signature
+        pass
+    made = _run(lambda: make(**arguments), settings.network, path)
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{settings.network} makes a {type(made).__name__}, not a torch.nn.Module")
+    return source, made
+
+
+def _imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file: its name must end in .py")
+    source = importlib.util.module_from_spec(spec)
+    sys.modules[source.__name__] = source  # as dataclasses and pickles of the file expect
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # modules beside the file, which it may import at any time
+        sys.path.append(folder)
+    loader = spec.loader
+    _run(lambda: loader.exec_module(source), str(path), path)
+    return source
+
+
+def _run(call: Any, what: str, path: Path) -> Any:
+    """Call the user's code; whatever it raises becomes one line with the line number in their file."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        calls = traceback.extract_tb(error.__traceback__)
+        own = [each.lineno for each in calls if Path(each.filename).resolve() == path.resolve()]
+        where = f" in line {own[-1]}" if own else ""
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{what} raises {type(error).__name__}{where}: {text}") from None
+
+
+def _arguments(given: Sequence[str]) -> dict[str, Any]:
+    """Return keyword arguments from `key=value` texts; a value that is no Python literal is a text."""
+    arguments = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--network-args {each}: give key=value")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            arguments[key] = value
+    return arguments
+
+
+def _load_weights(module: nn.Module, file: str) -> None:
+    content = weights.read(file)
+    found = weights.state_dict_of(content, file) if isinstance(content, Mapping) else content
+    weights.check_state_dict(file, found)
+    checkpoint.restore_weights(module, weights.named_as(module.state_dict(), found, file), file)
+
+
+def _preprocessing(settings: OwnNetwork, source: ModuleType, module: nn.Module) -> Preprocessing:
+    channels = settings.channels or _channels(module)
+    size = settings.size or getattr(source, "SIZE", None) or _USUAL_SIZE
+    size = size[0] if isinstance(size, tuple | list) else size
+    ends = {}
+    for name in ("mean", "std"):
+        constant = getattr(source, name.upper(), None)
+        values = getattr(settings, name) or constant or _usual(name, channels)
+        values = tuple(values) if isinstance(values, tuple | list) else (values,)
+        values = values * channels if len(values) == 1 else values
+        if len(values) != channels or not all(isinstance(each, int | float) for each in values):
+            said = f"--{name}" if getattr(settings, name) else f"{name.upper()} in the network's file"
+            raise UserError(
+                f"{said} has {len(values)} numbers, and the images have {channels} channels: "
+                f"give --{name} one number, or one a channel"
+            )
+        ends[name] = tuple(map(float, values))
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"SIZE = {size!r} in the network's file is no side of an image: give --size")
+    return Preprocessing(size, channels, ends["mean"], ends["std"], resize=size)
+
+
+def _usual(name: str, channels: int) -> tuple[float, ...]:
+    return _IMAGENET[name] if channels == 3 else {"mean": (0.0,), "std": (1.0,)}[name]
+
+
+def _channels(module: nn.Module) -> int:
+    """Return the channels of the first convolution's input, if images can have so many; else 3."""
+    first = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else 3
+
+
+def _count_outputs(network: Network) -> int:
+    """Return the number of logits that the network answers a grey image with.
+
+    Raises:
+        UserError: it does not take such an image, or answers with something else.
+    """
+    shape = "×".join(map(str, network.example.shape[1:]))
+    try:
+        with torch.no_grad():
+            output = network.module(network.example)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{network.name} does not take images of {shape} ({type(error).__name__}: {text}): "
+            "give its --size and --channels"
+        ) from None
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1 or not output.shape[1]:
+        what = "×".join(map(str, output.shape)) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"{network.name} answers with {what}, not with logits of a batch (1×classes)")
+    return output.shape[1]
+
+
+def _names_in(source: ModuleType, outputs: int) -> tuple[str, ...]:
+    """Return the constant CLASSES of the user's file, if it names the outputs."""
+    names = getattr(source, "CLASSES", ())
+    fits = isinstance(names, tuple | list) and len(names) == max(outputs, 2)
+    return tuple(map(str, names)) if fits else ()

@@ -1,0 +1,87 @@
+"""Steps of run-integrated-gradients.py: attributions of pixels, and how exactly they add up to the score."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lib.explain.methods import METHODS, Request
+from lib.explain.progress import Watch
+from lib.runtime.errors import warn
+from lib.runtime.settings import Settings
+from lib.tasks.explanation_panels import Panel, Question, panels_of
+from lib.tasks.explanation_run import ExplanationRun, baseline_of
+
+METHOD = METHODS["integrated-gradients"]
+
+
+@dataclass(frozen=True)
+class PathSettings(Settings):
+    """How the gradients are integrated; see the method's options."""
+
+    quadrature: str
+    steps: int | None
+    tolerance: float
+    batch_size: int | None
+    smoothgrad: int | None
+    noise: float
+    seed: int
+
+
+def explain(run: ExplanationRun, settings: PathSettings) -> None:
+    """Explain every question of the run: a row of panels for each image and network.
+
+    Raises:
+        Interrupted: Ctrl-C; the results obtained by then are drawn.
+    """
+    run.explain_each(
+        run.questions(), lambda question, watch: [_row(run, settings, question, watch)], unit="gradients"
+    )
+
+
+def _row(run: ExplanationRun, settings: PathSettings, question: Question, watch: Watch) -> list[Panel]:
+    """Return a panel of attributions for each class.
+
+    Raises:
+        Stopped: the run was interrupted before there were any.
+    """
+    start = baseline_of(run.asked, question, cropped=True)
+    options = {name.replace("_", "-"): value for name, value in dataclasses.asdict(settings).items()}
+    found = METHOD.explain(
+        Request(
+            question.network,
+            question.pixels,
+            question.targets,
+            baseline=start[None],
+            settings=options,
+            watch=watch,
+        )
+    )
+    (row,) = panels_of(question, METHOD, found, lambda panel: _note(run.asked.score, panel))
+    _warn(question, row, settings)
+    named = {"baseline": run.asked.baseline}
+    return [dataclasses.replace(panel, numbers={**named, **panel.numbers}) for panel in row]
+
+
+def _warn(question: Question, row: Sequence[Panel], settings: PathSettings) -> None:
+    """Warn if the largest number of steps was not enough for every map."""
+    short = [panel for panel in row if not panel.numbers.get("converged", True)]
+    if short:
+        worst = max(short, key=lambda panel: panel.numbers["gap_share"])
+        warn(
+            f"{question.image.name}: {worst.numbers['steps']} steps do not bring {len(short)} of {len(row)} "
+            f"maps within --tolerance {settings.tolerance:g}; that of {worst.class_name} misses "
+            f"{100 * worst.numbers['gap_share']:.2g} % of the difference"
+        )
+
+
+def _note(score: str, panel: Panel) -> str:
+    found = panel.numbers
+    return (
+        f"{score} {_spell(panel.answer.score)}, baseline's {_spell(found['baseline_score'])}\n"
+        f"gap {_spell(found['completeness_gap'], '.1e')} ({100 * found['gap_share']:.2g} %), "
+        f"{found['steps']} steps"
+    )
+
+
+def _spell(value: float, how: str = ".3g") -> str:
+    return format(value, how).replace("-", "−")
