@@ -91,7 +91,7 @@ def test_what_is_read_is_not_written_over(tmp_path):
     link.symlink_to(read)
     for inputs in ([str(read)], [None, ["other", str(read)]]):
         with pytest.raises(UserError, match=r"link.txt would be written over .*in.txt"):
-            files.spare(str(link), *inputs)
-    files.spare(None, str(read))
-    files.spare(str(tmp_path / "new.txt"), str(read))
-    files.spare(str(read), None, ["a phrase"], "x" * 10_000)
+            files.refuse_overwrite(str(link), *inputs)
+    files.refuse_overwrite(None, str(read))
+    files.refuse_overwrite(str(tmp_path / "new.txt"), str(read))
+    files.refuse_overwrite(str(read), None, ["a phrase"], "x" * 10_000)

@@ -196,7 +196,7 @@ def test_a_resume_does_not_go_on_with_another_run(saved, typed):
 def test_ranks_that_find_different_checkpoints_all_say_so(monkeypatch, others):
     """Hosts may have different disks, and would wait for each other for ever."""
     monkeypatch.setattr(
-        training.distributed, "any_rank", lambda mine, _: max(mine, others if mine > 0 else -others)
+        training.distributed, "max_over_ranks", lambda mine, _: max(mine, others if mine > 0 else -others)
     )
     settled = settling.settle(TASK, command_line(), recipe)
     run = training.TrainingRun(TASK, replace(settled, saved={"update": 5}), torch.device("cpu"), RunLog("x"))

@@ -40,6 +40,12 @@ def add_explanation_flags(parser: Parser) -> None:
     add_machine_flags(group)
     add_config_flags(group)
     add_own_network_flags(parser.group("your own network, with --network", Scope.MODE, only_with="network"))
+    _add_image_flags(parser)
+    _add_question_flags(parser)
+    _add_output_flags(parser)
+
+
+def _add_image_flags(parser: Parser) -> None:
     add = parser.group("images", Scope.MODE).add
     add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
     add(
@@ -53,6 +59,9 @@ def add_explanation_flags(parser: Parser) -> None:
         action="store_true",
         help="invert image files, because they are dark on light, which MNIST is not",
     )
+
+
+def _add_question_flags(parser: Parser) -> None:
     add = parser.group("what is explained", Scope.MODE).add
     add(
         "-k",
@@ -71,6 +80,9 @@ def add_explanation_flags(parser: Parser) -> None:
     )
     seeds = integer(0, 2**32 - 1)
     add("--seed", type=seeds, default=42, metavar="N", help="seed of random weights and of noise")
+
+
+def _add_output_flags(parser: Parser) -> None:
     add = parser.group("output", Scope.MODE).add
     add("--out-dir", default="imgs", metavar="DIR", scope=Scope.MACHINE, help="folder for pictures")
     add("--save-values", metavar="FILE.npz", help="save the arrays behind the picture as they were computed")

@@ -15,7 +15,7 @@ from lib.cli.parser import CommandLine
 from lib.cli.scope import Flag, Scope, spelled
 from lib.runtime import checkpoint, run_folder
 from lib.runtime.errors import UserError
-from lib.runtime.files import spare
+from lib.runtime.files import refuse_overwrite
 
 Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 
@@ -97,7 +97,7 @@ def _check_files(flags: Mapping[str, Any], inspection: str | None, usual_dataset
         raise UserError("--resume goes on from --checkpoint-dir; leave out --restore-file")
     inputs = [flags["restore_file"], flags.get("input"), flags.get("test_file"), flags.get("config")]
     for output in ("out_file", "save_config"):
-        spare(flags.get(output), *inputs)
+        refuse_overwrite(flags.get(output), *inputs)
 
 
 def _saved(task: str, flags: Mapping[str, Any]) -> dict[str, Any]:

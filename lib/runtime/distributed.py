@@ -103,7 +103,7 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def any_rank(value: int, device: torch.device) -> int:
+def max_over_ranks(value: int, device: torch.device) -> int:
     """Return the maximum of `value` over all ranks, so that all of them take the same decision."""
     if world_size() == 1:
         return value

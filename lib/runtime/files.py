@@ -62,7 +62,7 @@ def check_name(name: str, room: int = 0) -> None:
         )
 
 
-def spare(output: str | None, *inputs: str | Sequence[str] | None) -> None:
+def refuse_overwrite(output: str | None, *inputs: str | Sequence[str] | None) -> None:
     """Refuse to overwrite an input file with the output.
 
     Args:

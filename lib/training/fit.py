@@ -220,7 +220,7 @@ class _Run:
             self.pending.restart_clock()
 
     def _stop_if(self, signals: Signals, unless: bool) -> None:
-        received = distributed.any_rank(signals.received, self.device)
+        received = distributed.max_over_ranks(signals.received, self.device)
         if not received or unless:
             return
         # Save before logging: the signal may have ended the reader of the log as well.

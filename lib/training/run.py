@@ -60,7 +60,7 @@ def start(task: str, line: CommandLine, recipe: Recipe) -> Iterator["TrainingRun
     if flags["compile"] and not any(flags.get(mode) for mode in INSPECTIONS):
         compilation.check(device)
     if device.type == "cpu":
-        memory.keep_what_is_freed()
+        memory.keep_freed_memory()
     # If predictions go to standard output, the log goes to standard error.
     answers = flags["predict_only"] or flags.get("explain")
     stream = sys.stderr if answers and not flags["out_file"] else None
@@ -128,7 +128,9 @@ class TrainingRun:
     def check_ranks(self) -> None:
         """Raise a UserError on every rank if their checkpoints differ: hosts may have different files."""
         update = self.saved.get("update", -1)
-        if distributed.any_rank(update, self.device) != -distributed.any_rank(-update, self.device):
+        if distributed.max_over_ranks(update, self.device) != -distributed.max_over_ranks(
+            -update, self.device
+        ):
             raise UserError(
                 f"not all ranks find the same checkpoint in "
                 f"{self.settings.restore_file or self.settings.checkpoint_dir}: "
