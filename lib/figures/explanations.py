@@ -182,6 +182,38 @@ def _add_bar(figure: Figure, axes: np.ndarray, tiles: Sequence[Tile], height: fl
     bar.outline.set_visible(False)
 
 
+def side_by_side(first: np.ndarray, second: np.ndarray, side: int) -> np.ndarray:
+    """Return two pictures (H, W, 3) uint8 of one size beside each other, each at most `side` pixels long."""
+    from PIL import Image
+
+    small = []
+    for each in (first, second):
+        image = Image.fromarray(each)
+        scale = side / max(image.size)
+        how = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+        width, height = (max(1, round(scale * length)) for length in image.size)
+        small.append(np.asarray(image.resize((width, height), how)))
+    gap = np.full((len(small[0]), 4, 3), 255, dtype=np.uint8)
+    return np.concatenate([small[0], gap, small[1]], axis=1)
+
+
+def contact_sheet(thumbnails: Sequence[tuple[Sequence[str], np.ndarray | None]], columns: int = 5) -> Figure:
+    """Return a page of thumbnails (H, W, 3) uint8, each with the lines of its title; None leaves a gap."""
+    lines = -(-len(thumbnails) // columns)
+    figure = Figure(figsize=(columns * CELL, lines * (0.62 * CELL + 2 * _LINE)))
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, entry in itertools.zip_longest(grid, thumbnails):
+        axes.set_axis_off()
+        if entry is None:
+            continue
+        title, picture = entry
+        shown = "\n".join(textwrap.shorten(line, _TITLE_CHARACTERS, placeholder="…") for line in title)
+        axes.set_title(style.literal(shown), fontsize=7, pad=2)
+        if picture is not None:
+            axes.imshow(picture)
+    return figure
+
+
 def save_animation(figures: Sequence[Figure], path: Path, milliseconds: int = 700) -> Path:
     """Write figures as a looping GIF, atomically; the last frame stays twice as long.
 
