@@ -211,6 +211,7 @@ def contact_sheet(thumbnails: Sequence[tuple[Sequence[str], np.ndarray | None]],
         axes.set_title(style.literal(shown), fontsize=7, pad=2)
         if picture is not None:
             axes.imshow(picture)
+            axes.set_anchor("N")
     return figure
 
 

@@ -13,7 +13,7 @@ Box = tuple[float, float, float, float]
 
 # Standard deviation of the smoothing of grainy maps, as a share of the longest side; below this many pixels
 # there is nothing to smooth.
-SMOOTHING = 0.01
+SMOOTHING = 0.02
 _LEAST_SMOOTHING = 1.0
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lib.explain import activations, gradients
 from lib.explain.explanation import Explanation
-from lib.explain.methods import METHODS, Method, Request
+from lib.explain.methods import METHODS, Method, Request, drawn_by
 from lib.explain.progress import Stopped, Watch
 from lib.models.network import Network
 from lib.runtime.errors import UserError
@@ -47,7 +47,7 @@ class MapSettings(Settings):
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> "MapSettings":
         """Return the settings among `flags`."""
-        names = [option.name for method in METHODS.values() for option in method.options]
+        names = [option.name for method in drawn_by("run-grad-cam.py").values() for option in method.options]
         options = {name: flags[name.replace("-", "_")] for name in names if name.replace("-", "_") in flags}
         return super().of({**flags, "options": options})
 

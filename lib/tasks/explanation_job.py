@@ -31,6 +31,7 @@ from lib.tasks.explanation_sheet import row_of, thumbnail
 from lib.tasks.explanation_values import arrays_of
 
 MOST_ON_A_SHEET = 12  # images
+_BATCHES_A_ROUND = 4
 
 
 class TooFew(RunFailed):
@@ -137,13 +138,12 @@ class Job:
         device = self.run.networks[0].device
         world = distributed.world_size() if self.share_images else 1
         rank = distributed.rank() if self.share_images else 0
-        batches = [
-            range(i, min(i + self.batch, len(self.names))) for i in range(0, len(self.names), self.batch)
-        ]
+        parts = self._parts(world)
         last = None
-        for first in range(0, len(batches), world):
-            mine = batches[first + rank] if first + rank < len(batches) else range(0)
-            bar.set_description(", ".join(self.names[number] for number in mine[:3]))
+        for first in range(0, len(parts), world):
+            mine = parts[first + rank] if first + rank < len(parts) else []
+            if mine:
+                bar.set_description(self.names[mine[0].start])
             results, error = worker.attempt(mine, signals, watch)
             everyone = distributed.gathered((results, error)) if world > 1 else [(results, error)]
             if distributed.is_main():
@@ -157,6 +157,14 @@ class Job:
             if distributed.max_over_ranks(signals.received, device):
                 break
         return last
+
+    def _parts(self, world: int) -> list[list[range]]:
+        """Return the batches, as numbers of images, that a rank explains before it hears of the others."""
+        count = len(self.names)
+        batches = [range(i, min(i + self.batch, count)) for i in range(0, count, self.batch)]
+        # The slowest rank of a round is waited for: over several batches, ranks differ less.
+        each = _BATCHES_A_ROUND if world > 1 and len(batches) >= 4 * world * _BATCHES_A_ROUND else 1
+        return [batches[i : i + each] for i in range(0, len(batches), each)]
 
     def _say_done(self, output: Output, seconds: float) -> None:
         rate = output.done / seconds if output.done else 0.0
@@ -222,19 +230,22 @@ class _Worker:
         self.job, self.written, self.images = job, written, images
 
     def attempt(
-        self, numbers: Sequence[int], signals: Signals, watch: Watch
+        self, batches: Sequence[Sequence[int]], signals: Signals, watch: Watch
     ) -> tuple[list[Result], Exception | None]:
-        """Return the results of some images, and the error that ended the work on them, if any."""
+        """Return the results of some batches, and the error that ended the work on them, if any."""
         results: dict[int, Result] = {}
         shares = self.job.share_images and distributed.world_size() > 1
         with distributed.alone() if shares else nullcontext():
             try:
-                self._explain(numbers, results, signals, watch)
+                for numbers in batches:
+                    if results and signals.received:
+                        break
+                    self._explain(numbers, results, signals, watch)
             except Stopped:
                 pass
             except (UserError, RunFailed) as error:
-                return list(results.values()), error
-        return [results[number] for number in numbers if number in results], None
+                return _in_order(results), error
+        return _in_order(results), None
 
     def _explain(
         self, numbers: Sequence[int], results: dict[int, Result], signals: Signals, watch: Watch
@@ -291,6 +302,10 @@ class _Worker:
         if job.many and len(job.names) > 1:
             save_thumbnail(thumbnail_file(run, job.names, name), thumbnail(panels[0], run.sheets))
         return result
+
+
+def _in_order(results: dict[int, Result]) -> list[Result]:
+    return [results[number] for number in sorted(results)]
 
 
 @contextmanager

@@ -61,24 +61,36 @@ def row_of(panels: Sequence[Panel], network: int, settings: SheetSettings) -> Ro
     """Return the row of a sheet for the panels of one question and layer."""
     pixels, box = picture_of(panels[0].question.image, settings.on)
     tiles = _tiles(panels, pixels, box, settings.scale)
-    groups = _groups(panels)
-    most = max(1, ((settings.columns or COLUMNS) - 1) // max(groups))
-    count = -(-len(groups) // most)  # lines of about equal length
-    each = -(-len(groups) // count)
     first: pictures.Tile | None = pictures.Tile(_describe(panels[0]), pixels, box=box)
     lines: list[Line] = []
     remaining = iter(tiles)
-    for start in range(0, len(groups), each):
-        lines.append([first, *itertools.islice(remaining, sum(groups[start : start + each]))])
+    for count in _lengths(panels, (settings.columns or COLUMNS) - 1):
+        lines.append([first, *itertools.islice(remaining, count)])
         first = None
     return Row(network, lines)
 
 
-def _groups(panels: Sequence[Panel]) -> list[int]:
-    """Return how many panels in a row belong together: of one depth of re-drawn weights, or of one class."""
-    several = len({panel.redrawn for panel in panels}) > 1
-    grouped = itertools.groupby(panels, key=lambda p: p.redrawn if several else p.answer.target)
-    return [len(list(group)) for _, group in grouped]
+def _lengths(panels: Sequence[Panel], most: int) -> list[int]:
+    """Return the number of panels on each line of a row, if there is room for `most`.
+
+    A class stands on one line with its panels of guided backpropagation. A depth of re-drawn weights does
+    so with all its classes if there is room, and else begins a line.
+    """
+    depths = [list(group) for _, group in itertools.groupby(panels, key=lambda panel: panel.redrawn)]
+    if len(depths) > 1 and len(depths[0]) <= most:
+        return _packed([len(depth) for depth in depths], most)
+    return [length for depth in depths for length in _packed(_classes(depth), most)]
+
+
+def _classes(panels: Sequence[Panel]) -> list[int]:
+    return [len(list(group)) for _, group in itertools.groupby(panels, key=lambda panel: panel.answer.target)]
+
+
+def _packed(groups: Sequence[int], most: int) -> list[int]:
+    """Return the lengths of lines with as many whole groups as there is room for, all about equally long."""
+    count = -(-len(groups) // max(1, most // max(groups)))
+    each = -(-len(groups) // count)
+    return [sum(groups[start : start + each]) for start in range(0, len(groups), each)]
 
 
 def _tiles(panels: Sequence[Panel], pixels: np.ndarray, box: Box | None, scale: str) -> list[pictures.Tile]:
