@@ -64,7 +64,7 @@ def test_an_answer_does_not_depend_on_the_chunk_it_came_in(sentiment_best, senti
 
 
 def test_bytes_that_are_not_utf_8_are_answered_too(sentiment_best, sentiment, monkeypatch):
-    typed_in(monkeypatch, b"good \xff\xfe film\n\0\n")
+    typed_in(monkeypatch, b"good \xff\xfe film\nbad\n")
     done = sentiment("--predict-only", "--restore-file", sentiment_best, "--input", "-", "--format", "jsonl")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["prediction"] in record["probabilities"] for record in records] == [True, True]
