@@ -1,6 +1,7 @@
 """Steps of run-integrated-gradients.py: attributions of pixels, and how exactly they add up to the score."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def _note(score: str, panel: Panel) -> str:
     found = panel.numbers
     return (
         f"{score} {_spell(panel.answer.score)}, baseline's {_spell(found['baseline_score'])}\n"
-        f"gap {_spell(found['completeness_gap'], '.1e')} ({100 * found['gap_share']:.2g} %), "
+        f"gap {_spell(100 * math.copysign(found['gap_share'], found['completeness_gap']), '.2g')} %, "
         f"{found['steps']} steps"
     )
 
