@@ -80,7 +80,8 @@ class Output:
             return
         self._titles[result.name] = [result.name, _first_answer(result.records)]
         self.reused += result.reused
-        self.done += not result.reused
+        # Where results are written image by image, one that a signal cut short is not, and is explained anew.
+        self.done += not result.reused and not (result.partial and run.files.resumable)
         if not result.reused:
             for record in result.records:
                 run.log.event("PANEL", **record)
