@@ -47,7 +47,27 @@ def add_explanation_flags(parser: Parser) -> None:
 
 def _add_image_flags(parser: Parser) -> None:
     add = parser.group("images", Scope.MODE).add
-    add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
+    add(
+        "--input",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, folders (all images in and below them), patterns such as 'photos/*.jpg', or "
+        "validation examples such as digits:7",
+    )
+    add(
+        "--fit",
+        choices=("crop", "pad", "stretch", "native"),
+        help="how a photograph becomes an input: the crop of its centre, the whole of it padded or stretched "
+        "to a square, or in its own proportions; default: as the network was trained, for photographs crop",
+    )
+    add(
+        "--longest-side",
+        type=integer(1, 4096),
+        metavar="N",
+        only_with="fit",
+        help="longest side of the input with --fit native; default: the side of the network's inputs",
+    )
+    add("--skip-bad", action="store_true", help="skip image files that cannot be read, and name them")
     add(
         "--data-dir",
         default="data",
@@ -85,8 +105,31 @@ def _add_question_flags(parser: Parser) -> None:
 def _add_output_flags(parser: Parser) -> None:
     add = parser.group("output", Scope.MODE).add
     add("--out-dir", default="imgs", metavar="DIR", scope=Scope.MACHINE, help="folder for pictures")
-    add("--save-values", metavar="FILE.npz", help="save the arrays behind the picture as they were computed")
-    add("--json", metavar="FILE", help="also write the numbers of the panels as JSON records")
+    add(
+        "--on",
+        choices=("original", "input"),
+        default="original",
+        help="what maps are drawn on: the whole photograph, or the part that the network sees",
+    )
+    add("--columns", type=integer(2, 100), metavar="N", help="panels on a line of a sheet; default: 5")
+    add(
+        "--scale",
+        choices=("row", "panel"),
+        default="row",
+        help="what colours are a share of: the strongest value of a row's maps of one method, or of each map",
+    )
+    add(
+        "--save-values",
+        metavar="FILE.npz",
+        help="save the arrays behind the pictures as they were computed; a folder (DIR/) gets one file "
+        "an image, and the same command, once killed, goes on where it was",
+    )
+    add(
+        "--json",
+        metavar="FILE",
+        help="also write the numbers of the panels as JSON records; FILE.jsonl gets a line for each as they "
+        "come, and the same command, once killed, goes on where it was",
+    )
     add("--show", action="store_true", help="open pictures in windows, too")
 
 

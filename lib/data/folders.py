@@ -147,15 +147,31 @@ def _is_unlabelled(root: Path, classes: Sequence[str]) -> bool:
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
     """Return whether an entry of a folder is an image: by its suffix, or else by how its content begins."""
-    if not entry.is_file() or entry.name.startswith("."):
-        return False
-    if entry.name.lower().endswith(SUFFIXES):
+    return entry.is_file() and not entry.name.startswith(".") and is_image_file(entry.path)
+
+
+def is_image_file(path: str) -> bool:
+    """Return whether a regular file is an image: by its suffix, or else by how its content begins."""
+    if path.lower().endswith(SUFFIXES):
         return True
     try:
-        with open(entry.path, "rb") as file:
+        with open(path, "rb") as file:
             return is_image(file.read(32))
     except OSError:
         return False
+
+
+def images_below(folder: str | Path) -> list[str]:
+    """Return the paths of all images in a folder and in the folders below it, sorted.
+
+    Hidden files and folders, and those that archivers add, are left out.
+    """
+    found: list[str] = []
+    for root, below, _ in os.walk(folder, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith(".") and name.lower() not in FOREIGN)
+        with os.scandir(root) as entries:
+            found += [entry.path for entry in entries if _is_image(entry)]
+    return sorted(found)
 
 
 def _files(root: Path, classes: Sequence[str], strangers: list[str]) -> Files:

@@ -64,10 +64,28 @@ class Network:
     @property
     def example(self) -> Tensor:
         """A grey image, normalised, (1, C, size, size): an input to try the module on."""
+        return self.example_of((self.size, self.size))
+
+    def example_of(self, size: tuple[int, int]) -> Tensor:
+        """Return a grey image, normalised, (1, C, H, W) of `size` (H, W)."""
         weight = self._first_weight
         kind = weight.dtype if weight.is_floating_point() else torch.float32
-        grey = torch.full((1, self.channels, self.size, self.size), 0.5, dtype=kind, device=weight.device)
+        grey = torch.full((1, self.channels, *size), 0.5, dtype=kind, device=weight.device)
         return self.normalise(grey)
+
+    def check_takes(self, size: tuple[int, int]) -> None:
+        """Raise a UserError if the network does not take images of this height and width."""
+        if size == (self.size, self.size):
+            return
+        try:
+            with torch.no_grad():
+                self.module(self.example_of(size))
+        except Exception as error:  # a network may refuse in any way, also by an assertion
+            text = " ".join(str(error).split())[:160] or type(error).__name__
+            raise UserError(
+                f"{self.name} does not take an image of {size[1]}×{size[0]} pixels ({text}): use --fit pad, "
+                f"which makes it {self.size}×{self.size}, or another --longest-side"
+            ) from None
 
     @property
     def _first_weight(self) -> Tensor:
