@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from lib.cli.flags import add_config_flags, add_machine_flags
+from lib.cli.own_network_flags import OWN_NETWORK, add_own_network_flags
 from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
-from lib.cli.types import integer, number, numbers
+from lib.cli.types import integer, number
 
 MOST_PASSES = 1_000_000  # of a network for one map; more would take days
 
@@ -24,7 +25,7 @@ def add_explanation_flags(parser: Parser) -> None:
         metavar="FILE",
         help="one or more checkpoints of image classifiers, e.g. of several epochs",
     )
-    add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK_HELP)
+    add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK)
     group.add(
         "--weights",
         metavar="WHICH",
@@ -39,7 +40,7 @@ def add_explanation_flags(parser: Parser) -> None:
     )
     add_machine_flags(group)
     add_config_flags(group)
-    add_own_network_flags(parser.group("your own network, with --network", Scope.MODE, only_with="network"))
+    add_own_network_flags(parser, without=("network",))
     _add_image_flags(parser)
     _add_question_flags(parser)
     _add_output_flags(parser)
@@ -131,43 +132,6 @@ def _add_output_flags(parser: Parser) -> None:
         "come, and the same command, once killed, goes on where it was",
     )
     add("--show", action="store_true", help="open pictures in windows, too")
-
-
-OWN_NETWORK_HELP = (
-    "a network of your own: a class or function NAME without arguments in FILE.py, which is imported: this "
-    "runs your code"
-)
-
-
-def add_own_network_flags(group: Group) -> None:
-    """Add the flags that say how the network of `--network` is made and what its images are."""
-    add = group.add
-    add("--network-args", nargs="+", metavar="KEY=VALUE", help="arguments with which NAME is called")
-    add("--size", type=integer(1, 16384), metavar="N", help="side of its images in pixels; default: 224")
-    add(
-        "--channels",
-        type=integer(1, 3),
-        choices=(1, 3),
-        help="channels of its images; default: those of its first convolution",
-    )
-    add(
-        "--mean",
-        type=numbers,
-        metavar="X,…",
-        help="mean that is subtracted from pixels in [0, 1], one number or one a channel; default: "
-        "ImageNet's",
-    )
-    add(
-        "--std",
-        type=numbers,
-        metavar="X,…",
-        help="standard deviation by which pixels are then divided; default: ImageNet's",
-    )
-    add(
-        "--multi-label",
-        action="store_true",
-        help="an image may have several of its classes, each with a sigmoid",
-    )
 
 
 def add_method_options(group: Group, options: Iterable[Any], method: str = "") -> None:
