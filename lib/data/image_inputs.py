@@ -15,6 +15,7 @@ from lib.data.fitting import AS_TRAINED, Fit, Original
 from lib.data.preprocessing import Preprocessing, warn_of_negatives
 from lib.runtime.errors import UserError
 from lib.runtime.files import existing_file
+from lib.runtime.spelling import whole_number
 
 MOST_DECODED = 12  # files that are decoded once more, so that a bad one is told of before a network is loaded
 
@@ -114,7 +115,7 @@ def _name(given: str) -> str:
         return Path(given).stem
     dataset, _, index = given.rpartition(":")
     folder = _folder_of(dataset)
-    return f"{Path(folder).resolve().name if folder else dataset}-{int(index)}"
+    return f"{Path(folder).resolve().name if folder else dataset}-{_number(index)}"
 
 
 def check(inputs: Sequence[str]) -> None:
@@ -136,10 +137,16 @@ def check(inputs: Sequence[str]) -> None:
             datasets.find(dataset)
 
 
+def _number(index: str) -> int:
+    number = whole_number(index)
+    assert number is not None  # `is_file` has looked
+    return number
+
+
 def is_file(name: str) -> bool:
     """Return whether an input's name is that of a file: `digits:7` is one only if such a file exists."""
     _, colon, index = name.rpartition(":")
-    return not (colon and index.isdecimal()) or os.path.exists(name)
+    return not (colon and whole_number(index) is not None) or os.path.exists(name)
 
 
 class Reader:
@@ -171,11 +178,11 @@ class Reader:
             return image
         dataset, _, index = given.rpartition(":")
         if _folder_of(dataset):
-            return self._of_folder(_folder_of(dataset), int(index), name)
+            return self._of_folder(_folder_of(dataset), _number(index), name)
         if dataset not in self._known:
             entry = datasets.find(dataset)
             self._known[dataset] = entry.read(self._data_dir, entry.options({}))
-        return self._example(self._known[dataset], dataset, int(index), name)
+        return self._example(self._known[dataset], dataset, _number(index), name)
 
     def warn(self) -> None:
         """Warn of the image files read since the last call that look like negatives."""

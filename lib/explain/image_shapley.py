@@ -167,7 +167,9 @@ def choose(request: Request, n: int) -> tuple[str, int]:
         return estimator, 2**n
     least = shapley.FEWEST_EVALUATIONS_A_PLAYER * n
     least += least % 2  # evaluations come in complementary pairs
-    if budget < least:
+    if budget < 2**n <= least:
+        raise UserError(f"--budget {budget} is too small for {n} players: with {2**n}, values are exact")
+    if budget < min(least, 2**n):
         raise UserError(
             f"--budget {budget} is less than {shapley.FEWEST_EVALUATIONS_A_PLAYER} evaluations for each of "
             f"{n} players: {least} or more, or fewer players"

@@ -16,6 +16,7 @@ from lib.models import outputs, pretrained
 from lib.models.averaging import AveragedViews
 from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
+from lib.runtime.spelling import whole_number
 
 TASK = "image-classification"
 
@@ -175,16 +176,15 @@ def _find_class(classes: Sequence[str], target: str) -> int:
     folded = [name.casefold() for name in classes]
     if target.casefold() in folded:
         return folded.index(target.casefold())
-    if not classes:
-        if not target.isdecimal():
-            raise UserError(f"the network's outputs have no names: --target {target!r} must be a number")
-        return int(target)
-    if not target.isdecimal():
+    number = whole_number(target)
+    if number is None and not classes:
+        raise UserError(f"the network's outputs have no names: --target {target!r} must be a number")
+    if number is None:
         nearest = ", ".join(_nearest(classes, target))
         raise UserError(f"there is no class {target!r}; the nearest names are {nearest}")
-    if int(target) >= len(classes):
-        raise UserError(f"there is no class {target}: the network's are 0 to {len(classes) - 1}")
-    return int(target)
+    if classes and number >= len(classes):
+        raise UserError(f"there is no class {target[:20]}: the network's are 0 to {len(classes) - 1}")
+    return number
 
 
 def _nearest(classes: Sequence[str], target: str, most: int = 5) -> list[str]:
