@@ -21,6 +21,11 @@ from lib.cli.image_flags import (
 from lib.cli.own_network_flags import add_own_network_flags
 from lib.cli.parser import CommandLine, Group, Parser
 from lib.cli.scope import Flag, Scope
+from lib.cli.segmentation_flags import (
+    add_masked_set_flags,
+    add_segmentation_flags,
+    add_segmented_input_flags,
+)
 from lib.cli.types import integer, nonempty_text, number, subset_of
 
 __all__ = [
@@ -35,10 +40,13 @@ __all__ = [
     "add_explanation_flags",
     "add_input_flags",
     "add_list_models_flag",
+    "add_masked_set_flags",
     "add_method_options",
     "add_network_option_flags",
     "add_own_network_flags",
     "add_run_flags",
+    "add_segmentation_flags",
+    "add_segmented_input_flags",
     "add_smoothing_flags",
     "add_thumbnail_flag",
     "add_training_flags",

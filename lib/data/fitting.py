@@ -32,7 +32,8 @@ class Fit:
             `pad`, the whole photograph in a square, the rest in the mean colour of the training images, which
             is zero after normalisation; `stretch`, the whole photograph with both sides scaled to the square;
             `native`, the whole photograph in its own proportions. None: as the network was trained, which is
-            `crop` for networks for photographs, and `pad` with the drawing's ground for those for drawings.
+            `crop` for networks for photographs, `native` for those that segment them, and `pad` with the
+            drawing's ground for those for drawings.
         longest_side: longest side in pixels of a `native` input; None for the side of the network's inputs.
     """
 
@@ -74,7 +75,7 @@ def fitted(image: "Image", how: "Preprocessing", fit: Fit, path: str | Path) -> 
         UserError: the image is too long for its width to be scaled.
     """
     image = image.convert("L") if how.channels == 1 else image
-    kind = fit.kind or ("crop" if how.resize else "pad")
+    kind = fit.kind or ("native" if how.native else "crop" if how.resize else "pad")
     if kind == "crop":
         return _cropped(image, how, path)
     if kind == "pad":

@@ -29,6 +29,7 @@ class Preprocessing:
         interpolation: interpolation of that scaling, `bilinear` or `bicubic`.
         light_on_dark: whether the training images are grey and light on a dark ground, as MNIST's are; a
             photograph of a drawing on paper is a negative of these.
+        native: whether images keep their own proportions; `size` is then the length of their longest side.
     """
 
     size: int
@@ -38,6 +39,7 @@ class Preprocessing:
     resize: int | None = None
     interpolation: str = "bilinear"
     light_on_dark: bool = field(default=False, compare=False)
+    native: bool = False
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], source: str | Path) -> "Preprocessing":
@@ -61,12 +63,13 @@ class Preprocessing:
             raise UserError(
                 f"{source} does not say how its inputs were prepared: its preprocessing is {saved!r}"
             )
-        return cls(size, channels, mean, std, None if resize is None else int(resize), interpolation, light)
+        side = None if resize is None else int(resize)
+        return cls(size, channels, mean, std, side, interpolation, light, bool(saved.get("native", False)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes as plain values, for a checkpoint."""
         plain = {"mean": list(self.mean), "std": list(self.std), "light_on_dark": int(self.light_on_dark)}
-        return asdict(self) | plain
+        return asdict(self) | plain | {"native": int(self.native)}
 
     def read(self, path: str | Path) -> Tensor:
         """Read an image file as pixels in [0, 1], (channels, size, size): exactly the crop the network sees.

@@ -18,10 +18,16 @@ NAME_CHARACTERS = 24
 MOST_COLUMNS = 6  # of mistakes
 
 
-def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], *, unit: str = "examples") -> Figure:
     """Return a heat map of a confusion matrix (C, C): rows are true classes, columns predicted classes.
 
     Colours show shares of the row, i.e. of the true class; a class without examples has a row of zeros.
+
+    Args:
+        counts: the matrix.
+        class_names: names of the classes.
+        unit: what is counted. Examples are written as counts; anything else, of which there are millions, in
+            percent of the true class.
     """
     classes = len(counts)
     cell = float(np.interp(classes, [2, 10, 32, 120], [0.8, 0.48, 0.28, 0.095]))  # inches
@@ -32,15 +38,17 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     # Colours by the square root of the share; on a linear scale a good classifier's few mistakes look white.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     if classes <= MOST_CLASSES_WITH_COUNTS:
-        _write_counts(axes, counts, shares, fontsize=min(10.0, cell * 20))
+        written = counts if unit == "examples" else (100 * shares).round().astype(int)
+        _write_counts(axes, written, shares, fontsize=min(10.0, cell * 20))
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class")
     if classes <= MOST_CLASSES_WITH_NAMES:
         _name_classes(axes, class_names, fontsize=min(9.0, cell * 50), cell=cell)
     accuracy = np.trace(counts) / max(counts.sum(), 1)
-    axes.set_title(f"accuracy {accuracy:.4f}, {counts.sum():,} examples", fontsize=10)
+    axes.set_title(f"accuracy {accuracy:.4f}, {counts.sum():,} {unit}", fontsize=10)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
-    bar.set_label("share of the true class")
+    percent = "" if unit == "examples" else " (numbers: %)"
+    bar.set_label(f"share of the true class{percent}")
     bar.outline.set_visible(False)
     return figure
 

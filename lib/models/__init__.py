@@ -52,6 +52,7 @@ class Entry:
         fixed: arguments of the class that are the same for all networks of this name.
         sizes: channels and size of an image that it takes, to count its parameters by; empty: not of images.
         is_small: a second thread gains nothing, see `is_small`.
+        is_segmenter: it answers with a class for each pixel, and not for the image.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Entry:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     sizes: tuple[int, ...] = ()
     is_small: bool = False
+    is_segmenter: bool = False
 
 
 _ROW_OPTIONS = (
@@ -104,6 +106,27 @@ def _rows(cell: str) -> Entry:
     return Entry(f"row-{cell}", "rows:RowClassifier", takes, _ROW_OPTIONS, {"cell": cell}, (1, 28))
 
 
+def _fcn(finest: int) -> Entry:
+    encoders = ("alexnet", "vgg16", "resnet18", "squeezenet1_1", "mobilenet_v2")
+    return Entry(
+        f"fcn{finest}",
+        "fcn:FCN",
+        "coloured images of 63 px or more",
+        (
+            Option(
+                "encoder",
+                "choice",
+                "network of torchvision's that makes its maps",
+                "alexnet",
+                values=encoders,
+            ),
+        ),
+        {"finest": finest},
+        (3, 96),
+        is_segmenter=True,
+    )
+
+
 _TABLE = (
     Entry("mnist-classifier", "digits:MnistClassifier", "grey images", sizes=(1, 28), is_small=True),
     Entry("lenet5", "digits:LeNet5", "images of 28 or 32 px", sizes=(1, 28)),
@@ -124,6 +147,26 @@ _TABLE = (
     _rows("gru"),
     Entry("lstm", "phrase_classifiers:SentimentClassifier", "phrases", _LSTM_OPTIONS, is_small=True),
     Entry("plain", "phrase_classifiers:PlainClassifier", "phrases", _sizes(512), is_small=True),
+    Entry(
+        "small",
+        "segmentation:SmallSegmenter",
+        "images of 16 px or more",
+        (
+            Option("width", "count", "channels of the first layer", 16, most=256),
+            Option(
+                "dropout",
+                "share",
+                "share of the channels before the logits that training drops",
+                0.1,
+                most=0.95,
+            ),
+        ),
+        sizes=(3, 96),
+        is_segmenter=True,
+    ),
+    _fcn(32),
+    _fcn(16),
+    _fcn(8),
     Entry("ensemble", "phrase_classifiers:ensemble_of", "phrases", is_small=True),
 )
 
@@ -235,12 +278,17 @@ def option_defaults(name: str) -> dict[str, Any]:
 
 def check_options(name: str, given: Mapping[str, Any]) -> None:
     """Raise a UserError if `given`, flags by name, has an option that the network `name` does not have."""
-    of_images = name not in ENTRIES or bool(ENTRIES[name].sizes)
-    alike = [each for each in ENTRIES if bool(ENTRIES[each].sizes) == of_images]
+    alike = [each for each in ENTRIES if _kind(each) == _kind(name)]
     for option, networks in options(alike).values():
         if name not in networks and given.get(option.name) not in (None, False):
             flag = f"--{option.name.replace('_', '-')}"
             raise UserError(f"{flag} goes with {', '.join(networks)} alone, not with {name}")
+
+
+def _kind(name: str) -> tuple[bool, bool]:
+    """Return whether a network takes images, as all of torchvision's do, and whether it segments them."""
+    entry = ENTRIES.get(name)
+    return (True, False) if entry is None else (bool(entry.sizes), entry.is_segmenter)
 
 
 def arguments(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,7 +314,8 @@ def table(recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
         entry = ENTRIES[name]
         channels, size = entry.sizes
         own = arguments(name, {**option_defaults(name), **recipe})
-        model = build(name, classes=10, channels=channels, size=size, **own)
+        sized = {} if entry.is_segmenter else {"size": size}
+        model = build(name, classes=10, channels=channels, **sized, **own)
         count = sum(weight.numel() for weight in model.parameters())
         flags = " ".join(f"--{option.name}" for option in entry.options)
         rows.append((name, f"{count:,} at {channels}×{size}×{size}", entry.takes, flags or "-"))
