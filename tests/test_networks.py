@@ -36,7 +36,7 @@ def test_every_network_of_images_is_made_from_its_entry_with_its_options(name):
     entry = models.ENTRIES[name]
     channels, size = entry.sizes
     values = {"count": 2, "share": 0.25, "switch": True}
-    own = {option.name: values[option.kind] for option in entry.options}
+    own = {option.name: (option.values or [values.get(option.kind)])[0] for option in entry.options}
     assert list(models.build(name, classes=3, channels=channels, size=size, **own).parameters())
 
 

@@ -172,23 +172,31 @@ def _as_flag(name: str, value: Any) -> str:
     return f"--{spelled} {as_typed(value)}"
 
 
-def add_training_flags(parser: Parser, recipe: str, optimizers: Sequence[str] = OPTIMIZERS) -> None:
+def add_training_flags(
+    parser: Parser,
+    recipe: str,
+    optimizers: Sequence[str] = OPTIMIZERS,
+    *,
+    label_smoothing: bool = True,
+) -> None:
     """Add the flags of `lib.training.optimisation.Settings`, and those of the checkpoints.
 
     Args:
         parser: parser to which the flags are added.
         recipe: source of the defaults of flags that show none, for the heading of the group.
         optimizers: names of the optimizers that suit the script's networks.
+        label_smoothing: add `--label-smoothing`, for networks that classify.
     """
     group = parser.group(f"training ({recipe} where no default is shown)", Scope.TRAINING)
     _add_optimisation_flags(group, optimizers)
     add = group.add
-    add(
-        "--label-smoothing",
-        type=number(0, 0.99),
-        metavar="X",
-        help="share of each target that is spread over all classes",
-    )
+    if label_smoothing:
+        add(
+            "--label-smoothing",
+            type=number(0, 0.99),
+            metavar="X",
+            help="share of each target that is spread over all classes",
+        )
     add(
         "--ema",
         fixed=True,

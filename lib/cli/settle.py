@@ -20,7 +20,7 @@ from lib.runtime.files import spare
 Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 
 # Modes other than training; each needs --restore-file.
-INSPECTIONS = ("eval_only", "predict_only", "explain")
+INSPECTIONS = ("eval_only", "predict_only", "explain", "sample")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Entry:
         fixed: arguments of the class that are the same for all networks of this name.
         sizes: channels and size of an image that it takes, to count its parameters by; empty: not of images.
         is_small: a second thread gains nothing, see `is_small`.
+        is_autoencoder: it answers with images and not with classes.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Entry:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     sizes: tuple[int, ...] = ()
     is_small: bool = False
+    is_autoencoder: bool = False
 
 
 _ROW_OPTIONS = (
@@ -97,10 +99,36 @@ _LSTM_OPTIONS = (
     ),
 )
 
+_VAE_OPTIONS = (
+    Option("net", "choice", "kind of encoder and decoder", values=("linear", "conv")),
+    Option("latent", "count", "number of latent units", most=4096),
+    Option("hidden", "count", "units of each hidden layer"),
+    Option("depth", "count", "number of hidden layers of the encoder, and of the decoder", most=100),
+    Option("dropout", "share", "share of the encoder's hidden units that training drops", most=0.95),
+    Option(
+        "loss",
+        "choice",
+        "likelihood of the pixels: bce, Bernoulli with pixels as probabilities; mse, normal with the "
+        "variance of the residuals",
+        values=("bce", "mse"),
+    ),
+)
+
 
 def _rows(cell: str) -> Entry:
     takes = "images of any size, read row by row"
     return Entry(f"row-{cell}", "rows:RowClassifier", takes, _ROW_OPTIONS, {"cell": cell}, (1, 28))
+
+
+def _vae(name: str, kind: str) -> Entry:
+    return Entry(
+        name,
+        f"vae:{kind}",
+        "square images, a multiple of 4 px",
+        _VAE_OPTIONS,
+        sizes=(1, 28),
+        is_autoencoder=True,
+    )
 
 
 _TABLE = (
@@ -123,6 +151,10 @@ _TABLE = (
     _rows("gru"),
     Entry("lstm", "phrase_classifiers:SentimentClassifier", "phrases", _LSTM_OPTIONS, is_small=True),
     Entry("plain", "phrase_classifiers:PlainClassifier", "phrases", _sizes(512), is_small=True),
+    _vae("vae", "Vae"),
+    _vae("cvae", "ConditionalVae"),
+    _vae("dvae", "Vae"),
+    _vae("vae-gan", "VaeGan"),
     Entry("ensemble", "phrase_classifiers:ensemble_of", "phrases", is_small=True),
 )
 
@@ -198,12 +230,17 @@ def option_defaults(name: str) -> dict[str, Any]:
 
 def check_options(name: str, given: Mapping[str, Any]) -> None:
     """Raise a UserError if `given`, flags by name, has an option that the network `name` does not have."""
-    of_images = name not in ENTRIES or bool(ENTRIES[name].sizes)
-    alike = [each for each in ENTRIES if bool(ENTRIES[each].sizes) == of_images]
+    alike = [each for each in ENTRIES if _kind(each) == _kind(name)]
     for option, networks in options(alike).values():
         if name not in networks and given.get(option.name) not in (None, False):
             flag = f"--{option.name.replace('_', '-')}"
             raise UserError(f"{flag} goes with {', '.join(networks)} alone, not with {name}")
+
+
+def _kind(name: str) -> tuple[bool, bool]:
+    """Return whether a network takes images, as all of torchvision's do, and whether it answers with them."""
+    entry = ENTRIES.get(name)
+    return (True, False) if entry is None else (bool(entry.sizes), entry.is_autoencoder)
 
 
 def arguments(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def load_grey(run: TrainingRun, settings: DataSettings) -> ImageData:
             how = Preprocessing.of(run.saved["preprocessing"], run.source)
         data = images.without_examples(_classes(run, settings), how)
     elif settings.dataset == datasets.FOLDER:
-        data = _load_folder(settings, how)
+        data = load_folder(settings, how)
     else:
         data = images.load(
             settings.dataset,
@@ -94,7 +94,8 @@ def load_grey(run: TrainingRun, settings: DataSettings) -> ImageData:
     return data.prepared(how.mean, how.std, run.device)
 
 
-def _load_folder(settings: DataSettings, how: Preprocessing) -> ImageData:
+def load_folder(settings: DataSettings, how: Preprocessing) -> ImageData:
+    """Load the folder of images that the flags name; its pixels are in [0, 1]."""
     return image_files.load(
         settings.data_dir,
         how,
@@ -125,9 +126,9 @@ def load_photographs(run: TrainingRun, settings: DataSettings, usual: Preprocess
     elif how.channels != 3:
         raise UserError(f"{run.source} takes grey images, and these are coloured")
     elif settings.dataset == datasets.FOLDER:
-        data = _load_folder(settings, how)
+        data = load_folder(settings, how)
     else:
-        data = _load_in_memory(settings, how)
+        data = load_in_memory(settings, how)
     _check_classes(run, settings, data)
     return data.prepared(how.mean, how.std, run.device)
 
@@ -159,7 +160,8 @@ def _classes(run: TrainingRun, settings: DataSettings) -> Sequence[str]:
     return entry.classes(Path(settings.data_dir), entry.options(settings.choices))
 
 
-def _load_in_memory(settings: DataSettings, how: Preprocessing) -> ImageData:
+def load_in_memory(settings: DataSettings, how: Preprocessing) -> ImageData:
+    """Load the data set of coloured images that the flags name; its pixels are in [0, 1]."""
     entry = datasets.find(settings.dataset)
     splits, names = entry.read(Path(settings.data_dir), entry.options(settings.choices))
     train, valid, test = images.divide(splits, settings.valid_fraction, settings.limit)
