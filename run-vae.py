@@ -96,7 +96,9 @@ def make_parser() -> cli.Parser:
     cli.add_training_flags(parser, "the recipe of the model", label_smoothing=False)
     cli.add_variational_flags(parser)
     cli.add_augmentation_flags(parser, "shift", "rotate", "scale", "flip", "erase", test_views=False)
-    cli.add_latent_view_flags(cli.add_view_flags(parser))
+    views = cli.add_view_flags(parser)
+    cli.add_latent_view_flags(views)
+    cli.add_thumbnail_flag(views)
     cli.add_input_flags(parser, "encode")
     return parser
 
@@ -126,7 +128,8 @@ def main(argv=None) -> None:
             sampling = reconstruction_output.SampleSettings.of(run.flags)
             reconstruction_output.sample(run, model, sampling)
         elif run.flags["eval_only"]:
-            reconstruction_views.look_inside(run, model, data)
+            views = reconstruction_views.ViewSettings.of(run.flags)
+            reconstruction_views.look_inside(run, model, data, views)
         else:
             task.fit(run, model, data, task.LearningSettings.of(run.flags))
             task.report(run, model, data, task.ReportSettings.of(run.flags))

@@ -6,41 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Ended, assert_same, call
+from conftest import ROOT, SMALL_VAE, VAE_SCRIPT, Ended, assert_same, call
 from PIL import Image
 from training import Before, Killed, kill
 
 from lib.runtime import checkpoint
 from lib.training import fit as loop
 
-SCRIPT = "run-vae.py"
-SMALL = ("--dataset", "digits", "--hidden", "64", "--latent", "4", "--max-epoch", "3", "--log-interval", "20")
-
 
 def run_vae(*flags, folder: Path) -> Ended:
-    return call(SCRIPT, *flags, folder=folder)
-
-
-@pytest.fixture(scope="session")
-def trained_vae(tmp_path_factory) -> tuple[Path, Ended]:
-    """A short run on the digits. Tests may read its folder, but not write to it."""
-    folder = tmp_path_factory.mktemp("vae")
-    ended = run_vae(*SMALL, folder=folder)
-    assert ended.status == 0, ended.stderr
-    return folder / "ckpts" / "vae-digits" / "checkpoint_best.pt", ended
-
-
-@pytest.fixture(scope="session")
-def faces_folder(tmp_path_factory) -> Path:
-    """Grey faces of four people, one of them with one image; as the archive of LFW, below one folder."""
-    root = tmp_path_factory.mktemp("faces")
-    random = np.random.default_rng(0)
-    for person, count in (("ann", 5), ("bob", 5), ("cid", 5), ("dan", 1)):
-        (root / "lfw" / person).mkdir(parents=True)
-        for number in range(count):
-            pixels = random.integers(0, 256, (20, 16), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "lfw" / person / f"{person}_{number:04d}.png")
-    return root
+    return call(VAE_SCRIPT, *flags, folder=folder)
 
 
 def training_lines(ended: Ended) -> list[dict]:
@@ -65,7 +40,7 @@ def test_a_run_logs_the_loss_and_its_parts_in_nats(trained_vae):
 
 @pytest.mark.parametrize("model", ["vae", "vae-gan"])
 def test_a_killed_run_ends_after_resume_at_the_same_weights_bit_for_bit(model, tmp_path, monkeypatch):
-    flags = (*SMALL, "--model", model, "--net", "linear", "--dropout", "0.1", "--binarise", "dynamic")
+    flags = (*SMALL_VAE, "--model", model, "--net", "linear", "--dropout", "0.1", "--binarise", "dynamic")
     assert run_vae(*flags, "--checkpoint-dir", "whole", folder=tmp_path).status == 0
     real = loop.fit
 
@@ -85,7 +60,7 @@ def test_a_killed_run_ends_after_resume_at_the_same_weights_bit_for_bit(model, t
 
 
 def test_a_vae_gan_logs_its_discriminator_and_its_feature_matching(tmp_path):
-    done = run_vae(*SMALL, "--model", "vae-gan", "--hidden", "32", "--max-epoch", "1", folder=tmp_path)
+    done = run_vae(*SMALL_VAE, "--model", "vae-gan", "--hidden", "32", "--max-epoch", "1", folder=tmp_path)
     assert done.status == 0, done.stderr
     line = training_lines(done)[-1]
     assert {"Discriminator", "Generator", "Feature_matching", "KL", "Reconstruction"} <= line.keys()
@@ -107,7 +82,7 @@ def test_a_vae_gan_logs_its_discriminator_and_its_feature_matching(tmp_path):
 def test_every_kind_is_trained_evaluated_and_restored(flags, tmp_path):
     importance = "--importance-samples" in flags
     training = flags[:2] if importance else flags
-    done = run_vae(*SMALL, *training, "--max-epoch", "1", "--limit", "200", folder=tmp_path)
+    done = run_vae(*SMALL_VAE, *training, "--max-epoch", "1", "--limit", "200", folder=tmp_path)
     assert done.status == 0, done.stderr
     best = done.run().events["BEST"][0]["file"]
     more = flags[2:] if importance else ()
@@ -128,14 +103,14 @@ def test_without_held_out_images_the_latest_checkpoint_is_the_best(trained_vae):
 
 
 def test_a_posterior_collapse_is_warned_about_with_what_to_try(tmp_path):
-    done = run_vae(*SMALL, "--beta", "1000", "--max-epoch", "2", folder=tmp_path)
+    done = run_vae(*SMALL_VAE, "--beta", "1000", "--max-epoch", "2", folder=tmp_path)
     assert done.status == 0
     assert "posterior collapse: 0 of 4 latent units" in done.stderr
     assert "--free-bits" in done.stderr
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(tmp_path):
-    done = run_vae(*SMALL, "--learning-rate", "1e30", "--ema", "0", folder=tmp_path)
+    done = run_vae(*SMALL_VAE, "--learning-rate", "1e30", "--ema", "0", folder=tmp_path)
     assert done.status == 1
     assert "learning-rate" in done.stderr.splitlines()[-1]
 
@@ -147,7 +122,9 @@ def test_an_interrupted_run_is_saved(tmp_path):
     from conftest import command, environment
 
     flags = ("--dataset", "digits", "--max-epoch", "500")
-    with Popen(command(SCRIPT, *flags), cwd=tmp_path, env=environment(), stdout=PIPE, text=True) as process:
+    with Popen(
+        command(VAE_SCRIPT, *flags), cwd=tmp_path, env=environment(), stdout=PIPE, text=True
+    ) as process:
         for line in process.stdout:
             if "[VALID]" in line:
                 process.send_signal(signal.SIGTERM)
@@ -246,6 +223,9 @@ def test_bad_input_ends_in_one_line(flags, message, tmp_path):
     [
         (("--eval-only", "--latent", "5"), "--latent 5 does not fit the checkpoint"),
         (("--eval-only", "--impute", "8,8,8,20"), "is no box"),
+        (("--eval-only", "--interpolate", "3", "eleven"), "'eleven'"),
+        (("--eval-only", "--interpolate", "3", "index:9999"), "0 to 359"),
+        (("--eval-only", "--impute", "8,8,20,40"), "within the images of 28×28 px"),
         (("--predict-only",), "--out-file FILE.npz"),
         (("--predict-only", "--input", "gone.png", "--out-file", "z.npz"), "gone.png"),
     ],
@@ -271,5 +251,5 @@ def test_networks_are_listed(tmp_path):
 
 
 def test_the_script_is_executable():
-    assert (ROOT / SCRIPT).stat().st_mode & 0o111
+    assert (ROOT / VAE_SCRIPT).stat().st_mode & 0o111
     assert torch.get_num_threads() == 1
