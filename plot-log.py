@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 from lib import cli
 from lib.runtime.errors import UserError, warn
-from lib.runtime.files import existing_file, writable_folder
+from lib.runtime.files import check_name, writable_folder
 from lib.runtime.runlog import ParsedLog, Run, parse
+from lib.runtime.text_lines import decoded, open_text
 
 # Flags that the legend shows if the runs differ in them: these first, then others, MOST_TOLD in all.
 TELLING = ("model", "dataset", "learning_rate", "batch_size", "seed")
@@ -32,7 +33,9 @@ UNTELLING = {
 }
 UNTELLING |= {f"From_{source}" for source in ("typed", "config", "checkpoint", "recipe")}
 MOST_TOLD = 4
+ROOM = 60  # characters of a picture's name behind its prefix
 
+COUNTS = {2: "two", 3: "three", 4: "four"}
 PICTURE_NAMES = {"Training_loss": "train-loss", "Valid_accuracy": "valid-acc"}
 LOWER_IS_BETTER = re.compile("loss|error", re.IGNORECASE)
 HIGHER_IS_BETTER = re.compile("acc|iou|dice|f1|psnr", re.IGNORECASE)
@@ -69,6 +72,8 @@ def main(argv=None) -> None:
     flags = SimpleNamespace(**make_parser().parse(argv).values)
     prefix = picture_prefix(flags.prefix, flags.log_file[0])
     logs = {name: read_log(name) for name in dict.fromkeys(flags.log_file)}
+    for name, log in logs.items():
+        warn_of_mixture(name, log)
     chosen = choose_runs(logs, flags.run)
     runs = list(zip(labels(chosen), (run for _, run in chosen), strict=True))
     out_dir = writable_folder(flags.out_dir)
@@ -93,6 +98,7 @@ def picture_prefix(prefix: str | None, log_file: str) -> str:
         return log_name(log_file).replace(" ", "-")
     if not prefix or "/" in prefix:
         raise UserError(f"--prefix {prefix!r} cannot begin a file's name; a folder goes to --out-dir")
+    check_name(prefix, room=ROOM)
     return prefix
 
 
@@ -112,15 +118,27 @@ def read_log(file: str) -> ParsedLog:
     """
     try:
         if file == "-":
-            log = parse(sys.stdin.buffer)
+            log = parse(decoded(sys.stdin.buffer))
         else:
-            with open(existing_file(file), "rb") as lines:
-                log = parse(lines)
+            with open_text(Path(file)) as lines:
+                log = parse(decoded(lines))
     except OSError as error:
         raise UserError(f"cannot read {log_path(file)}: {error.strerror}") from None
     if not log.runs and not log.skipped:
         raise UserError(f"{log_path(file)} is empty")
     return log
+
+
+def warn_of_mixture(file: str, log: ParsedLog) -> None:
+    """Warn if several runs wrote the log at the same time."""
+    if not log.together:
+        return
+    ids = sorted({each for group in log.together for each in group})
+    how = "their steps and losses, which is a guess" if log.is_guessed else "the run's id in each line"
+    warn(
+        f"{COUNTS.get(len(ids), len(ids))} runs wrote {log_path(file)} at the same time ({', '.join(ids)}): "
+        f"their lines are told apart by {how}; --run chooses one, or all"
+    )
 
 
 def choose_runs(logs: dict[str, ParsedLog], wanted: str) -> list[tuple[str, Run]]:
@@ -175,7 +193,7 @@ def quantities(runs: Iterable[Run]) -> list[tuple[str, str]]:
 
 
 def picture_name(key: str) -> str:
-    return PICTURE_NAMES.get(key) or re.sub(r"[^\w.]+|_", "-", key.lower())
+    return PICTURE_NAMES.get(key) or re.sub(r"[^\w.]+|_", "-", key.lower())[:ROOM]
 
 
 def draw(tag: str, key: str, runs: list[tuple[str, Run]], path: Path, flags) -> tuple[int, int]:

@@ -99,14 +99,14 @@ def add_input_flags(network: cli.Group) -> None:
     )
     network.add(
         "--mean",
-        type=cli.number(-1000),
+        type=cli.number(-1000, 1000),
         default=0.0,
         metavar="X",
         help="mean that is subtracted from pixels in [0, 1]",
     )
     network.add(
         "--std",
-        type=cli.number(0, above=True),
+        type=cli.number(1e-6, 1e6),
         default=1.0,
         metavar="X",
         help="standard deviation by which pixels are then divided",

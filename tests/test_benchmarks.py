@@ -13,8 +13,11 @@ import torch
 from conftest import ROOT, Ended, call
 
 from benchmarks import common, shapley_estimators
+from benchmarks.shapley_families import FAMILIES, game_of
 from lib import cli
 from lib.data import images
+from lib.explain.coalitions import all_coalitions
+from lib.explain.shapley import shapley_weights
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if 'if __name__ == "__main__"' in path.read_text())
@@ -99,7 +102,7 @@ def test_every_flag_says_in_help_what_it_is_for(script):
 
 def test_helpers_of_the_benchmarks_are_not_taken_for_scripts():
     helpers = {path.name for path in FOLDER.glob("*.py")} - set(SCRIPTS)
-    assert helpers == {"common.py", "shapley_estimators.py", "shapley_games.py"}
+    assert helpers == {"common.py", "shapley_estimators.py", "shapley_families.py", "shapley_games.py"}
 
 
 def test_typed_flags_prevail_over_those_of_quick_and_these_over_the_defaults():
@@ -361,6 +364,33 @@ def test_games_in_files_are_played(without, tmp_path):
     done = benchmark("shapley.py", *flags, folder=tmp_path)
     assert_has_table(done)
     assert "own, 4 players" in done.stdout
+
+
+# ---- shapley_coverage.py
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_shapley_values_of_every_family_are_those_of_enumeration(family):
+    coalitions = all_coalitions(9)
+    for number in range(4):
+        game = game_of(family, 3, number)
+        truth = shapley_weights(coalitions).T @ game.value(coalitions)
+        assert torch.allclose(game.references[0], truth, rtol=0, atol=1e-12)
+
+
+def test_coverage_of_games_in_files_is_measured_too(tmp_path):
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(2, 16)))
+    flags = ("--quick", "--families", "additive", "--tables", "own.npy", "--table-evaluations", 12)
+    done = benchmark("shapley_coverage.py", *flags, folder=tmp_path)
+    assert_has_table(done)
+    assert [row[0].strip() for row in rows_of(done.stdout) if row[0]] == ["additive", "own"]
+
+
+@pytest.mark.parametrize("flags", [("--side", 3, "--a-player", 60), ("--families", "unknown")])
+def test_coverage_that_cannot_be_measured_is_refused_in_one_line(flags, tmp_path):
+    done = benchmark("shapley_coverage.py", "--quick", *flags, folder=tmp_path)
+    assert done.status == 2
+    assert done.is_one_line_error()
 
 
 def test_parsers_of_the_benchmarks_are_those_of_the_scripts():

@@ -147,7 +147,7 @@ def test_a_temporary_file_left_by_a_kill_is_in_nobodys_way(tmp_path, content):
     path = tmp_path / "a.pt"
     gone = 2**31 - 1  # as high as no number of a process is
     old, recent, another = f".a.pt.{gone}.tmp", f".a.pt.{gone - 1}.tmp", f".b.pt.{gone}.tmp"
-    for name, age in {old: 3600, recent: 1, another: 3600}.items():
+    for name, age in {old: 3600, recent: -60, another: 3600}.items():
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     checkpoint.save(path, content)

@@ -65,7 +65,7 @@ def main(argv):
         found = {
             "drawn": drawn,
             "weights": {name: value.tolist() for name, value in model.state_dict().items()},
-            "largest": distributed.any_rank(rank * 3, device),
+            "largest": distributed.max_over_ranks(rank * 3, device),
             "total": distributed.total(torch.tensor(rank + 1.0)).item(),
             "buffer": norm.running_mean.tolist(),
             "found_main_there": first,
@@ -232,7 +232,7 @@ def test_the_script_under_torchrun_is_one_run_with_one_log_and_one_checkpoint(tm
 def test_alone_there_is_nothing_to_share():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.total(torch.tensor(5)) == 5
-    assert distributed.any_rank(3, torch.device("cpu")) == 3
+    assert distributed.max_over_ranks(3, torch.device("cpu")) == 3
     assert distributed.mean_factor(4, torch.device("cpu")) == 0.25
     with distributed.process_group(torch.device("cpu")), distributed.main_first():
         assert not torch.distributed.is_initialized()

@@ -40,7 +40,7 @@ FOLDERS = ("lib", "benchmarks", "tests")
 INSPECTIONS = ("eval_only", "predict_only", "explain", "sample")
 # Scripts that hand on flags to the training script, and flags of their own.
 AROUND_TRAINING = {
-    "tests/kill_and_resume.py": ("--kills", "--kill-seed"),
+    "tests/kill_and_resume.py": ("--kills", "--kill-seed", "--mode"),
     "tests/interrupt_and_resume.py": ("--times",),
 }
 # What documented commands may call beside the interpreter: nothing that could do harm.
@@ -56,7 +56,7 @@ fi
 case "$1" in
     -m) exit 0 ;;
     benchmarks/*) set -- "$@" --quick --threads 1 ;;
-    tests/kill_and_resume.py) set -- "$@" --kills 1 --max-epoch 2 ;;
+    tests/kill_and_resume.py) set -- "$@" --kills 1 --mode plain --max-epoch 2 ;;
     tests/interrupt_and_resume.py) set -- "$@" --times 1 ;;
 esac
 exec {sys.executable} "$@"
@@ -210,7 +210,7 @@ def flags_of(script: str, words: Sequence[str]) -> tuple[dict[str, Any], dict[st
     if script in AROUND_TRAINING:
         own = argparse.ArgumentParser(allow_abbrev=False)
         for flag in AROUND_TRAINING[script]:
-            own.add_argument(flag, type=int)
+            own.add_argument(flag, type=str if flag == "--mode" else int)
         script, words = "run-mnist-classification.py", own.parse_known_args(words)[1]
     parser = module_of(script).make_parser()
     if any(action.required for action in parser._actions):

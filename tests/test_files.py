@@ -58,9 +58,31 @@ def test_a_temporary_file_that_a_process_has_not_written_to_for_long_is_its_own_
     alive, gone = (tmp_path / f".file.{process}.tmp" for process in (os.getppid(), 2**31 - 1))
     for path in (alive, gone):
         path.write_bytes(b"")
-        os.utime(path, (time.time() - 2 * files.ABANDONED,) * 2)
+        os.utime(path, (time.time() - 1000,) * 2)
     files.write_atomically(tmp_path / "file", b"content")
     assert set(tmp_path.iterdir()) == {alive, tmp_path / "file"}
+
+
+def test_what_killed_processes_left_in_a_folder_is_removed_and_nothing_else_is(tmp_path):
+    old = time.time() - 1000
+    names = {
+        ".checkpoint_last.pt.2147483647.tmp": True,
+        f".checkpoint_best.pt.{os.getpid()}.tmp": True,  # of an earlier process with this one's id
+        f".checkpoint_best.pt.{os.getppid()}.tmp": False,
+        ".notes.tmp": False,
+        "checkpoint_last.pt.2147483647.tmp": False,
+        ".a.b.tmp": False,
+        ".two\nlines.2147483647.tmp": True,
+        "checkpoint_last.pt": False,
+    }
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / ".new.2147483647.tmp").touch()  # perhaps of a process on another host
+    os.utime(tmp_path / ".new.2147483647.tmp", (time.time() + 60,) * 2)
+    files.remove_abandoned(tmp_path)
+    left = {name for name, is_removed in names.items() if not is_removed} | {".new.2147483647.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_what_is_read_is_not_written_over(tmp_path):
@@ -69,7 +91,7 @@ def test_what_is_read_is_not_written_over(tmp_path):
     link.symlink_to(read)
     for inputs in ([str(read)], [None, ["other", str(read)]]):
         with pytest.raises(UserError, match=r"link.txt would be written over .*in.txt"):
-            files.spare(str(link), *inputs)
-    files.spare(None, str(read))
-    files.spare(str(tmp_path / "new.txt"), str(read))
-    files.spare(str(read), None, ["a phrase"], "x" * 10_000)
+            files.refuse_overwrite(str(link), *inputs)
+    files.refuse_overwrite(None, str(read))
+    files.refuse_overwrite(str(tmp_path / "new.txt"), str(read))
+    files.refuse_overwrite(str(read), None, ["a phrase"], "x" * 10_000)

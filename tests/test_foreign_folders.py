@@ -205,7 +205,7 @@ def test_a_worker_that_is_killed_is_replaced_by_this_process(tmp_path, monkeypat
     monkeypatch.setattr(Preprocessing, "read", die)
     found = torch.cat([labels for _, labels in data.train.in_order()])
     assert torch.equal(found, expected)
-    assert "a worker process that reads images ended" in capsys.readouterr().err
+    assert "a worker process has died" in capsys.readouterr().err
 
 
 POISON = {

@@ -91,7 +91,7 @@ def test_label_images_that_make_no_game_are_refused(tmp_path):
     with pytest.raises(UserError, match="has 9×8 pixels; the network sees 8×8"):
         players_of(tmp_path / "wide.png", 8)
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match="is no label image"):
+    with pytest.raises(UserError, match="is not an image in a known format"):
         players_of(tmp_path / "text.png", 8)
     with pytest.raises(UserError, match="there is no file"):
         players_of(tmp_path / "missing.png", 8)

@@ -53,6 +53,9 @@ def test_a_run_whose_log_cannot_be_written_trains_to_its_end(tmp_path, behind, s
     assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["epoch"] == 7
 
 
+PHRASE = b"a fine film\n"
+
+
 class SilentPipe:
     """A standard input that sends so many phrases, then a signal to this process, and then nothing."""
 
@@ -66,10 +69,14 @@ class SilentPipe:
     def close(self) -> None:
         """Worker processes close their standard input."""
 
-    def __iter__(self):
-        yield from [b"a fine film\n"] * self.phrases
+    def read(self, size: int) -> bytes:
+        if self.phrases:
+            lines = min(self.phrases, size // len(PHRASE))
+            self.phrases -= lines
+            return lines * PHRASE
         os.kill(os.getpid(), self.number)
         time.sleep(60)
+        return b""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

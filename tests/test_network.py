@@ -163,8 +163,8 @@ def test_a_checkpoint_gives_the_logits_of_the_weights_it_was_saved_with(tmp_path
     ("entries", "match"),
     [
         ({"task": "text-classification"}, "trained for text-classification"),
-        ({"classes": None}, "does not name its classes"),
-        ({"preprocessing": None}, "how its inputs were prepared"),
+        ({"classes": None}, "its classes is not a list of names"),
+        ({"preprocessing": None}, "its preprocessing is not a table"),
         ({"preprocessing": {"size": 28, "channels": 1, "mean": [0.0], "std": [0.0]}}, "how its inputs"),
         ({"preprocessing": {"size": 28, "channels": 3, "mean": [0, 0], "std": [1]}}, "how its inputs"),
         ({"model": {"name": "nonesuch", "config": {}}}, "no network 'nonesuch'"),

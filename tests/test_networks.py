@@ -1,9 +1,11 @@
 """The table of networks: what one declaration of an option brings."""
 
 import pytest
+import torch
 from conftest import call
 
 from lib import models
+from lib.runtime import memory
 from lib.runtime.errors import UserError
 
 SCRIPTS = ("run-mnist-classification.py", "run-image-classification.py")
@@ -43,3 +45,20 @@ def test_every_network_of_images_is_made_from_its_entry_with_its_options(name):
 def test_a_configuration_that_a_network_does_not_have_is_said():
     with pytest.raises(UserError, match="model lenet5 cannot be made from"):
         models.build("lenet5", hidden=3)
+
+
+@pytest.mark.parametrize("hidden", [30_000, 100_000])
+def test_a_network_that_exceeds_the_memory_is_refused_before_it_is_made(monkeypatch, hidden):
+    monkeypatch.setattr(memory, "physical", lambda: 2**32)
+    with pytest.raises(UserError, match=r"take .* GB, and this machine has 4.29 GB"):
+        models.build("row-lstm", classes=2, channels=1, size=8, hidden=hidden)
+
+
+def test_a_large_network_has_the_same_weights_as_if_nothing_was_checked(monkeypatch):
+    def made() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return models.build("row-rnn", classes=2, channels=1, size=8, hidden=5000).state_dict()
+
+    before = made()
+    monkeypatch.setattr(models, "_LARGE", 2**62)
+    assert all(torch.equal(value, before[name]) for name, value in made().items())

@@ -80,7 +80,7 @@ def test_a_relu6_passes_nothing_back_above_its_ceiling(spelling):
             return SIX[spelling](x).sum((1, 2, 3))[:, None]
 
     images = torch.tensor([[[[-1.0, 1.0], [5.0, 7.0]]]])
-    found = guided_backprop(Clipped(), images, class_scores([0]))
+    found = guided_backprop(Clipped(), images, class_scores([1]))
     torch.testing.assert_close(found.values[0], torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]]))
     assert float(found.output) == 12
     assert torch.equal(images, torch.tensor([[[[-1.0, 1.0], [5.0, 7.0]]]]))

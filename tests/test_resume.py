@@ -1,5 +1,6 @@
 """That stopping a run, however and whenever, changes nothing of what it ends at."""
 
+import os
 import signal
 
 import pytest
@@ -20,7 +21,7 @@ from training import (
 )
 
 from lib.data.augment import augmentation
-from lib.runtime import checkpoint
+from lib.runtime import checkpoint, interrupts
 from lib.runtime.errors import Interrupted, UserError
 from lib.training.fit import _Run
 
@@ -130,12 +131,26 @@ def test_a_resume_with_other_parameters_frozen_is_refused(tmp_path):
         fit(tmp_path, resume=True, max_epoch=4, model=model)
 
 
-@pytest.mark.parametrize(("act", "number"), [(terminate, signal.SIGTERM), (control_c, signal.SIGINT)])
-def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint_and_its_own_number(tmp_path, act, number):
+@pytest.mark.parametrize("number", interrupts.ENDINGS)
+def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint_and_its_own_number(tmp_path, number):
+    def send():
+        os.kill(os.getpid(), number)
+
     with pytest.raises(Interrupted) as interrupted:
-        fit(tmp_path, around=lambda batches: Before(batches, 6, act))
+        fit(tmp_path, around=lambda batches: Before(batches, 6, send))
     assert interrupted.value.signal_number == number
     assert checkpoint.load(tmp_path / checkpoint.LAST)["update"] == 7
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        whole = fit(
+            tmp_path, around=lambda batches: Before(batches, 6, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert whole.progress.update == 15
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_update(tmp_path):

@@ -260,7 +260,7 @@ def test_amp_changes_values_a_little_and_not_the_exact_ones(explain):
         (("--tolerance", "0"), "is not a number above 0"),
         (("--tolerance", "nan"), "is not a number above 0"),
         (("--players", "photo.png"), "has 80×60 pixels; the network sees 28×28"),
-        (("--players", "text.png"), "is no label image"),
+        (("--players", "text.png"), "is not an image in a known format"),
         (("--players", "nowhere.png"), "there is no file"),
         (("--players", "slic", "-lp", "4"), "--patch-side-len goes with --players patches alone"),
         (("--segments", "4"), "--segments goes with --players slic alone"),

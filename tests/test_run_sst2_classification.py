@@ -5,7 +5,7 @@ from pathlib import Path
 import kill_and_resume as killing
 import pytest
 import torch
-from conftest import ROOT, SENTIMENT_SCRIPT, table
+from conftest import SENTIMENT_SCRIPT, table
 from test_distributed import torchrun
 
 from lib.data.text import words_of
@@ -212,14 +212,6 @@ def test_a_teacher_is_learnt_from_and_stays_as_it_was(sentiment_best, sentiment,
     # Restoring the student takes no teacher.
     done = sentiment("--eval-only", "--restore-file", tmp_path / "heard" / checkpoint.BEST)
     assert done.run().events["EVAL"][0] == pytest.approx(heard, abs=1e-4)
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_any_instant_and_resumed_ends_at_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(killing, "SCRIPT", ROOT / SENTIMENT_SCRIPT)
-    flags = (*SMALL, "--max-epoch", "6", "--validate-interval-updates", "3")
-    trials = killing.kill_and_resume(1, flags, tmp_path)
-    assert all(trial.equal for trial in trials), trials
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_status_1(sentiment):

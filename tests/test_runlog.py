@@ -280,7 +280,7 @@ def test_tensorboard_gets_every_number_of_an_event_with_a_step(tmp_path):
     with RunLog("train", stream=io.StringIO(), tensorboard=tmp_path) as log:
         log.event("RUN", id="a", seed=3)
         log.event("TRAIN", Step=10, Training_loss=0.123456789, note="x", good=True)
-    board = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    board = accumulator.EventAccumulator(str(tmp_path / "a")).Reload()
     assert board.Tags()["scalars"] == ["TRAIN/Training_loss"]
     (scalar,) = board.Scalars("TRAIN/Training_loss")
     assert (scalar.step, scalar.value) == (10, pytest.approx(0.123456789))

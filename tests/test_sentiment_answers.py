@@ -64,7 +64,7 @@ def test_an_answer_does_not_depend_on_the_chunk_it_came_in(sentiment_best, senti
 
 
 def test_bytes_that_are_not_utf_8_are_answered_too(sentiment_best, sentiment, monkeypatch):
-    typed_in(monkeypatch, b"good \xff\xfe film\n\0\n")
+    typed_in(monkeypatch, b"good \xff\xfe film\nbad\n")
     done = sentiment("--predict-only", "--restore-file", sentiment_best, "--input", "-", "--format", "jsonl")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["prediction"] in record["probabilities"] for record in records] == [True, True]
@@ -148,3 +148,23 @@ def test_an_explanation_is_numbers_a_picture_and_a_page(sentiment_best, sentimen
     assert set(files) == {".png", ".html"}
     assert "<b>" not in files[".html"].read_text().split("<body")[1].split("</body>")[0].replace("<body", "")
     assert "&lt;" in files[".html"].read_text()
+
+
+def test_json_lines_are_strict_json_where_an_answer_is_not_a_number():
+    chunk = text_prediction.Chunk(0, False, ["a\tb\x1b"], [None])
+    (line,) = text_prediction._as_json(chunk, torch.tensor([[float("nan"), 1.0]]), ["no", "yes"])
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    record = json.loads(line, parse_constant=refuse)
+    assert record["probabilities"] == {"no": None, "yes": 1.0}
+
+
+def test_classes_and_phrases_are_one_cell_each_whatever_they_hold():
+    chunk = text_prediction.Chunk(0, True, ["a\tb\x1b"], ["x\ny"])
+    lines = list(text_prediction._as_tsv(chunk, torch.tensor([[0.25, 0.75]]), ["no\t", "y\x1bs"]))
+    assert lines == [
+        "sentence\tlabel\tprediction\tprobability\tno\ty\\x1bs",
+        "a b\\x1b\tx y\ty\\x1bs\t0.750000\t0.250000\t0.750000",
+    ]

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import SCRIPT, call, module_of
+from PIL import Image
 
 from lib import cli
 from lib.cli import settle as settling
@@ -72,7 +74,7 @@ def saved(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "task": TASK,
-            "model": {"name": "lenet5", "config": {}},
+            "model": {"name": flags.get("model", "lenet5"), "config": {}},
             "state_dict": {"w": torch.zeros(1)},
             "flags": {"model": "lenet5", "size": 28, "data_dir": ".", **flags},
             "run": "r1",
@@ -151,6 +153,14 @@ def test_a_checkpoint_with_flags_of_another_kind_is_damaged(saved, flags):
         settle(restore_file=saved(**flags), eval_only=True)
 
 
+def test_a_checkpoint_of_another_script_may_name_what_this_one_does_not_offer(saved):
+    path = saved(optimizer="another", save_epochs=("a",))
+    restored = settle(restore_file=path, eval_only=True)
+    assert (restored.optimizer, restored.save_epochs) == (None, ())
+    with pytest.raises(UserError, match=r"the checkpoint is damaged.*--optimizer 'another'"):
+        settle(resume=True, checkpoint_dir=saved(checkpoint.LAST, optimizer="another").rpartition("/")[0])
+
+
 @pytest.mark.parametrize("what", ["eval_only", "predict_only"])
 def test_to_look_at_a_network_there_must_be_a_file_of_it(what):
     with pytest.raises(UserError, match=f"--{what.replace('_', '-')} needs --restore-file"):
@@ -186,7 +196,7 @@ def test_a_resume_does_not_go_on_with_another_run(saved, typed):
 def test_ranks_that_find_different_checkpoints_all_say_so(monkeypatch, others):
     """Hosts may have different disks, and would wait for each other for ever."""
     monkeypatch.setattr(
-        training.distributed, "any_rank", lambda mine, _: max(mine, others if mine > 0 else -others)
+        training.distributed, "max_over_ranks", lambda mine, _: max(mine, others if mine > 0 else -others)
     )
     settled = settling.settle(TASK, command_line(), recipe)
     run = training.TrainingRun(TASK, replace(settled, saved={"update": 5}), torch.device("cpu"), RunLog("x"))
@@ -349,3 +359,22 @@ def test_settling_says_where_every_value_comes_from(saved):
     assert sources["config"] == ["clip_norm"]
     assert {"size", "beta2", "model"} <= set(sources["checkpoint"])
     assert set(sources["recipe"]) == {"batch_size", "learning_rate", "warmup"}
+
+
+def test_the_run_line_says_what_matters_in_its_mode(classify, tmp_path):
+    trained = classify("--dataset", "digits", "--limit", 60, "--max-update", 2, "--checkpoint-dir", "c")
+    fields = trained.run().fields
+    assert {"batch_size", "learning_rate", "dataset", "checkpoint_dir"} <= fields.keys()
+    assert not {"samples", "dims"} & fields.keys()  # of --eval-only
+    assert "[MODEL]" in trained.stdout
+    picture = tmp_path / "zero.png"
+    Image.fromarray(np.zeros((28, 28), dtype=np.uint8)).save(picture)
+    best = tmp_path / "c" / checkpoint.BEST
+    answered = classify("--predict-only", "--restore-file", best, "--input", picture, "--out-file", "p.tsv")
+    fields = answered.run().fields
+    assert fields["restore_file"] == str(best)
+    assert (
+        not {"batch_size", "learning_rate", "max_epoch", "dataset", "data_dir", "checkpoint_dir"}
+        & fields.keys()
+    )
+    assert "[MODEL]" not in answered.stdout

@@ -184,6 +184,13 @@ def test_estimation_stops_as_soon_as_the_tolerance_is_met():
     assert hopeless.evaluations == 400
 
 
+@pytest.mark.parametrize("name", ["permutation", "per-patch"])
+def test_one_sample_without_an_error_bar_is_not_an_estimate_that_converged(name):
+    estimate = ESTIMATORS[name](random_game(9), grid(3), Plan(20))
+    assert estimate.half_width == math.inf
+    assert not estimate.converged
+
+
 class Stopping:
     """A game that is stopped after so many answers."""
 

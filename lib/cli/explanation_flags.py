@@ -8,6 +8,8 @@ from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
 from lib.cli.types import integer, number, numbers
 
+MOST_PASSES = 1_000_000  # of a network for one map; more would take days
+
 
 def add_explanation_flags(parser: Parser) -> None:
     """Add the flags of the scripts that explain image classifiers: networks, images, classes, and outputs."""
@@ -38,6 +40,12 @@ def add_explanation_flags(parser: Parser) -> None:
     add_machine_flags(group)
     add_config_flags(group)
     add_own_network_flags(parser.group("your own network, with --network", Scope.MODE, only_with="network"))
+    _add_image_flags(parser)
+    _add_question_flags(parser)
+    _add_output_flags(parser)
+
+
+def _add_image_flags(parser: Parser) -> None:
     add = parser.group("images", Scope.MODE).add
     add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
     add(
@@ -51,6 +59,9 @@ def add_explanation_flags(parser: Parser) -> None:
         action="store_true",
         help="invert image files, because they are dark on light, which MNIST is not",
     )
+
+
+def _add_question_flags(parser: Parser) -> None:
     add = parser.group("what is explained", Scope.MODE).add
     add(
         "-k",
@@ -69,6 +80,9 @@ def add_explanation_flags(parser: Parser) -> None:
     )
     seeds = integer(0, 2**32 - 1)
     add("--seed", type=seeds, default=42, metavar="N", help="seed of random weights and of noise")
+
+
+def _add_output_flags(parser: Parser) -> None:
     add = parser.group("output", Scope.MODE).add
     add("--out-dir", default="imgs", metavar="DIR", scope=Scope.MACHINE, help="folder for pictures")
     add("--save-values", metavar="FILE.npz", help="save the arrays behind the picture as they were computed")
@@ -130,7 +144,11 @@ def add_method_options(group: Group, options: Iterable[Any], method: str = "") -
             group.add(*names, choices=option.choices, default=option.default, help=about)
         else:
             is_integer = option.kind is int
-            kind = integer(option.minimum) if is_integer else number(option.minimum, above=option.above)
+            kind = (
+                integer(option.minimum, MOST_PASSES)
+                if is_integer
+                else number(option.minimum, above=option.above)
+            )
             letter = "N" if is_integer else "X"
             group.add(*names, type=kind, default=option.default, metavar=letter, help=about)
 
@@ -147,7 +165,7 @@ def add_smoothing_flags(parser: Parser, of_what: str, only_with: str = "") -> No
     add = parser.group("smoothing", Scope.MODE).add
     add(
         "--smoothgrad",
-        type=integer(1),
+        type=integer(1, MOST_PASSES),
         metavar="N",
         only_with=only_with,
         help=f"average {of_what} over N noisy images (SmoothGrad)",

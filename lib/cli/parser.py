@@ -4,6 +4,7 @@ Nothing here imports torch, so that `--help` answers at once.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from lib.cli.scope import Flag, Scope, is_unset, spelled
 from lib.cli.types import path
 from lib.runtime.errors import UserError, warn
+from lib.runtime.spelling import as_typed
 
 _UNSET = object()
 # Flags with these names for their values are paths, and need not say so by their type.
@@ -180,12 +182,32 @@ class Group:
                 fixed,
                 is_path,
                 kept_for_resume,
+                functools.partial(_accepts, action),
             )
         )
 
     def one_of(self) -> "Group":
         """Return a group within this one, of whose flags a user may give one."""
         return Group(self._parser, self._container.add_mutually_exclusive_group(), self.scope, self.only_with)
+
+
+def _accepts(action: argparse.Action, value: Any) -> bool:
+    """Tell whether `value` is one that the flag could have got from a command line."""
+    if value is None:
+        return action.default is None
+    if action.nargs == 0:
+        return isinstance(value, bool)
+    if action.nargs is not None:
+        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    if isinstance(value, bool) or not isinstance(value, int | float | str | tuple):
+        return False
+    kind = action.type or str
+    try:
+        parsed = kind(str(as_typed(value)))  # type: ignore[operator]
+        same = bool(parsed == value)  # a tuple may hold a tensor, which has no truth
+    except (argparse.ArgumentTypeError, ValueError, TypeError, RuntimeError):
+        return False
+    return same and (action.choices is None or parsed in action.choices)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

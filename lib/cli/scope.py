@@ -1,5 +1,6 @@
 """The scope of a flag: what it belongs to, and hence where its value is kept and when it may change."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -36,6 +37,7 @@ class Flag:
         fixed: a resumed run refuses another value.
         is_path: a path, which may differ between machines: never fixed.
         kept_for_resume: kept in checkpoints for `--resume` alone, which needs it to be exact.
+        accepts: tells whether a value, e.g. that of a checkpoint, is one that could be typed.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Flag:
     fixed: bool = False
     is_path: bool = False
     kept_for_resume: bool = False
+    accepts: Callable[[Any], bool] = lambda _value: True
 
     @property
     def is_kept(self) -> bool:

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from lib.cli.parser import CommandLine
-from lib.cli.scope import Scope, spelled
+from lib.cli.scope import Flag, Scope, spelled
 from lib.runtime import checkpoint, run_folder
 from lib.runtime.errors import UserError
-from lib.runtime.files import spare
+from lib.runtime.files import refuse_overwrite
 
 Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 
@@ -66,7 +66,7 @@ def settle(task: str, line: CommandLine, recipe: Recipe) -> Settled:
     flags["checkpoint_dir"] = flags["checkpoint_dir"] or run_folder.default_name(flags, defaults["dataset"])
     saved = _saved(task, flags)
     own = _kept_values(saved, line, resumes=flags["resume"])
-    _check_types(own, defaults)
+    own = _usable(own, line.flags, resumes=flags["resume"])
     _check_agreement(own, line, resumes=flags["resume"])
     if flags["restore_file"] and not inspection:  # a new run from old weights
         own = {name: value for name, value in own.items() if line.flags[name].scope is Scope.NETWORK}
@@ -97,7 +97,7 @@ def _check_files(flags: Mapping[str, Any], inspection: str | None, usual_dataset
         raise UserError("--resume goes on from --checkpoint-dir; leave out --restore-file")
     inputs = [flags["restore_file"], flags.get("input"), flags.get("test_file"), flags.get("config")]
     for output in ("out_file", "save_config"):
-        spare(flags.get(output), *inputs)
+        refuse_overwrite(flags.get(output), *inputs)
 
 
 def _saved(task: str, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,12 +143,32 @@ def _kept_values(saved: Mapping[str, Any], line: CommandLine, *, resumes: bool) 
     return kept
 
 
-def _check_types(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def _usable(saved: Mapping[str, Any], flags: Mapping[str, Flag], *, resumes: bool) -> dict[str, Any]:
+    """Return the values of `saved` that their flags accept.
+
+    Another script may offer other networks, data sets, augmentations. The names of the first two are looked
+    up later, where there is a message for each; the others matter only to a run that is resumed.
+
+    Raises:
+        UserError: a value is damaged.
+    """
+    usable = {}
     for name, value in saved.items():
-        default = defaults.get(name)
-        kind = int | float if isinstance(default, float) else type(default)
-        if default is not None and not isinstance(value, kind):
-            raise UserError(f"the checkpoint is damaged: it says {spelled(name)} {value!r}")
+        flag = flags[name]
+        if flag.accepts(value) or (name in ("model", "dataset") and isinstance(value, str)):
+            usable[name] = value
+        elif resumes or flag.scope is not Scope.TRAINING or not _are_words(value):
+            said = repr(value)
+            short = said if len(said) <= 60 else f"{said[:60]}…"
+            raise UserError(
+                f"the checkpoint is damaged, or of a script with other flags: it says {spelled(name)} {short}"
+            )
+    return usable
+
+
+def _are_words(value: Any) -> bool:
+    words = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(word, str) for word in words)
 
 
 def _check_agreement(saved: Mapping[str, Any], line: CommandLine, *, resumes: bool) -> None:

@@ -1,15 +1,15 @@
 """Batches of examples: rows of tensors on the device (a batch is an index), or files read by workers."""
 
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import default_collate
 
+from lib.data.workers import in_workers
 from lib.runtime import distributed
-from lib.runtime.errors import RunFailed, UserError, warn
+from lib.runtime.errors import RunFailed, UserError
 
 Transform = Callable[[Tensor], Tensor]
 _FILES_A_BATCH = 128  # in validation
@@ -237,65 +237,24 @@ def _read(
     workers: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches; if a worker dies, this process reads those that are left.
+    """Yield the batches; see `in_workers` for what happens if a worker dies.
 
     Raises:
         RunFailed: an image that could be read before cannot be read any more.
     """
-    left = list(batches)
-    while left:
-        # A cast, because the loader only calls __getitem__, with the sampler's items: no `Dataset` is needed.
-        loader: DataLoader[tuple[Tensor, Tensor] | UserError] = DataLoader(
-            cast(Dataset, _Guarded(reader)),
-            batch_sampler=left,
-            collate_fn=_collate,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=start_worker,
-            # Without a generator of its own, the loader draws its seed from the global one, and so would
-            # change the random numbers of the training step.
-            generator=torch.Generator().manual_seed(0),
-        )
-        read = iter(loader)
-        for done in range(len(left)):
-            try:
-                batch = next(read)
-            except (RuntimeError, OSError) as error:
-                # Killed for lack of memory, or /dev/shm, through which the images come, is full.
-                if not workers:
-                    raise
-                cause = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                warn(f"a worker process that reads images ended ({cause}): going on without --workers")
-                left, workers = left[done:], 0
-                break
-            if isinstance(batch, UserError):
-                raise RunFailed(f"{batch}; it could be read when the run began: put it back, and --resume")
-            images, labels = batch
-            yield finish(images), labels.to(device, non_blocking=True)
-        else:
-            return
 
+    def read(batch: list[_Item]) -> tuple[Tensor, Tensor]:
+        # In a worker, `default_collate` builds the batch in shared memory at once.
+        return default_collate([reader[item] for item in batch])
 
-class _Guarded:
-    """A reader that returns its errors: raised in a worker, they would arrive as a traceback."""
-
-    def __init__(self, reader: ImageReader):
-        self.reader = reader
-
-    def __getitem__(self, item: _Item) -> tuple[Tensor, int] | UserError:
+    ready = in_workers(read, batches, workers, pin_memory=device.type == "cuda")
+    while True:
         try:
-            return self.reader[item]
+            images, labels = next(ready)
+        except StopIteration:
+            return
         except UserError as error:
-            return error
-
-
-def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tensor] | UserError:
-    error = next((item for item in items if isinstance(item, UserError)), None)
-    return error or default_collate(items)
-
-
-def start_worker(_number: int) -> None:
-    """Initialise a worker process of a `DataLoader`: ignore Ctrl-C, use one thread."""
-    # Ctrl-C reaches every process of the terminal; the main process saves a checkpoint and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+            raise RunFailed(
+                f"{error}; it could be read when the run began: put it back, and --resume"
+            ) from None
+        yield finish(images), labels.to(device, non_blocking=True)

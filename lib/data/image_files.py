@@ -26,6 +26,9 @@ from lib.data.images import (
 from lib.data.preprocessing import Preprocessing, is_light_on_dark
 from lib.runtime import distributed
 from lib.runtime.errors import UserError, warn
+from lib.runtime.memory import physical
+
+USUAL_MEMORY = 8 * 2**30  # taken for the machine's where it does not tell (Windows)
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def as_pixels(split: Examples) -> Examples:
 
 
 def _fits(images: int, how: Preprocessing) -> bool:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = physical() or USUAL_MEMORY
     # Two copies in float32: pixels, and normalised pixels.
     needed = 2 * images * how.channels * how.size**2 * 4
     return how.size <= LARGEST_IN_MEMORY and needed < memory / 2

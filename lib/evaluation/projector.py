@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lib.runtime.errors import RunFailed
+from lib.runtime.spelling import cell
 
 # In pixels. Browsers refuse a texture with a longer side, and the projector then shows no thumbnails at all.
 LONGEST_SPRITE_SIDE = 8192
@@ -84,7 +85,7 @@ def _write_examples(folder: Path, labels: Sequence[str], thumbnails: np.ndarray 
 
 def _cell(label: str) -> str:
     # The projector drops empty lines, which would shift all later labels, and a tab begins a new column.
-    return " ".join(str(label).split()) or "-"
+    return cell(label) or "-"
 
 
 def _sprite(thumbnails: np.ndarray) -> tuple[Image.Image, tuple[int, int]]:

@@ -159,9 +159,11 @@ class Evaluation:
         """Return the values (S, T) float64 of coalitions (S, n); if stopped, only those of the first ones."""
         parts: list[Tensor] = []
         done = 0
-        while done < len(coalitions) and not distributed.any_rank(int(self._is_stopped()), self._device):
+        while done < len(coalitions) and not distributed.max_over_ranks(
+            int(self._is_stopped()), self._device
+        ):
             started = time.perf_counter()
-            size = distributed.any_rank(self.tuner.size, self._device) * distributed.world_size()
+            size = distributed.max_over_ranks(self.tuner.size, self._device) * distributed.world_size()
             wanted = coalitions[done : done + size]
             parts.append(self._recorded(self._record, wanted) if self._record else self._on_all_ranks(wanted))
             done += len(wanted)

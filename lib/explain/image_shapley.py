@@ -135,7 +135,7 @@ def _of_image(request: Request, parts: Players, estimator: str, budget: int, ind
             settings.get("seed", 42),
             report=watch.report or (lambda _half_width: None),
             # All ranks must make the same estimates, whoever watches.
-            watched=bool(distributed.any_rank(int(watch.report is not None), network.device)),
+            watched=bool(distributed.max_over_ranks(int(watch.report is not None), network.device)),
         )
         estimate = shapley.ESTIMATORS[estimator](evaluation, parts.positions, plan)
     fresh = estimate.evaluations - evaluation.reused

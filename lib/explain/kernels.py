@@ -24,6 +24,9 @@ NEGLIGIBLE_WEIGHT = 1e-2
 # beyond, because the integrand is smooth.
 MOST_NODES = 48
 ROWS_AT_ONCE = 128
+# Neighbourhoods of at most so many players are read from a table of 2¹⁴ numbers, which fits into the cache.
+# On a grid, the largest has 13.
+TABLE_PLAYERS = 14
 POINTS_AT_ONCE = 16
 
 
@@ -102,7 +105,13 @@ class Products:
         result = z.new_zeros(len(z), len(z))
         # Few rows at once, so that they stay in the cache while all neighbourhoods are added.
         blocks = [(start, min(start + ROWS_AT_ONCE, len(z))) for start in range(0, len(z), ROWS_AT_ONCE)]
-        for left, right, cosine in exponents(self.weights, z, z):
+        is_small = ((self.weights > 0).sum(1) <= TABLE_PLAYERS) & (len(z) ** 2 > 2**TABLE_PLAYERS)
+        for codes, table in _tables(self.weights[is_small], z):
+            for start, stop in blocks:
+                differing = codes[start:stop, None] ^ codes[:stop]
+                found = table.index_select(0, differing.flatten()).view_as(differing)
+                result[start:stop, :stop].add_(found, alpha=1 / self._norm)
+        for left, right, cosine in exponents(self.weights[~is_small], z, z):
             for start, stop in blocks:
                 exponent = left[start:stop] @ right[:, :stop]
                 _add_sinh(result[start:stop, :stop], exponent, cosine / self._norm)
@@ -150,6 +159,25 @@ def exponents(weights: Tensor, s: Tensor, t: Tensor) -> Iterator[tuple[Tensor, T
     for exponent, cosine in zip(torch.atanh(weights), _cosines(weights).tolist(), strict=True):
         near = exponent.nonzero().flatten()
         yield s[:, near] * exponent[near], t[:, near].T.contiguous(), cosine
+
+
+def _tables(weights: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, for each neighbourhood j of few players, codes (S,) int32 of the rows `z` (S, n), and a table.
+
+    Bit a of a code is set if neighbour a is present. c_j sinh(Σ_a b_ja s_a t_a) depends only on the
+    neighbours in which s and t differ: it is entry code(s) XOR code(t) of the table. A look-up takes 0.9 ns;
+    the product of matrices and the exponential take 3.0 ns.
+    """
+    present = (z > 0).double()
+    for exponent, cosine in zip(torch.atanh(weights), _cosines(weights).tolist(), strict=True):
+        near = exponent.nonzero().flatten()
+        table = z.new_zeros(1)
+        for weight in exponent[
+            near
+        ]:  # the entries in which the next neighbour is alike, then those in which not
+            table = torch.cat([table + weight, table - weight])
+        codes = (present[:, near] @ 2.0 ** torch.arange(len(near)).double()).int()
+        yield codes, torch.sinh(table).mul_(cosine)
 
 
 def _cosines(weights: Tensor) -> Tensor:

@@ -289,7 +289,9 @@ def _in_stages(
             raise RunFailed("stopped before there was anything to say")
         values, errors = estimate()
         plan.report(HALF_WIDTH * float(errors.max()))
-        is_good = plan.tolerance is None or _confidence(errors, plan.tolerance) >= CONFIDENCE
+        is_good = bool(errors.isfinite().all())  # one sample alone says nothing of its error
+        if plan.tolerance is not None:
+            is_good = is_good and _confidence(errors, plan.tolerance) >= CONFIDENCE
         if sample.is_stopped or (plan.tolerance and is_good):
             break
     return _finish(sample, values, errors, converged=is_good and not sample.is_stopped)

@@ -6,12 +6,15 @@ every figure in a global list.
 
 import functools
 import io
+import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
@@ -53,6 +56,21 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 INK = "#262626"
 GRID = "#E3E3E3"
 
+# Fonts of the common systems for letters that DejaVu Sans lacks; those that are installed are used.
+_OF_OTHER_SCRIPTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "SimHei"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Emoji"),
+)
+
+
+def _fonts() -> list[str]:
+    # DejaVu Sans ships with matplotlib, so that most pictures are the same on every machine.
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _OF_OTHER_SCRIPTS if name in installed)]
+
+
 # Set at import and not in a context: matplotlib reads the parameters both when a figure is made and when it
 # is drawn, so every caller would have to keep the context open until it has saved its figure.
 matplotlib.rcParams.update(
@@ -62,7 +80,7 @@ matplotlib.rcParams.update(
         "figure.constrained_layout.use": True,
         "savefig.bbox": "tight",  # do not cut off a long title or a legend beside the axes
         "savefig.pad_inches": 0.1,
-        "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine
+        "font.family": _fonts(),
         "font.size": 10,
         "axes.titlesize": 12,
         "axes.titlepad": 10,
@@ -91,6 +109,8 @@ matplotlib.rcParams.update(
         "svg.hashsalt": "figure",  # otherwise the ids inside an SVG are random
     }
 )
+
+_MISSING = re.compile(r"Glyph \d+ .* missing from (?:current )?font")
 
 # Metadata to leave out, because dates would make two files of the same figure differ.
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -144,10 +164,10 @@ def save(figure: Figure, path: str | Path, *, show: bool = False, colours: int |
     if suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
         raise UserError(f"cannot write {path}: a picture's name ends in .png, .svg or .pdf")
     picture = io.BytesIO()
-    with warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box, which is visible enough without a warning.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(picture, format=suffix[1:], metadata=_UNDATED.get(suffix))
+    _pass_on(caught)
     if colours and suffix == ".png":
         picture = _with_fewer_colours(picture, colours)
     write_atomically(path, picture.getbuffer())
@@ -155,6 +175,24 @@ def save(figure: Figure, path: str | Path, *, show: bool = False, colours: int |
         _show(figure)
     figure.clear()
     return path
+
+
+def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
+    """Show the warnings of drawing a figure; those about missing letters as one line, once in a run."""
+    missing = [found for each in caught if (found := _MISSING.match(str(each.message)))]
+    if missing:
+        _say_missing()
+    for each in caught:
+        if not _MISSING.match(str(each.message)):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+@functools.cache
+def _say_missing() -> None:
+    warn(
+        "the pictures lack letters that no font of this machine has, and show boxes instead: install a font "
+        "that has them, e.g. Noto Sans CJK"
+    )
 
 
 def _with_fewer_colours(picture: io.BytesIO, colours: int) -> io.BytesIO:

@@ -8,10 +8,11 @@ imported, so that `--help` answers at once.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lib.runtime import memory
 from lib.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ _TABLE = (
     Entry("ensemble", "phrase_classifiers:ensemble_of", "phrases", is_small=True),
 )
 
+_LARGE = 5000  # a smaller layer takes less than a gigabyte
+
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _TABLE}
 
 
@@ -173,9 +176,43 @@ def build(name: str, **config: Any) -> nn.Module:
     """
     check_name(name)
     try:
+        _check_memory(name, config)
         return _maker(name)(**config)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # a damaged checkpoint may give a maker anything
+        if "allocate" in str(error):  # no memory: `lib.cli.exits` says so
+            raise
         raise UserError(f"model {name} cannot be made from {config}: {error}") from None
+
+
+def _check_memory(name: str, config: Mapping[str, Any]) -> None:
+    """Raise a UserError if the weights of the network exceed the memory of this machine.
+
+    Linux grants such memory and kills the process when it is written to, without a word.
+    """
+    if name not in ENTRIES or max(_counts(config), default=0) < _LARGE:
+        return
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = _maker(name)(**config)
+    needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    there = memory.physical()
+    if there and needed > there:
+        raise UserError(
+            f"the weights of {name} with {config} take {memory.spelled(needed)}, "
+            f"and this machine has {memory.spelled(there)} of memory"
+        )
+
+
+def _counts(config: Any) -> Iterator[int]:
+    """Yield the integers of a configuration, which may hold those of other networks."""
+    if isinstance(config, Mapping):
+        for value in config.values():
+            yield from _counts(value)
+    elif isinstance(config, int):
+        yield config
 
 
 def _maker(name: str) -> Callable[..., nn.Module]:

@@ -16,7 +16,7 @@ A checkpoint is a dictionary of plain values and tensors:
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,9 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint or state_dict")
     if "format" not in content:
         return {"state_dict": weights.state_dict_of(content, path)}
-    if content["format"] != FORMAT:
-        raise UserError(f"{path} has checkpoint format {content['format']}; this version reads {FORMAT}")
+    if not is_count(content["format"]) or content["format"] != FORMAT:
+        found = str(content["format"])[:40]
+        raise UserError(f"{path} has checkpoint format {found}; this version reads {FORMAT}")
     _check(path, content)
     if task is not None and content["task"] != task:
         raise UserError(f"{path} was trained for {content['task']}, not for {task}")
@@ -72,42 +73,90 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
 
 
 def _check(path: Path, content: dict) -> None:
-    """Raise a UserError if a required entry of the checkpoint is missing or has the wrong type."""
-    missing = [key for key in ("task", "model", "state_dict", "flags") if key not in content]
+    """Raise a UserError if an entry of the checkpoint is missing or has the wrong type."""
+    missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise UserError(f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}")
-    model = content["model"] if isinstance(content["model"], dict) else {}
-    sound = {
-        "task": isinstance(content["task"], str),
-        "model": isinstance(model.get("name"), str) and _has_names(model.get("config")),
-        "flags": _has_names(content["flags"]),
-    }
-    for key, is_sound in sound.items():
-        if not is_sound:
-            raise UserError(f"{path} is not a checkpoint of this project: its {key} has the wrong type")
+    for key, (is_sound, wanted) in _FIELDS.items():
+        if key in content and not is_sound(content[key]):
+            raise UserError(f"{path} is damaged, or no checkpoint of this project: its {key} is not {wanted}")
     weights.check_state_dict(path, content["state_dict"])
-    try:
-        _sound_classes(content)
-    except ValueError as error:
-        raise UserError(f"{path} is not a checkpoint of this project: {error}") from None
+    _check_agreement(path, content)
+
+
+def _check_agreement(path: Path, content: dict) -> None:
+    """Raise a UserError if entries contradict each other."""
+    network, flags = content["model"], content["flags"]
+    count = network["config"].get("classes")
+    if "classes" in content and isinstance(count, int) and count != len(content["classes"]):
+        named = len(content["classes"])
+        raise UserError(f"{path} is damaged: it names {named} classes, and its network has {count}")
+    # The flag of an ensemble is that of its members.
+    if isinstance(flags.get("model"), str) and network["name"] not in (flags["model"], "ensemble"):
+        raise UserError(
+            f"{path} is damaged: its network is {network['name']}, and its flags say {flags['model']}"
+        )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value of a checkpoint is an integer from 0 on; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+
+
+def _are_names_of_classes(value: Any) -> bool:
+    return _are_texts(value) and len(value) > 0
+
+
+def _are_numbers(value: Any) -> bool:
+    return _has_names(value) and all(
+        isinstance(each, int | float) and not isinstance(each, bool) for each in value.values()
+    )
+
+
+def _is_network(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("name")) and _has_names(value.get("config"))
+
+
+def _is_vocabulary(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"words", "ngrams", "sizes"}
+        and _are_texts(value["words"])
+        and len(value["words"]) > 0
+        and _are_texts(value["ngrams"])
+        and isinstance(value["sizes"], list | tuple)
+        and all(is_count(size) and size > 0 for size in value["sizes"])
+    )
 
 
 def _has_names(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _sound_classes(content: dict) -> None:
-    """Raise a ValueError that says what is wrong with the names of the classes, if there are any."""
-    if "classes" not in content:
-        return
-    classes, config = content["classes"], content["model"]["config"]
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("it does not name its classes: its entry is no list of names")
-    if not classes:
-        raise ValueError("it does not name its classes: its list is empty")
-    count = config.get("classes", len(classes))
-    if count != len(classes):
-        raise ValueError(f"it names {len(classes)} classes, and its network has {count}")
+_REQUIRED = ("task", "model", "state_dict", "flags")
+# Of each entry, what it must be, and how that is said. `lib.training.fit` checks the state of training,
+# `lib.data.preprocessing` the preprocessing, `lib.cli.settle` the values of the flags.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "task": (_is_text, "a text"),
+    "model": (_is_network, "a name with a configuration"),
+    "flags": (_has_names, "a table of names"),
+    "classes": (_are_names_of_classes, "a list of names"),
+    "vocabulary": (_is_vocabulary, "lists of words, n-grams and sizes"),
+    "preprocessing": (_has_names, "a table of names"),
+    "run": (_is_text, "a text"),
+    "epoch": (is_count, "a number from 0 on"),
+    "update": (is_count, "a number from 0 on"),
+    "metrics": (_are_numbers, "a table of numbers"),
+    "training": (_has_names, "a table of names"),
+}
 
 
 def restore_weights(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:

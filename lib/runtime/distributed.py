@@ -4,13 +4,16 @@ Without torchrun there is one rank, and every function here returns at once with
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from lib.runtime.errors import UserError
+from lib.runtime.errors import RunFailed, UserError
+from lib.runtime.launch import launched
+
+LONGEST_WAIT = timedelta(minutes=5)  # until all ranks have started; torch's own limit is 30 minutes
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,7 +32,7 @@ def pick_device(name: str) -> torch.device:
         there = ", ".join(kind for kind, there in present.items() if there)
         raise UserError(f"--device {name} is not on this machine (there is: {there})")
     if name == "cuda":
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        name = f"cuda:{launched().local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -47,15 +50,35 @@ def autocast(device: torch.device, enabled: bool) -> contextlib.AbstractContextM
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Within the block, this process belongs to the process group of its `torchrun`, if there is one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """Within the block, this process belongs to the process group of its `torchrun`, if there is one.
+
+    Raises:
+        UserError: the environment variables of the launcher are half set, or nonsense.
+        RunFailed: the other ranks cannot be reached, or do not come.
+    """
+    if launched().world_size == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _join_the_others("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _join_the_others(backend: str) -> None:
+    me = launched()
+    try:
+        store, rank, ranks = next(dist.rendezvous("env://", me.rank, me.world_size, timeout=LONGEST_WAIT))
+        store.set(f"rank {rank} is here", "yes")
+        store.wait([f"rank {number} is here" for number in range(ranks)], LONGEST_WAIT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+    except (RuntimeError, OSError, ValueError) as error:  # torch's errors of networks are RuntimeErrors
+        cause = str(error).strip().splitlines() or [""]
+        raise RunFailed(
+            f"the {me.world_size} ranks of this run do not find each other ({cause[0][:200]}): "
+            "start all of them by torchrun, with the same MASTER_ADDR and MASTER_PORT"
+        ) from None
 
 
 def rank() -> int:
@@ -80,7 +103,7 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def any_rank(value: int, device: torch.device) -> int:
+def max_over_ranks(value: int, device: torch.device) -> int:
     """Return the maximum of `value` over all ranks, so that all of them take the same decision."""
     if world_size() == 1:
         return value

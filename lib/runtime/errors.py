@@ -3,6 +3,8 @@
 import contextlib
 import sys
 
+from lib.runtime.spelling import printable
+
 
 class UserError(Exception):
     """The user's input is wrong. The message says what was found and what would be right (exit 2)."""
@@ -26,6 +28,9 @@ def warn(message: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line to standard error; if that cannot be written, the line is dropped and the run goes on."""
+    """Print a text as one line to standard error, its control characters escaped.
+
+    If it cannot be written, it is dropped and the run goes on.
+    """
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
+        print(printable(" ".join(line.split())), file=sys.stderr)

@@ -4,16 +4,21 @@ import contextlib
 import glob
 import itertools
 import os
+import re
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from lib.runtime.errors import RunFailed, UserError
 
-ABANDONED = 600  # seconds without a write, after which the temporary file of a dead process is removed
+LONGEST_NAME = 255  # bytes, of the file systems of Linux, macOS and Windows
+STARTED = time.time()  # about when this process started; an older temporary file of its id is not its own
+
+# A temporary file of ours: of which file, and of which process.
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -43,11 +48,21 @@ def writable_file(path: str | Path) -> Path:
         raise UserError(f"{file} is a folder, not a file")
     if os.path.exists(file) and not os.path.isfile(file):
         raise UserError(f"{file} is not a regular file, and would be replaced by one")
+    check_name(file.name)
     writable_folder(file.parent)
     return file
 
 
-def spare(output: str | None, *inputs: str | Sequence[str] | None) -> None:
+def check_name(name: str, room: int = 0) -> None:
+    """Raise a UserError if a file's name and `room` more bytes are longer than file systems allow."""
+    length = len(os.fsencode(name))
+    if length + room > LONGEST_NAME:
+        raise UserError(
+            f"{name[:40]}… is too long for a file's name: {length} bytes of {LONGEST_NAME - room}"
+        )
+
+
+def refuse_overwrite(output: str | None, *inputs: str | Sequence[str] | None) -> None:
     """Refuse to overwrite an input file with the output.
 
     Args:
@@ -133,14 +148,29 @@ def _prefix(target: Path) -> str:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove temporary files of processes that were killed while they wrote `target`."""
-    for path in target.parent.glob(f"{glob.escape(_prefix(target))}*.tmp"):
+    _remove_those_of_dead_processes(target.parent.glob(f"{glob.escape(_prefix(target))}*.tmp"))
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that processes left in `folder` when they were killed."""
+    _remove_those_of_dead_processes(folder.glob(".*.tmp"))
+
+
+def _remove_those_of_dead_processes(paths: Iterable[Path]) -> None:
+    for path in paths:
+        ours = _TEMPORARY.fullmatch(path.name)
+        if not ours:
+            continue
         with contextlib.suppress(OSError):  # another process removed it, or we lack the permission
-            if time.time() - path.stat().st_mtime > ABANDONED and not _is_alive(path.name.split(".")[-2]):
+            if path.is_file() and path.stat().st_mtime < STARTED and not _is_alive(ours[1]):
                 path.unlink()
 
 
 def _is_alive(process: str) -> bool:
-    """Tell whether the process with this id is alive, and may thus still write to its temporary file."""
+    """Tell whether another process with this id is alive, and may thus still write to its temporary file."""
+    # In a container, each process may have the id of the one before it.
+    if int(process) == os.getpid():
+        return False
     if os.name == "nt":  # where signal 0 is CTRL_C_EVENT, and would interrupt the process
         return False
     try:

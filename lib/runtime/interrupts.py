@@ -1,4 +1,4 @@
-"""Deferred handling of Ctrl-C and SIGTERM: the run stops at its next safe point."""
+"""Deferred handling of the signals that end a run: it stops at its next safe point."""
 
 import contextlib
 import signal
@@ -9,9 +9,17 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Ctrl-C, the end that `kill` and schedulers ask for, a closed terminal, and the warning that some clusters
+# send before they end a job. Not all platforms have the last two.
+ENDINGS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+
 
 class Signals:
-    """Context in which Ctrl-C and SIGTERM are only recorded; a second Ctrl-C raises KeyboardInterrupt.
+    """Context in which the signals of `ENDINGS` are only recorded; a second Ctrl-C raises KeyboardInterrupt.
+
+    A signal that this process was started to ignore (SIGHUP under `nohup`) stays ignored.
 
     Attributes:
         received: number of the signal received; 0 if there was none.
@@ -25,8 +33,10 @@ class Signals:
     def __enter__(self) -> "Signals":
         # Python lets only the main thread set handlers; in another thread, signals are left as they are.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in ENDINGS:
+                # None: a handler that was not set from Python, which could not be put back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -9,7 +9,7 @@ _LARGEST_THRESHOLD = 32 * 2**20  # the largest that mallopt accepts; larger bloc
 _MOST = 2**31 - 1
 
 
-def keep_what_is_freed() -> None:
+def keep_freed_memory() -> None:
     """Keep freed memory in the process, so that the next update can reuse it.
 
     By default, freed memory goes back to the system, which fills every page with zeros before it hands it out

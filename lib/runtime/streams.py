@@ -1,12 +1,19 @@
-"""Repairs of the standard streams: those that are closed at the start, and those whose reader is gone."""
+"""Repairs of the standard streams: closed at the start, in an encoding that lacks letters, without reader."""
 
 import contextlib
+import io
 import os
 import sys
 from typing import TextIO
 
 
-def open_missing() -> None:
+def prepare() -> None:
+    """Make the standard streams fit to be used; to be called before anything is printed."""
+    _open_missing()
+    _replace_what_cannot_be_written()
+
+
+def _open_missing() -> None:
     """Connect each standard stream that the parent process closed to the null device.
 
     Otherwise the next file to be opened gets the number of that stream, and printed text ends up in the file.
@@ -19,6 +26,16 @@ def open_missing() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
+
+
+def _replace_what_cannot_be_written() -> None:
+    r"""Escape the letters that the encoding of an output lacks, instead of failing: `\u732b`.
+
+    The encoding itself stays, because the user or the terminal has chosen it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def abandon(stream: TextIO) -> None:

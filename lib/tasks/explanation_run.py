@@ -26,9 +26,9 @@ from lib.models.network import Network, check_top, find_classes, load_checkpoint
 from lib.models.own_network import OwnNetwork
 from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, UserError, warn
-from lib.runtime.files import spare, writable_file, writable_folder, write_atomically
+from lib.runtime.files import refuse_overwrite, writable_file, writable_folder, write_atomically
 from lib.runtime.interrupts import Signals
-from lib.runtime.memory import keep_what_is_freed
+from lib.runtime.memory import keep_freed_memory
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
 from lib.tasks.explanation_panels import Panel, Question, as_json, lines_of, save_values
@@ -114,7 +114,7 @@ def start(name: str, line: CommandLine) -> Iterator["ExplanationRun"]:
     flags, typed = line.values, line.typed
     choice, asked, files = NetworkChoice.of(flags), ImageQuestion.of(flags), OutputFiles.of(flags)
     _check(choice, asked, files, typed)
-    spare(flags["save_config"], choice.restore_file, choice.weights, asked.input, flags["config"])
+    refuse_overwrite(flags["save_config"], choice.restore_file, choice.weights, asked.input, flags["config"])
     for path in (files.save_values, files.json):
         if path:
             writable_file(path)
@@ -137,7 +137,7 @@ def _load(choice: NetworkChoice, own: OwnNetwork) -> list[Network]:
     """Return the networks, and choose the number of threads by their size."""
     device = distributed.pick_device(choice.device)
     if device.type == "cpu":
-        keep_what_is_freed()
+        keep_freed_memory()
     if choice.ptm:
         found = load_pretrained(choice.ptm, choice.weights, device, seed=choice.seed)
         networks = [_with_names(found, choice.classes)]
@@ -185,7 +185,7 @@ def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, type
     if files.save_values and not files.save_values.endswith(".npz"):
         raise UserError(f"--save-values {files.save_values}: the name must end in .npz")
     for output in (files.json, files.save_values):
-        spare(output, choice.restore_file, choice.weights, asked.input, asked.baseline)
+        refuse_overwrite(output, choice.restore_file, choice.weights, asked.input, asked.baseline)
     _check_baseline(asked.baseline)
 
 

@@ -90,7 +90,7 @@ def explain(run: ExplanationRun, settings: ShapleySettings) -> None:
                     done += panels
                     interrupted = bool(signals.received) and not panels[0].numbers["converged"]
                     _report(run, settings, panels, found.details[0], stem, interrupted=interrupted)
-                    received = distributed.any_rank(signals.received, device)
+                    received = distributed.max_over_ranks(signals.received, device)
                     if received:
                         break
         finally:  # also if the last image failed, so that the results of the others are not lost
@@ -139,7 +139,7 @@ def _explain_one(
     try:
         return METHOD.explain(request)
     except RunFailed as error:
-        received = distributed.any_rank(signals.received, question.network.device)
+        received = distributed.max_over_ranks(signals.received, question.network.device)
         if received:
             raise Interrupted(f"interrupted: {error}", received) from None
         raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,18 +12,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from lib.data import text, text_files
-from lib.data.batches import start_worker
 from lib.data.text import words_of
 from lib.data.text_files import Row
+from lib.data.workers import in_workers
 from lib.models import layers
 from lib.runtime import distributed, threads
 from lib.runtime.errors import Interrupted, warn
 from lib.runtime.files import replaced, writable_file
 from lib.runtime.interrupts import Signals
 from lib.runtime.settings import Settings
+from lib.runtime.spelling import cell
 from lib.tasks.text_classification import PhraseNetwork, answer
 from lib.tasks.text_data import DataSettings, Reader, load, named
 from lib.training.run import TrainingRun
@@ -122,16 +123,6 @@ class Counts(NamedTuple):
     unknown_words: int
 
 
-class _Answers(Dataset[tuple[Counts, Tensor]]):
-    """The data set of a `DataLoader`: applies `answered` to a chunk, in a worker process."""
-
-    def __init__(self, answered: Callable):
-        self.answered = answered
-
-    def __getitem__(self, chunk: Chunk) -> tuple[Counts, Tensor]:
-        return self.answered(chunk)
-
-
 def _on_all_cores(
     answered: Callable, chunks: Iterator, device: torch.device
 ) -> Iterable[tuple[Counts, Tensor]]:
@@ -145,14 +136,7 @@ def _on_all_cores(
     if len(given) < 2 or device.type != "cpu" or sys.platform != "linux":
         return map(answered, chain(given, chunks))
     # Forked workers share the network with this process; it need not be sent to them.
-    return DataLoader(
-        _Answers(answered),
-        sampler=chain(given, chunks),
-        batch_size=None,
-        num_workers=threads.cores(),
-        worker_init_fn=start_worker,
-        multiprocessing_context="fork",
-    )
+    return in_workers(answered, chain(given, chunks), threads.cores(), context="fork")
 
 
 def _rows(settings: PredictionSettings, source: DataSettings, columns: text_files.Columns) -> Iterable[Row]:
@@ -214,24 +198,22 @@ def _write_at_once(text: str) -> None:
 def _as_tsv(chunk: Chunk, probabilities: Tensor, classes: Sequence[str]) -> Iterator[str]:
     if not chunk.first:
         truth = ["label"] if chunk.labelled else []
-        yield "\t".join(["sentence", *truth, "prediction", "probability", *classes])
+        yield "\t".join(["sentence", *truth, "prediction", "probability", *map(cell, classes)])
     for phrase, label, chosen, each in _answers(chunk, probabilities):
-        truth = [_in_one_cell(label or "")] if chunk.labelled else []
+        truth = [cell(label or "")] if chunk.labelled else []
         shares = [f"{share:.6f}" for share in each]
-        yield "\t".join([_in_one_cell(phrase), *truth, classes[chosen], shares[chosen], *shares])
-
-
-def _in_one_cell(text: str) -> str:
-    return " ".join(text.split())
+        yield "\t".join([cell(phrase), *truth, cell(classes[chosen]), shares[chosen], *shares])
 
 
 def _as_json(chunk: Chunk, probabilities: Tensor, classes: Sequence[str]) -> Iterator[str]:
     for phrase, label, chosen, each in _answers(chunk, probabilities):
-        shares = {name: round(share, 6) for name, share in zip(classes, each, strict=True)}
+        # Strict JSON has no NaN.
+        rounded = [round(share, 6) if math.isfinite(share) else None for share in each]
+        shares = dict(zip(classes, rounded, strict=True))
         record = {"sentence": phrase, "prediction": classes[chosen], "probabilities": shares}
         if label is not None:
             record["label"] = label
-        yield json.dumps(record, ensure_ascii=False)
+        yield json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 def _as_glue(chunk: Chunk, probabilities: Tensor, _classes: Sequence[str]) -> Iterator[str]:

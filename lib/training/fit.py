@@ -220,7 +220,7 @@ class _Run:
             self.pending.restart_clock()
 
     def _stop_if(self, signals: Signals, unless: bool) -> None:
-        received = distributed.any_rank(signals.received, self.device)
+        received = distributed.max_over_ranks(signals.received, self.device)
         if not received or unless:
             return
         # Save before logging: the signal may have ended the reader of the log as well.
@@ -346,9 +346,10 @@ def _damaged(saved: dict[str, Any]) -> str | None:
     score = progress["best_score"]
     counters = [value for name, value in progress.items() if name != "best_score"]
     sound = {
-        "progress": all(isinstance(value, int) for value in counters)
+        "progress": all(map(checkpoint.is_count, counters))
+        and progress["update"] == saved.get("update")
         and (score is None or (isinstance(score, list) and all(isinstance(x, int | float) for x in score))),
-        "batches_an_epoch": isinstance(training.get("batches_an_epoch"), int),
+        "batches_an_epoch": checkpoint.is_count(training.get("batches_an_epoch")),
         "weights": weights is None
         or (isinstance(weights, dict) and all(isinstance(each, Tensor) for each in weights.values())),
         "metrics": isinstance(saved.get("metrics"), dict),

@@ -15,19 +15,21 @@ from torch import nn
 
 from lib import models
 from lib.cli import CommandLine, config
-from lib.cli.scope import is_unset
+from lib.cli.scope import Scope, is_unset
 from lib.cli.settle import INSPECTIONS, Recipe, Settled, load_last, settle
 from lib.models import layers
-from lib.runtime import checkpoint, distributed, run_folder, threads
+from lib.runtime import checkpoint, compilation, distributed, memory, run_folder, threads
 from lib.runtime.errors import RunFailed, UserError
-from lib.runtime.files import writable_folder
-from lib.runtime.memory import keep_what_is_freed
+from lib.runtime.files import remove_abandoned, writable_folder
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
 from lib.runtime.spelling import as_typed
 from lib.training import fit as loop
 from lib.training.objectives import Objective
 from lib.training.optimisation import Settings as TrainingSettings
+
+# Flags of the machine that concern training alone.
+_OF_TRAINING_FOLDERS = ("checkpoint_dir", "log_interval", "compile", "overwrite", "workers")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ def start(task: str, line: CommandLine, recipe: Recipe) -> Iterator["TrainingRun
     models.check_options(flags["model"], line.typed)
     flags["threads"] = flags["threads"] or threads.suitable(models.is_small(flags["model"]))
     device = distributed.pick_device(flags["device"])
+    if flags["compile"] and not any(flags.get(mode) for mode in INSPECTIONS):
+        compilation.check(device)
     if device.type == "cpu":
-        keep_what_is_freed()
+        memory.keep_freed_memory()
     # If predictions go to standard output, the log goes to standard error.
     answers = flags["predict_only"] or flags.get("explain")
     stream = sys.stderr if answers and not flags["out_file"] else None
@@ -108,6 +112,11 @@ class TrainingRun:
         """Whether this command looks at, or goes on with, the network of a checkpoint and its classes."""
         return self.settings.resume or any(self.flags.get(mode) for mode in INSPECTIONS)
 
+    @property
+    def _answers(self) -> bool:
+        """Whether this command is about single inputs; the layers of its network then say nothing new."""
+        return bool(self.flags["predict_only"] or self.flags.get("explain"))
+
     def is_typed(self, name: str) -> bool:
         """Whether the user gave the flag, on the command line or in `--config`."""
         return name in self._settled.line.typed
@@ -119,7 +128,9 @@ class TrainingRun:
     def check_ranks(self) -> None:
         """Raise a UserError on every rank if their checkpoints differ: hosts may have different files."""
         update = self.saved.get("update", -1)
-        if distributed.any_rank(update, self.device) != -distributed.any_rank(-update, self.device):
+        if distributed.max_over_ranks(update, self.device) != -distributed.max_over_ranks(
+            -update, self.device
+        ):
             raise UserError(
                 f"not all ranks find the same checkpoint in "
                 f"{self.settings.restore_file or self.settings.checkpoint_dir}: "
@@ -127,16 +138,42 @@ class TrainingRun:
             )
 
     def log_start(self) -> None:
-        """Write the `[RUN]` line: the run's id, all flags that have a value, and where they come from."""
-        values = {name: as_typed(value) for name, value in self.flags.items() if not is_unset(value)}
+        """Write the `[RUN]` line: the run's id, the flags that matter in its mode, where they come from."""
+        values = {
+            name: as_typed(value)
+            for name, value in self.flags.items()
+            if not is_unset(value) and self._matters(name)
+        }
         if self.settings.resume and self.saved:
             values["Resume_step"] = self.saved["update"]
         elif self.settings.resume:
             self.log.text("RUN", f"nothing to resume in {self.settings.checkpoint_dir}: starting anew")
         sources = {
-            f"From_{source}": ",".join(names) for source, names in self._settled.sources.items() if names
+            f"From_{source}": ",".join(told)
+            for source, names in self._settled.sources.items()
+            if (told := [name for name in names if self._matters(name)])
         }
         self.log.event("RUN", id=self.id, **values, **sources)
+
+    def _matters(self, name: str) -> bool:
+        """Return whether a flag says anything about what this command does."""
+        flag = self._settled.line.flags.get(name)
+        if flag is None or name in self._settled.line.typed:
+            return True
+        if flag.only_with and is_unset(self.flags.get(flag.only_with)):
+            return False
+        if not self.inspects:
+            return True
+        if flag.scope is Scope.DATA and self.flags.get("input"):
+            return False  # the user's own files are looked at, and no data set
+        if name == "out_dir" and self._answers:
+            return bool(self.flags.get("explain"))
+        return flag.scope is not Scope.TRAINING and name not in _OF_TRAINING_FOLDERS
+
+    @property
+    def inspects(self) -> bool:
+        """Whether this command looks at a network, instead of training one."""
+        return any(self.flags.get(mode) for mode in INSPECTIONS)
 
     def build(self, example: Any, **config: Any) -> nn.Module:
         """Build the network, log its layers, and restore the checkpoint's weights, if there is a checkpoint.
@@ -162,8 +199,11 @@ class TrainingRun:
         if self.saved:
             checkpoint.restore_weights(model, self.saved["state_dict"], self.source)
         model.to(self.device)
-        for line in layers.format_table(layers.table(model, example.to(self.device))):
-            self.log.text("MODEL", line)
+        # Made in any case, because it refuses an input that the network does not take.
+        table = layers.table(model, example.to(self.device))
+        if not self._answers:
+            for line in layers.format_table(table):
+                self.log.text("MODEL", line)
         return model
 
     def _way_out(self, name: str) -> str:
@@ -188,6 +228,7 @@ class TrainingRun:
             description: entries of the checkpoints that describe the data: `classes`, `preprocessing`, …
             model, objective, training, validation, options: see `lib.training.fit.fit`.
         """
+        _check_memory(model)
         checkpoints = self._checkpoints(description)
         self.log.event("PLAN", Steps_per_epoch=len(training))
         resume = self.saved if self.settings.resume and self.saved else None
@@ -222,8 +263,11 @@ class TrainingRun:
         )
 
     def _checkpoints(self, description: dict[str, Any]) -> loop.Checkpoints:
+        folder = writable_folder(self.settings.checkpoint_dir)
+        if distributed.is_main():
+            remove_abandoned(folder)
         return loop.Checkpoints(
-            writable_folder(self.settings.checkpoint_dir),
+            folder,
             {
                 "task": self.task,
                 "model": self.network,
@@ -243,8 +287,9 @@ class TrainingRun:
         resumes = self.settings.resume and bool(self.saved)
         if not resumes and distributed.is_main():
             run_folder.clear(folder)
+            remove_abandoned(writable_folder(folder))
             if self.saved:
-                checkpoint.save(writable_folder(folder) / checkpoint.START, self.saved)
+                checkpoint.save(folder / checkpoint.START, self.saved)
         start = self.saved
         if resumes:
             kept = folder / checkpoint.START
@@ -265,4 +310,19 @@ class TrainingRun:
         checkpoints = self._checkpoints(description)
         if distributed.is_main():
             checkpoint.save(checkpoints.best, checkpoints.description | {"state_dict": model.state_dict()})
+        self.log.go_on_with(self.id)
         self.log.event("ENSEMBLE", members=len(members), file=checkpoints.best)
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Raise a UserError if training `model` takes more memory than its device or this machine has."""
+    weights = [each for each in model.parameters() if each.requires_grad]
+    # The weights, their gradient, and the two moments of an optimizer such as AdamW.
+    needed = 4 * sum(each.numel() * each.element_size() for each in weights)
+    device = next(model.parameters()).device
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.physical()
+    if there and needed > there:
+        raise UserError(
+            f"to train {sum(each.numel() for each in weights):,} weights takes {memory.spelled(needed)}, "
+            f"and there are {memory.spelled(there)} of memory: choose a smaller network"
+        )

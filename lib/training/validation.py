@@ -50,6 +50,6 @@ def evaluate(
             for name, value in objective(model, batch).items():
                 sums[name] = sums.get(name, 0) + torch.as_tensor(value)
     # If one rank raises, all must: otherwise the others would wait for its sums for ever.
-    if distributed.any_rank(not sums, device):
+    if distributed.max_over_ranks(not sums, device):
         raise UserError(f"each of {distributed.world_size()} ranks needs an example to be evaluated on")
     return summarise({name: distributed.total(value.to(device)) for name, value in sums.items()})
