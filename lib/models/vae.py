@@ -9,7 +9,7 @@ in nats, a sum over the pixels and over the latent units.
 """
 
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -189,25 +189,21 @@ class ConditionalVae(Vae):
 
 
 class Discriminator(nn.Module):
-    """Tells images from decoded ones; its hidden features measure how alike two images are."""
+    """Tells images from decoded ones; the maps of its last convolution measure how alike two images are.
 
-    def __init__(self, net: str, shape: tuple[int, int, int], hidden: int) -> None:
+    It is convolutional for `--net linear`, too: the features of fully connected layers say too little of an
+    image, and the reconstructions then hardly resemble it.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
+        steps, side = vae_networks.halvings(shape[1])
+        widths = vae_networks.WIDTHS[:steps]
         layers: list[nn.Module] = []
-        if net == "linear":
-            pixels = shape[0] * shape[1] * shape[2]
-            layers += [nn.Flatten(), nn.Linear(pixels, hidden), nn.LeakyReLU(0.2)]
-            layers += [nn.Linear(hidden, hidden), nn.LeakyReLU(0.2)]
-            features = hidden
-        else:
-            steps, side = vae_networks.halvings(shape[1])
-            widths = vae_networks.WIDTHS[:steps]
-            for before, after in zip((shape[0], *widths), widths, strict=False):
-                layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-            layers.append(nn.Flatten())
-            features = widths[-1] * side**2
-        self.features = nn.Sequential(*layers)
-        self.answer = nn.Linear(features, 1)
+        for before, after in zip((shape[0], *widths), widths, strict=False):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.answer = nn.Linear(widths[-1] * side**2, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) to logits (B,) of being real, and their features (B, F)."""
@@ -218,8 +214,6 @@ class Discriminator(nn.Module):
 class VaeGan(Vae):
     """A VAE with a discriminator (Larsen et al. 2016, arXiv:1512.09300); see `lib.training.variational`."""
 
-    def __init__(
-        self, channels: int = 1, size: int = 28, *, net: str = "linear", hidden: int = 512, **options
-    ) -> None:
-        super().__init__(channels, size, net=net, hidden=hidden, **options)
-        self.discriminator = Discriminator(net, self.shape, hidden)
+    def __init__(self, channels: int = 1, size: int = 28, **options: Any) -> None:
+        super().__init__(channels, size, **options)
+        self.discriminator = Discriminator(self.shape)
