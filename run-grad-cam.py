@@ -60,6 +60,14 @@ def make_parser() -> cli.Parser:
         help="add panels with random weights in the last 1 … N layers: "
         "a map that does not change explains nothing",
     )
+    add(
+        "-bs",
+        "--batch-size",
+        type=cli.integer(1),
+        metavar="N",
+        help="images explained in one pass, where they have one size; default: 1 on a CPU, 16 on other "
+        "devices; methods of many passes, and --smoothgrad, take one by one",
+    )
     add("--animate", action="store_true", help="also write a GIF with one frame per network")
     add(
         "--baseline",
@@ -80,7 +88,7 @@ def main(argv=None) -> None:
 
     settings = task.MapSettings.of(line.values)
     task.check(settings, line.typed)
-    with explanation_run.start("gradcam", line) as run:
+    with explanation_run.start("gradcam", line, settings.words) as run:
         if run.files.list_layers:
             task.list_layers(run)
         else:

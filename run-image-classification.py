@@ -8,6 +8,8 @@ run-image-classification.py … --model resnet18 --weights IMAGENET1K_V1 --freez
 run-image-classification.py --resume                             continue a run that was stopped
 run-image-classification.py --eval-only --restore-file CKPT      evaluate, and draw what the network learnt
 run-image-classification.py --predict-only --restore-file CKPT   write its predictions
+run-image-classification.py --eval-only --network FILE.py:NAME --weights FILE …
+                                                                 the same for a network of your own
 torchrun --nproc-per-node 2 run-image-classification.py …        train on several devices
 
 A comparison of optimizers, with all runs in one figure:
@@ -110,7 +112,8 @@ def make_parser() -> cli.Parser:
         scope=cli.Scope.TRAINING,
         fixed=True,
         not_with="restore_file",
-        help="initial weights: torchvision's name such as IMAGENET1K_V1, a file for this network, or random",
+        help="initial weights: torchvision's name such as IMAGENET1K_V1, a file for this network, or random; "
+        "with --network the file of its weights",
     )
     network.add(
         "--freeze",
@@ -140,6 +143,7 @@ def make_parser() -> cli.Parser:
     )
     cli.add_thumbnail_flag(views)
     cli.add_input_flags(parser)
+    cli.add_own_network_flags(parser, without=("size", "multi-label"))
     return parser
 
 
@@ -151,7 +155,7 @@ def recipe(flags) -> dict:
 def main(argv=None) -> None:
     line = make_parser().parse(argv)
     from lib.tasks import image_classification as task
-    from lib.tasks import image_data, image_prediction, image_views, inspection
+    from lib.tasks import image_data, image_prediction, image_views, inspection, own_classifier
     from lib.training import run as training
 
     if line.values["list_models"]:
@@ -159,10 +163,14 @@ def main(argv=None) -> None:
         return
     image_prediction.check_input(line.values["input"] or ())
     with training.start(TASK, line, recipe) as run:
-        initial = task.initial_weights(run, run.flags["weights"])
-        usual = initial.preprocessing if initial else None
-        data = image_data.load_photographs(run, image_data.DataSettings.of(run.flags), usual)
-        model = task.build(run, data, initial)
+        settings = image_data.DataSettings.of(run.flags)
+        if run.flags["network"]:
+            model, data = own_classifier.load(run, settings)
+        else:
+            initial = task.initial_weights(run, run.flags["weights"])
+            usual = initial.preprocessing if initial else None
+            data = image_data.load_photographs(run, settings, usual)
+            model = task.build(run, data, initial)
         if run.flags["predict_only"]:
             image_prediction.predict(run, model, data, image_prediction.PredictionSettings.of(run.flags))
         elif run.flags["eval_only"]:

@@ -40,8 +40,9 @@ def main(argv=None) -> None:
     from lib.tasks import explanation_run
     from lib.tasks import integrated_gradients as task
 
-    with explanation_run.start("ig", line) as run:
-        task.explain(run, task.PathSettings.of(line.values))
+    settings = task.PathSettings.of(line.values)
+    with explanation_run.start("ig", line, settings.words(line.typed)) as run:
+        task.explain(run, settings)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ run-mnist-classification.py | tee -a logs/mnist.log              train on MNIST 
 run-mnist-classification.py --resume                             continue a run that was stopped
 run-mnist-classification.py --eval-only --restore-file CKPT      evaluate, and draw what the network learnt
 run-mnist-classification.py --predict-only --restore-file CKPT   write its predictions
+run-mnist-classification.py --eval-only --network FILE.py:NAME --weights FILE …
+                                                                 the same for a network of your own
 torchrun --nproc-per-node 2 run-mnist-classification.py …        train on several devices
 """
 
@@ -89,6 +91,8 @@ def make_parser() -> cli.Parser:
     )
     cli.add_thumbnail_flag(views)
     cli.add_input_flags(parser)
+    own = cli.add_own_network_flags(parser, without=("size", "mean", "std", "multi-label"))
+    own.add("--weights", metavar="FILE", help="the file of its weights")
     return parser
 
 
@@ -122,7 +126,7 @@ def recipe(flags) -> dict:
 def main(argv=None) -> None:
     line = make_parser().parse(argv)
     from lib.tasks import image_classification as task
-    from lib.tasks import image_data, image_prediction, image_views, inspection
+    from lib.tasks import image_data, image_prediction, image_views, inspection, own_classifier
     from lib.training import run as training
 
     if line.values["list_models"]:
@@ -130,8 +134,12 @@ def main(argv=None) -> None:
         return
     image_prediction.check_input(line.values["input"] or ())
     with training.start(TASK, line, recipe) as run:
-        data = image_data.load_grey(run, image_data.DataSettings.of(run.flags))
-        model = task.build(run, data)
+        settings = image_data.DataSettings.of(run.flags)
+        if run.flags["network"]:
+            model, data = own_classifier.load(run, settings)
+        else:
+            data = image_data.load_grey(run, settings)
+            model = task.build(run, data)
         if run.flags["predict_only"]:
             image_prediction.predict(run, model, data, image_prediction.PredictionSettings.of(run.flags))
         elif run.flags["eval_only"]:

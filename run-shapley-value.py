@@ -73,7 +73,7 @@ def main(argv=None) -> None:
 
     settings = task.ShapleySettings.of(line.values)
     task.check(settings, line.typed)
-    with explanation_run.start("shap", line) as run:
+    with explanation_run.start("shap", line, settings.words(line.typed)) as run:
         task.explain(run, settings)
 
 

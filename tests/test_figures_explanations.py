@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.figures import explanations, style
+from lib.figures import explanations, frames, style
 from lib.figures.explanations import Tile
 
 RNG = np.random.default_rng(0)
@@ -51,8 +51,11 @@ def test_panels_keep_the_shape_of_the_image_and_the_input_its_pixels():
 def test_each_kind_of_map_has_a_bar_with_its_unit():
     figure = explanations.sheet([row()])
     labels = " ".join(axes.get_ylabel().replace("\n", " ") for axes in figure.axes)
-    assert "maximum" in labels
-    assert "percentile of magnitude" in labels
+    assert "share of the strongest value in the panel (left: over black" in labels
+    assert "for (red) and against (blue)" in labels
+    shared = [[tile._replace(limit=9.0) for tile in row()]]
+    labels = " ".join(axes.get_ylabel().replace("\n", " ") for axes in explanations.sheet(shared).axes)
+    assert labels.count("strongest value in the row") == 2
     only_heat = explanations.sheet([row(1)])
     assert len(only_heat.axes) == 3
 
@@ -105,3 +108,44 @@ def test_an_animation_has_a_frame_for_each_figure_all_of_one_size(tmp_path):
 def test_names_that_look_like_formulas_are_drawn_as_they_stand(tmp_path):
     figure = explanations.sheet([[Tile(["$x_1", "a$b"], PHOTOGRAPH)]])
     assert style.save(figure, tmp_path / "a.png").exists()
+
+
+def test_the_bar_shows_the_colour_of_zero_over_black_and_over_white():
+    for picture, column in ((0, 0), (255, -1)):
+        pixels = np.full((24, 24, 3), picture, dtype=np.uint8)
+        figure = explanations.sheet([[Tile(["cat"], pixels, HEAT)]])
+        (bar,) = [axes for axes in figure.axes if not axes.images and axes.collections]
+        shown = bar.collections[-1].get_array()[0, column]
+        np.testing.assert_allclose(panels(figure)[0].images[0].get_array()[0, 0], shown, atol=0.01)
+
+
+def test_a_map_of_a_part_is_drawn_in_its_place_and_the_rest_is_faded():
+    pixels = np.zeros((60, 100, 3), dtype=np.uint8)
+    planted = np.zeros((10, 10))
+    planted[4, 7] = 1.0
+    drawn = explanations.colours(Tile(["cat"], pixels, planted, box=(40.0, 20.0, 80.0, 60.0)))
+    np.testing.assert_allclose(drawn[:20], 0.6)
+    np.testing.assert_allclose(drawn[:, :40], 0.6)
+    inside = drawn[20:, 40:80].sum(-1)
+    row, column = np.unravel_index(inside.argmax(), inside.shape)
+    assert (row, column) == (pytest.approx(4.5 * 4 - 0.5, abs=1), pytest.approx(7.5 * 4 - 0.5, abs=1))
+
+
+def test_a_limit_that_maps_share_makes_the_weaker_one_darker():
+    strong, weak = (explanations.colours(Tile([], PHOTOGRAPH, each * HEAT, limit=3.0)) for each in (1, 0.2))
+    assert strong.sum() > 1.2 * weak.sum()
+    np.testing.assert_allclose(strong, explanations.heat_colours(HEAT, PHOTOGRAPH))
+
+
+def test_grainy_maps_are_smoothed_without_changing_their_sum():
+    values = RNG.normal(size=(224, 300))
+    smooth = frames.smoothed(values)
+    assert smooth.sum() == pytest.approx(values.sum())
+    assert smooth.std() < 0.2 * values.std()
+    assert frames.smoothed(SIGNED) is SIGNED
+
+
+def test_a_box_has_an_outline_unless_it_is_all_of_the_picture():
+    for box, patches in (((2.0, 2.0, 20.0, 20.0), 2), ((0.0, -4.0, 24.0, 28.0), 0)):
+        figure = explanations.sheet([[Tile(["cat"], PHOTOGRAPH, box=box)]])
+        assert len(panels(figure)[0].patches) == patches

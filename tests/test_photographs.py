@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from lib.data import photographs
+from lib.data.preprocessing import Preprocessing
 from lib.runtime.errors import UserError
 
 GRADIENT = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (32, 1))
@@ -87,8 +88,8 @@ def test_a_gigantic_image_is_refused_before_it_is_unpacked(tmp_path, monkeypatch
 
 def test_squares_keep_the_shape_of_what_they_frame(tmp_path):
     tall = Image.new("L", (10, 40), 255)
-    squares = photographs.read_squares([saved(tmp_path, tall)], size=28, channels=1)
-    assert squares.shape == (1, 1, 28, 28)
-    torch.testing.assert_close(squares, torch.ones(1, 1, 28, 28))
-    colour = photographs.read_squares([saved(tmp_path, tall)], size=32, channels=3)
-    assert colour.shape == (1, 3, 32, 32)
+    square = Preprocessing(28, 1, (0.0,), (1.0,)).read(saved(tmp_path, tall))
+    assert square.shape == (1, 28, 28)
+    torch.testing.assert_close(square, torch.ones(1, 28, 28))
+    colour = Preprocessing(32, 3, (0.0,) * 3, (1.0,) * 3).read(saved(tmp_path, tall))
+    assert colour.shape == (3, 32, 32)

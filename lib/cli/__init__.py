@@ -18,6 +18,7 @@ from lib.cli.image_flags import (
     add_thumbnail_flag,
     add_window_flag,
 )
+from lib.cli.own_network_flags import add_own_network_flags
 from lib.cli.parser import CommandLine, Group, Parser
 from lib.cli.reconstruction_flags import (
     add_latent_view_flags,
@@ -42,6 +43,7 @@ __all__ = [
     "add_list_models_flag",
     "add_method_options",
     "add_network_option_flags",
+    "add_own_network_flags",
     "add_reconstruction_data_flags",
     "add_run_flags",
     "add_smoothing_flags",

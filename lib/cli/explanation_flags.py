@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from lib.cli.flags import add_config_flags, add_machine_flags
+from lib.cli.own_network_flags import OWN_NETWORK, add_own_network_flags
 from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
-from lib.cli.types import integer, number, numbers
+from lib.cli.types import integer, number
 
 MOST_PASSES = 1_000_000  # of a network for one map; more would take days
 
@@ -24,7 +25,7 @@ def add_explanation_flags(parser: Parser) -> None:
         metavar="FILE",
         help="one or more checkpoints of image classifiers, e.g. of several epochs",
     )
-    add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK_HELP)
+    add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK)
     group.add(
         "--weights",
         metavar="WHICH",
@@ -39,7 +40,7 @@ def add_explanation_flags(parser: Parser) -> None:
     )
     add_machine_flags(group)
     add_config_flags(group)
-    add_own_network_flags(parser.group("your own network, with --network", Scope.MODE, only_with="network"))
+    add_own_network_flags(parser, without=("network",))
     _add_image_flags(parser)
     _add_question_flags(parser)
     _add_output_flags(parser)
@@ -47,7 +48,27 @@ def add_explanation_flags(parser: Parser) -> None:
 
 def _add_image_flags(parser: Parser) -> None:
     add = parser.group("images", Scope.MODE).add
-    add("--input", nargs="+", metavar="IMAGE", help="image files, or validation examples such as digits:7")
+    add(
+        "--input",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, folders (all images in and below them), patterns such as 'photos/*.jpg', or "
+        "validation examples such as digits:7",
+    )
+    add(
+        "--fit",
+        choices=("crop", "pad", "stretch", "native"),
+        help="how a photograph becomes an input: the crop of its centre, the whole of it padded or stretched "
+        "to a square, or in its own proportions; default: as the network was trained, for photographs crop",
+    )
+    add(
+        "--longest-side",
+        type=integer(1, 4096),
+        metavar="N",
+        only_with="fit",
+        help="longest side of the input with --fit native; default: the side of the network's inputs",
+    )
+    add("--skip-bad", action="store_true", help="skip image files that cannot be read, and name them")
     add(
         "--data-dir",
         default="data",
@@ -85,46 +106,32 @@ def _add_question_flags(parser: Parser) -> None:
 def _add_output_flags(parser: Parser) -> None:
     add = parser.group("output", Scope.MODE).add
     add("--out-dir", default="imgs", metavar="DIR", scope=Scope.MACHINE, help="folder for pictures")
-    add("--save-values", metavar="FILE.npz", help="save the arrays behind the picture as they were computed")
-    add("--json", metavar="FILE", help="also write the numbers of the panels as JSON records")
+    add(
+        "--on",
+        choices=("original", "input"),
+        default="original",
+        help="what maps are drawn on: the whole photograph, or the part that the network sees",
+    )
+    add("--columns", type=integer(2, 100), metavar="N", help="panels on a line of a sheet; default: 5")
+    add(
+        "--scale",
+        choices=("row", "panel"),
+        default="row",
+        help="what colours are a share of: the strongest value of a row's maps of one method, or of each map",
+    )
+    add(
+        "--save-values",
+        metavar="FILE.npz",
+        help="save the arrays behind the pictures as they were computed; a folder (DIR/) gets one file "
+        "an image, and the same command, once killed, goes on where it was",
+    )
+    add(
+        "--json",
+        metavar="FILE",
+        help="also write the numbers of the panels as JSON records; FILE.jsonl gets a line for each as they "
+        "come, and the same command, once killed, goes on where it was",
+    )
     add("--show", action="store_true", help="open pictures in windows, too")
-
-
-OWN_NETWORK_HELP = (
-    "a network of your own: a class or function NAME without arguments in FILE.py, which is imported: this "
-    "runs your code"
-)
-
-
-def add_own_network_flags(group: Group) -> None:
-    """Add the flags that say how the network of `--network` is made and what its images are."""
-    add = group.add
-    add("--network-args", nargs="+", metavar="KEY=VALUE", help="arguments with which NAME is called")
-    add("--size", type=integer(1, 16384), metavar="N", help="side of its images in pixels; default: 224")
-    add(
-        "--channels",
-        type=integer(1, 3),
-        choices=(1, 3),
-        help="channels of its images; default: those of its first convolution",
-    )
-    add(
-        "--mean",
-        type=numbers,
-        metavar="X,…",
-        help="mean that is subtracted from pixels in [0, 1], one number or one a channel; default: "
-        "ImageNet's",
-    )
-    add(
-        "--std",
-        type=numbers,
-        metavar="X,…",
-        help="standard deviation by which pixels are then divided; default: ImageNet's",
-    )
-    add(
-        "--multi-label",
-        action="store_true",
-        help="an image may have several of its classes, each with a sigmoid",
-    )
 
 
 def add_method_options(group: Group, options: Iterable[Any], method: str = "") -> None:

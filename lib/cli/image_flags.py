@@ -58,7 +58,8 @@ def _add_folder_flags(group: Group) -> None:
         type=names,
         default=(),
         metavar="NAME,…",
-        help="with --dataset folder: use only these classes",
+        help="with --dataset folder: use only these classes; with --network: the names of its classes, in "
+        "their order, or a file that lists them",
     )
     add(
         "--skip-bad",

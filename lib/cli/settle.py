@@ -21,6 +21,8 @@ Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 
 # Modes other than training; each needs --restore-file.
 INSPECTIONS = ("eval_only", "predict_only", "explain", "sample")
+# Those among them that take a network of the user's own, with --network, instead.
+OWN_NETWORK_MODES = ("eval_only", "predict_only")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ def settle(task: str, line: CommandLine, recipe: Recipe) -> Settled:
 
 def _check_files(flags: Mapping[str, Any], inspection: str | None, usual_dataset: str) -> None:
     """Raise a UserError if a checkpoint is missing or one too many, or an output would replace an input."""
-    if inspection and not flags["restore_file"]:
+    if flags.get("network"):  # a network of the user's own, which has no checkpoint
+        if inspection not in OWN_NETWORK_MODES:
+            raise UserError(f"--network goes with {' or '.join(map(spelled, OWN_NETWORK_MODES))} alone")
+    elif inspection and not flags["restore_file"]:
         example = f"{run_folder.default_name(flags, usual_dataset)}/{checkpoint.BEST}"
         raise UserError(f"{spelled(inspection)} needs --restore-file, e.g. {example}")
     if flags["resume"] and flags["restore_file"]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lib.runtime.errors import UserError
 from lib.runtime.files import existing_file
+from lib.runtime.spelling import whole_number
 
 # A number and a name, as in `207,golden retriever`.
 _NUMBERED = re.compile(r"\s*(\d+)\s*[,;:\t]\s*(.+)")
@@ -53,7 +54,7 @@ def _from_json(text: str, source: str) -> list[str]:
 
 
 def _in_order(numbered: dict[str, Any], source: str) -> list[Any]:
-    if not all(key.isdecimal() for key in numbered) or {*map(int, numbered)} != {*range(len(numbered))}:
+    if {*map(whole_number, numbered)} != {*range(len(numbered))}:
         raise UserError(f"{source} does not number its classes from 0 to {max(len(numbered) - 1, 0)}")
     return [value for _, value in sorted(numbered.items(), key=lambda pair: int(pair[0]))]
 

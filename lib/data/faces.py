@@ -54,7 +54,7 @@ def _subfolders(root: Path) -> list[Path]:
 
 def _images(root: Path) -> list[str]:
     with os.scandir(root) as entries:
-        return sorted(entry.path for entry in entries if folders.is_image_file(entry))
+        return sorted(entry.path for entry in entries if folders.is_image_entry(entry))
 
 
 def sample() -> Split:

@@ -59,6 +59,9 @@ class FileSplit:
         files = tuple(self.files[number] for number in numbers.tolist())
         return replace(self, files=files, labels=self.labels[numbers])
 
+    def relabelled(self, classes: Tensor) -> "FileSplit":
+        return replace(self, labels=classes[self.labels])
+
     def prepared(self, preprocessing: Preprocessing, device: torch.device) -> "FileSplit":
         return replace(self, preprocessing=preprocessing, device=device)
 

@@ -47,6 +47,9 @@ class Examples(Protocol):
     def rows(self, index: Tensor) -> Self:
         """Return the examples that `index` selects, by numbers or by a mask."""
 
+    def relabelled(self, classes: Tensor) -> Self:
+        """Return the examples with the class `classes[i]` for i."""
+
     def prepared(self, preprocessing: Preprocessing, device: torch.device) -> Self:
         """Return the examples on `device`, with pixels normalised for the network."""
 
@@ -83,6 +86,9 @@ class Split(NamedTuple):
             numbers = torch.arange(len(names))[index.cpu()].tolist()
             names = tuple(names[number] for number in numbers)
         return self._replace(images=self.images[index], labels=self.labels[index], names=names)
+
+    def relabelled(self, classes: Tensor) -> "Split":
+        return self._replace(labels=classes[self.labels])
 
     def resized(self, size: int) -> "Split":
         """Return the images with `size` px a side, resized at once or, if large, batch by batch."""
@@ -149,6 +155,13 @@ class ImageData:
         train, valid = (split.prepared(how, device) for split in (self.train, self.valid))
         test = self.test and self.test.prepared(how, device)
         return ImageData(train, valid, test, self.classes, how)
+
+    def relabelled(self, names: Sequence[str], classes: Sequence[int]) -> "ImageData":
+        """Return the data with the class `classes[i]` for i, and with these names of all classes."""
+        numbers = torch.tensor(classes)
+        train, valid = (split.relabelled(numbers) for split in (self.train, self.valid))
+        test = self.test and self.test.relabelled(numbers)
+        return ImageData(train, valid, test, tuple(names), self.preprocessing)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Convert normalised images back to pixels in [0, 1], on the CPU."""

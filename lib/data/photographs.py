@@ -1,12 +1,9 @@
 """Image files of any usual format, read as a viewer would show them."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lib.data.image_decoding import decoded, upright, warn_once
 
@@ -67,24 +64,3 @@ def read_labels(path: str | Path) -> np.ndarray:
         UserError: the file does not exist, is not an image, is damaged, or is a decompression bomb.
     """
     return decoded(path, np.asarray)
-
-
-def read_squares(paths: Sequence[str | Path], size: int, channels: int) -> Tensor:
-    """Read image files as pixels in [0, 1], (N, channels, size, size); one channel means luminance.
-
-    An image that is not square is padded to a square with the colour of its top left pixel.
-
-    Raises:
-        UserError: as `read` does.
-    """
-    return torch.stack([_square(read(path), size, channels) for path in paths])
-
-
-def _square(image: "Image", size: int, channels: int) -> Tensor:
-    from PIL import Image, ImageOps
-
-    image = image.convert("L" if channels == 1 else "RGB")
-    corner = cast(int | tuple[int, ...], image.getpixel((0, 0)))  # whole numbers in the modes L and RGB
-    framed = ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR, color=corner)
-    pixels = torch.from_numpy(np.array(framed, dtype=np.float32) / 255)
-    return pixels.view(size, size, channels).permute(2, 0, 1)

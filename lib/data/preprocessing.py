@@ -4,22 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from lib.data import photographs
+from lib.data import fitting, photographs
 from lib.runtime.errors import UserError, warn
 from lib.runtime.spelling import printable
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 # A drawing on paper is darker than its border by this or more; thin strokes cover 3 % of the paper.
 _CLEAR = 0.02
-_MOST_PIXELS = 2**25  # of an image after resizing and before cropping: 100 MB in RGB
 
 
 @dataclass(frozen=True)
@@ -80,23 +74,7 @@ class Preprocessing:
         Raises:
             UserError: as `photographs.read` does, or the image is too long for its width.
         """
-        if self.resize is None:
-            return photographs.read_squares([path], self.size, self.channels)[0]
-        return self._crop(photographs.read(path), self.resize, path)
-
-    def _crop(self, image: "Image", resize: int, path: str | Path) -> Tensor:
-        # Resize the PIL image and not a tensor, as torchvision's presets do: the two differ slightly.
-        from torchvision.transforms import functional
-
-        short, long = sorted(image.size)
-        if resize * resize * long > _MOST_PIXELS * short:
-            raise UserError(f"{path} is too long for its width: {image.width}×{image.height} pixels")
-        if self.channels == 1:
-            image = image.convert("L")
-        interpolation = functional.InterpolationMode(self.interpolation)
-        image = functional.center_crop(functional.resize(image, [resize], interpolation), [self.size])
-        values = np.array(image, dtype=np.float32).reshape(self.size, self.size, self.channels)
-        return torch.from_numpy(values / 255).permute(2, 0, 1).contiguous()
+        return fitting.fitted(photographs.read(path), self, fitting.AS_TRAINED, path).pixels
 
     def looks_negative(self, image: Tensor) -> bool:
         """Return whether an image (1, H, W) looks like a negative of the training images."""

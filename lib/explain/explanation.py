@@ -6,7 +6,7 @@ Nothing here imports torch when it is imported, because `--help` reads the table
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +46,16 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     place: str = "receptive-field"
     watch: Watch = UNWATCHED
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[2], self.images.shape[3]
+
+    @property
+    def example(self) -> Tensor:
+        """A grey image in the size of the images, normalised."""
+        return self.network.example_of(self.size)
 
     @property
     def inputs(self) -> Tensor:
@@ -130,6 +140,30 @@ class Explanation:
         # With parts, `numbers` counts evaluations of coalitions instead.
         passes = {"forward_passes": self.forward_passes, "backward_passes": self.backward_passes}
         return found | (passes if self.parts is None else {}) | {"seconds": round(self.seconds, 4)}
+
+    def of_image(self, image: int) -> Explanation:
+        """Return what was found of one image of the batch, with its share of the costs, for it alone."""
+        count = len(self.output)
+        if count == 1:
+            return self
+        part = slice(image, image + 1)
+
+        def own(value: Any) -> Any:
+            return value[:, part] if hasattr(value, "shape") else value
+
+        return replace(
+            self,
+            values={name: values[:, part] for name, values in self.values.items()},
+            output=self.output[part],
+            forward_passes=self.forward_passes // count,
+            backward_passes=self.backward_passes // count,
+            flat={name: flat[:, part] for name, flat in self.flat.items()},
+            standard_errors=None if self.standard_errors is None else self.standard_errors[:, part],
+            additivity=None if self.additivity is None else Additivity(*map(own, self.additivity)),
+            numbers={name: own(value) for name, value in self.numbers.items()},
+            details=self.details[part],
+            seconds=self.seconds / count,
+        )
 
     def why_zero(self, name: str, target: int, image: int = 0) -> str:
         """Return why the values of a layer, or of "", are zero everywhere, in words; empty if they are not.

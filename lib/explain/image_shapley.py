@@ -48,9 +48,10 @@ class Found(NamedTuple):
     rate: float
 
 
-def patches(size: int, side: int | None = None) -> Players:
-    """Return square patches as players; by default, eight along the side of the image."""
-    return players.patches(size, side or -(-size // PATCHES_A_SIDE))
+def patches(size: int | tuple[int, int], side: int | None = None) -> Players:
+    """Return square patches of an image of `size` as players; by default, eight along its longest side."""
+    longest = max(size) if isinstance(size, tuple) else size
+    return players.patches(size, side or -(-longest // PATCHES_A_SIDE))
 
 
 def explain(request: Request) -> Explanation:
@@ -63,7 +64,7 @@ def explain(request: Request) -> Explanation:
         UserError: the settings contradict each other or do not suit the number of parts.
         RunFailed: the watch stopped the computation too early for an estimate.
     """
-    parts = request.settings.get("players") or patches(request.images.shape[-1])
+    parts = request.settings.get("players") or patches((request.images.shape[2], request.images.shape[3]))
     with torch.inference_mode():
         output = request.network.logits(request.images)
     estimator, budget = choose(request, parts.count)
@@ -150,7 +151,7 @@ def choose(request: Request, n: int) -> tuple[str, int]:
     Raises:
         UserError: the budget is too small for the estimator.
     """
-    settings, size = request.settings, request.images.shape[-1]
+    settings, size = request.settings, max(request.images.shape[-2:])
     wanted, asked = settings["estimator"], settings["budget"]
     if settings["max-context"]:
         return "per-patch", 2 + 2 * n * settings["max-context"]
@@ -166,7 +167,9 @@ def choose(request: Request, n: int) -> tuple[str, int]:
         return estimator, 2**n
     least = shapley.FEWEST_EVALUATIONS_A_PLAYER * n
     least += least % 2  # evaluations come in complementary pairs
-    if budget < least:
+    if budget < 2**n <= least:
+        raise UserError(f"--budget {budget} is too small for {n} players: with {2**n}, values are exact")
+    if budget < min(least, 2**n):
         raise UserError(
             f"--budget {budget} is less than {shapley.FEWEST_EVALUATIONS_A_PLAYER} evaluations for each of "
             f"{n} players: {least} or more, or fewer players"

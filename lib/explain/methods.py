@@ -67,6 +67,7 @@ class Method:
         needs: what it needs of a network.
         options: settings of this method only.
         formula: formula of a class activation map; None for other methods.
+        grainy: whether neighbouring pixels differ so much that pictures smooth its maps.
         script: the script that draws it.
     """
 
@@ -80,6 +81,7 @@ class Method:
     needs: tuple[Need, ...] = ()
     options: tuple[Option, ...] = ()
     formula: Formula | None = None
+    grainy: bool = False
     script: str = "run-grad-cam.py"
 
     def check(self, network: Network) -> None:
@@ -101,7 +103,7 @@ class Method:
 
         layers, baseline = request.layers, request.baseline
         if self.at_layers and not layers:
-            layers = [activations.default_layer(request.network.module, request.network.example)]
+            layers = [activations.default_layer(request.network.module, request.example)]
         if self.baseline and baseline is None:
             baseline = baselines.baseline(self.baseline, request.images)
         settings = {option.name: option.default for option in self.options} | dict(request.settings)
@@ -112,7 +114,7 @@ class Method:
         if self.at_layers and request.place == "receptive-field":
             from lib.explain import placement
 
-            places = placement.places_of(request.network, layers)
+            places = placement.places_of(request.network, layers, request.size)
         return replace(found, signed=self.signed, places=places, seconds=seconds)
 
 
@@ -276,14 +278,7 @@ _TABLE = (
     _cam("layer-cam", "LayerCAM", "Jiang et al. 2021, IEEE TIP 30", _layer_cam),
     _cam("grad-cam++", "Grad-CAM++", "Chattopadhyay et al. 2018, arXiv:1710.11063", _grad_cam_plus_plus),
     _cam("xgrad-cam", "XGrad-CAM", "Fu et al. 2020, arXiv:2008.02312", _xgrad_cam),
-    Method(
-        "score-cam",
-        "Score-CAM",
-        "Wang et al. 2020, arXiv:1910.01279",
-        _score_cam,
-        at_layers=True,
-        needs=(_MAPS,),
-    ),
+    Method("score-cam", "Score-CAM", "Wang et al. 2020, arXiv:1910.01279", _score_cam, True, needs=(_MAPS,)),
     Method(
         "occlusion",
         "occlusion",
@@ -304,6 +299,7 @@ _TABLE = (
         "Shrikumar et al. 2016, arXiv:1605.01713",
         _input_x_gradient,
         signed=True,
+        grainy=True,
         needs=(_GRADIENTS,),
     ),
     Method(
@@ -328,6 +324,7 @@ _TABLE = (
         "Sundararajan et al. 2017, arXiv:1703.01365",
         _integrated_gradients,
         signed=True,
+        grainy=True,
         baseline="black",
         needs=(_GRADIENTS,),
         options=(

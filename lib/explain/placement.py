@@ -70,18 +70,21 @@ def places(module: nn.Module, layers: Mapping[str, nn.Module], example: Tensor) 
     return found.places
 
 
-def places_of(network: Network, layers: Sequence[str]) -> dict[str, Place]:
-    """Return where the cells of a network's layers look in its images; what is found is kept."""
-    kept = _KEPT.setdefault(network.module, {})  # one entry a network, because its inputs have one size
+def places_of(
+    network: Network, layers: Sequence[str], size: tuple[int, int] | None = None
+) -> dict[str, Place]:
+    """Return where the cells of a network's layers look in images (H, W) of `size`; what is found is kept."""
+    size = size or (network.size, network.size)
+    kept = _KEPT.setdefault(network.module, {}).setdefault(size, {})
     missing = [name for name in layers if name not in kept]
     if missing:
         modules = {name: network.module.get_submodule(name) for name in missing}
-        found = places(network.module, modules, network.example)
+        found = places(network.module, modules, network.example_of(size))
         kept.update({name: found.get(name) for name in missing})
     return {name: place for name in layers if (place := kept[name]) is not None}
 
 
-_KEPT: WeakKeyDictionary[nn.Module, dict[str, Place | None]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[nn.Module, dict[tuple[int, int], dict[str, Place | None]]] = WeakKeyDictionary()
 
 
 class _Found(dict):

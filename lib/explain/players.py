@@ -43,28 +43,40 @@ class Players:
         return torch.stack(sums, dim=1) / sizes[:, None] / (height * width / self.count) ** 0.5
 
 
-def patches(size: int, side: int) -> Players:
-    """Return squares of `side` × `side` pixels as the players of an image of `size` × `size` pixels.
+def patches(size: int | tuple[int, int], side: int) -> Players:
+    """Return squares of `side` × `side` pixels as the players of an image of `size`, (H, W) or its side.
 
-    The squares in the last row and column are smaller if `side` does not divide `size`.
+    The squares in the last row and column are smaller if `side` does not divide its height or width.
 
     Raises:
         UserError: a square is larger than the image, or there would be too many.
     """
-    if side > size:
+    height, width = size if isinstance(size, tuple) else (size, size)
+    longest = max(height, width)
+    if side > longest:
         raise UserError(
-            f"a patch of {side} px is larger than the image, which has {size}: -lp {size} or less"
+            f"a patch of {side} px is larger than the image, which has {longest}: -lp {longest} or less"
         )
-    across = -(-size // side)
-    if across**2 > MOST_PLAYERS:
-        most = int(MOST_PLAYERS**0.5)
+    down, across = -(-height // side), -(-width // side)
+    if down * across > MOST_PLAYERS:
+        enough = next(
+            each for each in range(side, longest + 1) if _count(height, width, each) <= MOST_PLAYERS
+        )
         raise UserError(
-            f"-lp {side} makes {across**2} players, more than {MOST_PLAYERS}: -lp {-(-size // most)} or more"
+            f"-lp {side} makes {down * across} players, more than {MOST_PLAYERS}: -lp {enough} or more"
         )
-    step = torch.arange(size) // side
-    rest = size % side
-    note = f"{side} px do not divide {size}: the last row and column have {rest} px" if rest else ""
-    return Players(across * step[:, None] + step, note)
+    rows, columns = torch.arange(height) // side, torch.arange(width) // side
+    rests = [length % side for length in dict.fromkeys((height, width))]
+    note = ""
+    if any(rests):
+        sides = f"{width}" if height == width else f"{width}×{height}"
+        last = " and ".join(f"{rest} px" for rest in dict.fromkeys(filter(None, rests)))
+        note = f"{side} px do not divide {sides}: the last row and column have {last}"
+    return Players(across * rows[:, None] + columns, note)
+
+
+def _count(height: int, width: int, side: int) -> int:
+    return -(-height // side) * -(-width // side)
 
 
 def superpixels(pixels: Tensor, segments: int) -> Players:
@@ -79,22 +91,25 @@ def superpixels(pixels: Tensor, segments: int) -> Players:
     return found
 
 
-def from_labels(values: np.ndarray, size: int, path: str | Path) -> Players:
+def from_labels(values: np.ndarray, size: int | tuple[int, int], path: str | Path) -> Players:
     """Return one player for each distinct value of a label image, in increasing order of the values.
 
     Args:
         values: (H, W) or (H, W, C), grey values, palette entries or colours.
-        size: side of the network's input, which the label image must have, too.
+        size: (H, W) of the network's input, or its side, which the label image must have, too.
         path: file of the label image, for error messages.
 
     Raises:
         UserError: the label image has another size, or too many values.
     """
-    if values.shape[:2] != (size, size):
+    seen = size if isinstance(size, tuple) else (size, size)
+    if values.shape[:2] != seen:
         height, width = values.shape[:2]
-        raise UserError(f"the label image {path} has {width}×{height} pixels; the network sees {size}×{size}")
-    flat = values.reshape(size * size, -1)
-    labels = np.unique(flat, axis=0, return_inverse=True)[1].reshape(size, size)
+        raise UserError(
+            f"the label image {path} has {width}×{height} pixels; the network sees {seen[1]}×{seen[0]}"
+        )
+    flat = values.reshape(seen[0] * seen[1], -1)
+    labels = np.unique(flat, axis=0, return_inverse=True)[1].reshape(seen)
     return _numbered(labels, f"the label image {path}", "fewer labels")
 
 

@@ -90,15 +90,15 @@ def fit(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor) -> Fit:
         y: data (m, T), of mean square about 1.
         prior: mean of the prior of log θ (K + 1,), with log θ_ε last.
     """
-    return _fit_groups(grams, noise, [y], prior, ENOUGH)[0]
+    return _fit_groups(grams, noise, [y], prior, ENOUGH, probing=False)[0]
 
 
 def fit_each(grams: Tensor, noise: Tensor, y: Tensor, prior: Tensor) -> list[Fit]:
     """Return the log θ of greatest posterior density of each column of `y`; arguments as for `fit`."""
     columns = list(y.split(1, dim=1))
     if len(y) < ROWS_TO_PROBE:
-        return _fit_groups(grams, noise, columns, prior, ENOUGH)
-    return _fit_groups(grams, noise, columns, prior, ROUGHLY, probes(grams, noise))
+        return _fit_groups(grams, noise, columns, prior, ENOUGH, probing=False)
+    return _fit_groups(grams, noise, columns, prior, ROUGHLY, probing=True)
 
 
 def _fit_groups(
@@ -107,18 +107,20 @@ def _fit_groups(
     groups: Sequence[Tensor],
     prior: Tensor,
     enough: float,
-    traced: Probes | None = None,
+    *,
+    probing: bool,
 ) -> list[Fit]:
     """Return the fit of each of `groups` (m, T) of columns; begin with half of the rows if there are many.
 
-    A step with half of the rows costs an eighth.
+    A step with half of the rows costs an eighth. If `probing`, traces are estimated.
     """
     rows = len(noise) // 2
     starts = [prior] * len(groups)
     if rows >= COARSEST_ROWS:
         half = grams[:, :rows, :rows].contiguous()
-        coarse = _fit_groups(half, noise[:rows], [y[:rows] for y in groups], prior, ROUGHLY)
+        coarse = _fit_groups(half, noise[:rows], [y[:rows] for y in groups], prior, ROUGHLY, probing=probing)
         starts = [found.log_theta for found in coarse]
+    traced = probes(grams, noise) if probing else None
     return [
         _search(grams, noise, y, prior, start, enough, traced)
         for y, start in zip(groups, starts, strict=True)

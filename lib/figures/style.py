@@ -15,6 +15,7 @@ from typing import cast
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
@@ -132,6 +133,18 @@ def grey(pixels: np.ndarray) -> np.ndarray:
     """Return an image (H, W, 3) uint8 in grey, in [0, 1], as a background for colours drawn over it."""
     luminance = pixels @ np.array([0.299, 0.587, 0.114]) / 255
     return np.repeat(luminance[..., None], 3, axis=2)
+
+
+def fill_bar(bar: Colorbar, colours: np.ndarray) -> None:
+    """Draw colours (n, m, 3) over a colour bar: n values from its lower end up, each over m backgrounds.
+
+    A map that is blended with its image has no single colour for a value; the bar shows the range.
+    """
+    low, high = bar.ax.get_ylim()
+    edges = np.linspace(0, 1, colours.shape[1] + 1), np.linspace(low, high, len(colours) + 1)
+    bar.ax.pcolormesh(*edges, colours)
+    bar.ax.set(xlim=(0, 1), ylim=(low, high))
+    bar.ax.grid(visible=False)
 
 
 def literal(text: str) -> str:

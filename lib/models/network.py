@@ -16,6 +16,7 @@ from lib.models import outputs, pretrained
 from lib.models.averaging import AveragedViews
 from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
+from lib.runtime.spelling import whole_number
 
 TASK = "image-classification"
 
@@ -64,10 +65,28 @@ class Network:
     @property
     def example(self) -> Tensor:
         """A grey image, normalised, (1, C, size, size): an input to try the module on."""
+        return self.example_of((self.size, self.size))
+
+    def example_of(self, size: tuple[int, int]) -> Tensor:
+        """Return a grey image, normalised, (1, C, H, W) of `size` (H, W)."""
         weight = self._first_weight
         kind = weight.dtype if weight.is_floating_point() else torch.float32
-        grey = torch.full((1, self.channels, self.size, self.size), 0.5, dtype=kind, device=weight.device)
+        grey = torch.full((1, self.channels, *size), 0.5, dtype=kind, device=weight.device)
         return self.normalise(grey)
+
+    def check_takes(self, size: tuple[int, int]) -> None:
+        """Raise a UserError if the network does not take images of this height and width."""
+        if size == (self.size, self.size):
+            return
+        try:
+            with torch.no_grad():
+                self.module(self.example_of(size))
+        except Exception as error:  # a network may refuse in any way, also by an assertion
+            text = " ".join(str(error).split())[:160] or type(error).__name__
+            raise UserError(
+                f"{self.name} does not take an image of {size[1]}×{size[0]} pixels ({text}): use --fit pad, "
+                f"which makes it {self.size}×{self.size}, or another --longest-side"
+            ) from None
 
     @property
     def _first_weight(self) -> Tensor:
@@ -157,16 +176,15 @@ def _find_class(classes: Sequence[str], target: str) -> int:
     folded = [name.casefold() for name in classes]
     if target.casefold() in folded:
         return folded.index(target.casefold())
-    if not classes:
-        if not target.isdecimal():
-            raise UserError(f"the network's outputs have no names: --target {target!r} must be a number")
-        return int(target)
-    if not target.isdecimal():
+    number = whole_number(target)
+    if number is None and not classes:
+        raise UserError(f"the network's outputs have no names: --target {target!r} must be a number")
+    if number is None:
         nearest = ", ".join(_nearest(classes, target))
         raise UserError(f"there is no class {target!r}; the nearest names are {nearest}")
-    if int(target) >= len(classes):
-        raise UserError(f"there is no class {target}: the network's are 0 to {len(classes) - 1}")
-    return int(target)
+    if classes and number >= len(classes):
+        raise UserError(f"there is no class {target[:20]}: the network's are 0 to {len(classes) - 1}")
+    return number
 
 
 def _nearest(classes: Sequence[str], target: str, most: int = 5) -> list[str]:

@@ -187,12 +187,12 @@ def _load_weights(module: nn.Module, file: str) -> None:
 
 def _preprocessing(settings: OwnNetwork, source: ModuleType, module: nn.Module) -> Preprocessing:
     channels = settings.channels or _channels(module)
-    size = settings.size or getattr(source, "SIZE", None) or _USUAL_SIZE
+    size = settings.size or getattr(source, "SIZE", _USUAL_SIZE)
     size = size[0] if isinstance(size, tuple | list) else size
     ends = {}
     for name in ("mean", "std"):
         constant = getattr(source, name.upper(), None)
-        values = getattr(settings, name) or constant or _usual(name, channels)
+        values = getattr(settings, name) or (_usual(name, channels) if constant is None else constant)
         values = tuple(values) if isinstance(values, tuple | list) else (values,)
         values = values * channels if len(values) == 1 else values
         if len(values) != channels or not all(isinstance(each, int | float) for each in values):

@@ -5,13 +5,17 @@ Without torchrun there is one rank, and every function here returns at once with
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from lib.runtime.errors import RunFailed, UserError
 from lib.runtime.launch import launched
+
+T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(minutes=5)  # until all ranks have started; torch's own limit is 30 minutes
 
@@ -81,12 +85,44 @@ def _join_the_others(backend: str) -> None:
         ) from None
 
 
+_IS_ALONE: ContextVar[bool] = ContextVar("is_alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within the block, this rank works by itself: the functions here take it for the only one.
+
+    Ranks that share images explain each of theirs in such a block, in which nothing may wait for the others.
+    """
+    token = _IS_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _IS_ALONE.reset(token)
+
+
+def _is_shared() -> bool:
+    return dist.is_initialized() and not _IS_ALONE.get()
+
+
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _is_shared() else 0
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _is_shared() else 1
+
+
+def gathered(value: T) -> list[T]:
+    """Return the `value` of each rank, in the order of ranks, on rank 0; an empty list on the others.
+
+    The values are anything that can be pickled; they are sent to rank 0 alone.
+    """
+    if world_size() == 1:
+        return [value]
+    found: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, found)
+    return found or []
 
 
 def is_main() -> bool:

@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple
 
 from lib.runtime.errors import UserError
+from lib.runtime.spelling import whole_number
 
 _MOST_RANKS = 1_000_000
 _HOW = "start the script by torchrun, which sets all of them, or unset RANK and WORLD_SIZE"
@@ -69,8 +70,7 @@ def _integer(name: str, least: int, most: int) -> int | None:
     text = os.environ.get(name, "").strip()
     if not text:
         return None
-    # isdecimal() alone accepts digits of other scripts, and int() refuses thousands of digits.
-    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
-    if not least <= value <= most:
+    value = whole_number(text)
+    if value is None or not least <= value <= most:
         raise UserError(f"{name} is {text[:40]!r}, not a number from {least} to {most:,}: {_HOW}")
     return value

@@ -1,4 +1,4 @@
-"""The spelling of texts for people: flag values as typed, outside texts without control characters."""
+"""The spelling of texts: flag values as typed, outside texts without control characters, whole numbers."""
 
 import re
 import unicodedata
@@ -29,6 +29,17 @@ def printable(text: object) -> str:
     if _PLAIN.fullmatch(spelled):
         return spelled
     return "".join(map(_escaped, spelled))
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of digits spells, at most 10¹⁸; None if it is no such text.
+
+    `str.isdecimal` accepts the digits of all scripts, and `int` refuses thousands of digits.
+    """
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    digits = text.lstrip("0")
+    return int(digits or "0") if len(digits) <= 18 else 10**18
 
 
 def cell(text: object) -> str:

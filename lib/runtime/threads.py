@@ -2,6 +2,8 @@
 
 import os
 
+from lib.runtime.spelling import whole_number
+
 # How many times a thread that has finished its part of a layer spins in a loop before it sleeps. By default
 # it spins for some milliseconds. If other programs use the cores, that can keep a core from the very thread
 # that it waits for. Milliseconds per update with two threads, default → 1,000 spins:
@@ -24,7 +26,7 @@ def suitable(is_small: bool) -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")  # torchrun sets it to share the cores among its processes
     if is_small:
         return 1
-    return int(given) if given.isdecimal() and int(given) > 0 else cores()
+    return whole_number(given) or cores()
 
 
 def cores() -> int:

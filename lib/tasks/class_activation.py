@@ -1,6 +1,7 @@
 """Steps of run-grad-cam.py: class activation maps, guided backpropagation, check by re-drawn weights."""
 
 import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,16 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lib.explain import activations, gradients
-from lib.explain.methods import METHODS, Method, Request
-from lib.explain.progress import Watch
+from lib.explain.explanation import Explanation
+from lib.explain.methods import METHODS, Method, Request, drawn_by
+from lib.explain.progress import Stopped, Watch
 from lib.models.network import Network
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
-from lib.tasks.explanation_panels import Panel, Question, panels_of
-from lib.tasks.explanation_run import ExplanationRun, baseline_of
+from lib.tasks.explanation_job import Explained, Job
+from lib.tasks.explanation_panels import Panel, Question, panels_of, targets_of
+from lib.tasks.explanation_run import ExplanationRun, Naming, baseline_of
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,28 @@ class MapSettings(Settings):
     noise: float
     seed: int
     place: str
+    batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> "MapSettings":
         """Return the settings among `flags`."""
-        names = [option.name for method in METHODS.values() for option in method.options]
+        names = [option.name for method in drawn_by("run-grad-cam.py").values() for option in method.options]
         options = {name: flags[name.replace("-", "_")] for name in names if name.replace("-", "_") in flags}
         return super().of({**flags, "options": options})
+
+    @property
+    def words(self) -> Naming:
+        """What names of files say of these settings."""
+        parts = [
+            *(self.layer or ()),
+            *(["against"] if self.counterfactual else []),
+            *([self.rule] if self.guided else []),
+            *([f"smoothgrad-{self.smoothgrad}"] if self.smoothgrad else []),
+            *([f"randomise-{self.randomise}"] if self.randomise else []),
+            *([self.place] if self.place != "receptive-field" else []),
+        ]
+        return Naming("" if self.method == "grad-cam" else self.method, tuple(parts))
 
     @property
     def entry(self) -> Method:
@@ -84,63 +102,103 @@ def check(settings: MapSettings, typed: Mapping[str, Any]) -> None:
 
 
 def explain(run: ExplanationRun, settings: MapSettings) -> None:
-    """Explain every question of the run: a row of panels for each image, network and layer.
+    """Explain all images of the run: a row of panels for each image, network and layer.
 
     Raises:
         Interrupted: Ctrl-C; the results obtained by then are drawn.
     """
-    questions = run.questions()
-    layer_names = {id(network): _layer_names(settings, network) for network in run.networks}
 
-    def rows_of(question: Question, watch: Watch) -> list[list[Panel]]:
-        asked = _Asked(run, settings, question, layer_names[id(question.network)], watch)
-        return _rows(asked)
+    def explain_some(images: Sequence[Sequence[Question]], watch: Watch) -> list[Explained]:
+        rows: list[list[list[Panel]]] = [[] for _ in images]
+        try:
+            for questions in zip(*images, strict=True):
+                for alike in _alike(questions):
+                    found = _rows(_Asked(run, settings, [questions[index] for index in alike], watch))
+                    for index, its in zip(alike, found, strict=True):
+                        rows[index] += its
+        except Stopped:  # what is known of an image is drawn
+            if not all(rows):
+                raise
+        return [Explained(each) for each in rows]
 
-    run.explain_each(questions, rows_of, unit="forward passes")
+    job = Job(run, explain_some, settings, "forward passes", batch=_batch_size(settings, run.networks[0]))
+    job.do()
 
 
-def _layer_names(settings: MapSettings, network: Network) -> Sequence[str]:
+def _alike(questions: Sequence[Question]) -> list[list[int]]:
+    """Return the indices of the questions whose images have the same size, as one batch each."""
+    sizes = list(dict.fromkeys(question.size for question in questions))
+    return [[i for i, question in enumerate(questions) if question.size == size] for size in sizes]
+
+
+def _batch_size(settings: MapSettings, network: Network) -> int:
+    """Return how many images are explained in one pass.
+
+    Methods of many forward passes make batches of them; noise is drawn for each image by itself.
+    """
+    method = settings.entry
+    if method.baseline or method.name == "score-cam" or settings.smoothgrad:
+        return 1
+    # On a CPU, larger batches are no faster.
+    return settings.batch_size or (1 if network.device.type == "cpu" else 16)
+
+
+def _layer_names(settings: MapSettings, question: Question) -> Sequence[str]:
     if not settings.entry.at_layers:
         return ()
-    return settings.layer or [activations.default_layer(network.module, network.example)]
+    return settings.layer or [_default_layer(question.network, question.size)]
+
+
+@functools.lru_cache(maxsize=256)
+def _default_layer(network: Network, size: tuple[int, int]) -> str:
+    return activations.default_layer(network.module, network.example_of(size))
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question, and how it is to be answered."""
+    """Questions to one network about images of one size, and how they are to be answered."""
 
     run: ExplanationRun
     settings: MapSettings
-    question: Question
-    layer_names: Sequence[str]
+    questions: Sequence[Question]
     watch: Watch
 
     def request(self, **more: Any) -> Request:
         """Return the request for the method, or for that of guided backpropagation."""
-        targets = self.question.targets
+        targets = targets_of(self.questions)
         if self.settings.counterfactual:
             targets = [-target for target in targets]
-        place = self.settings.place
-        return Request(
-            self.question.network, self.question.pixels, targets, place=place, watch=self.watch, **more
-        )
+        images = torch.cat([question.pixels for question in self.questions])
+        network, place = self.questions[0].network, self.settings.place
+        return Request(network, images, targets, place=place, watch=self.watch, **more)
 
 
-def _rows(asked: _Asked) -> list[list[Panel]]:
+# For each question, for each layer or for the input, the panels of its classes.
+_Rows = list[list[list[Panel]]]
+
+
+def _rows(asked: _Asked) -> _Rows:
     """Return the panels of each layer: of the trained network, then with more and more layers re-drawn."""
     originals = _panels(asked)
     # From the largest number of layers down, so that a number too large is reported before much is computed.
     depths = [_with_redrawn(asked, originals, count) for count in range(asked.settings.randomise, 0, -1)]
-    return [list(itertools.chain(*parts)) for parts in zip(originals, *reversed(depths), strict=True)]
-
-
-def _with_redrawn(asked: _Asked, originals: Sequence[Sequence[Panel]], count: int) -> list[list[Panel]]:
-    """Return panels like `originals`, but of the network with its last `count` layers re-drawn."""
-    with gradients.randomised(asked.question.network.module, count, asked.settings.seed) as redrawn:
-        rows = _panels(asked)
     return [
-        [_redrawn(*pair, redrawn) for pair in zip(row, before, strict=True)]
-        for row, before in zip(rows, originals, strict=True)
+        [list(itertools.chain(*parts)) for parts in zip(*each, strict=True)]
+        for each in zip(originals, *reversed(depths), strict=True)
+    ]
+
+
+def _with_redrawn(asked: _Asked, originals: _Rows, count: int) -> _Rows:
+    """Return panels like `originals`, but of the network with its last `count` layers re-drawn."""
+    network = asked.questions[0].network
+    with gradients.randomised(network.module, count, asked.settings.seed) as redrawn:
+        found = _panels(asked)
+    return [
+        [
+            [_redrawn(*pair, redrawn) for pair in zip(row, before, strict=True)]
+            for row, before in zip(*rows, strict=True)
+        ]
+        for rows in zip(found, originals, strict=True)
     ]
 
 
@@ -164,30 +222,38 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def _panels(asked: _Asked) -> list[list[Panel]]:
-    """Return, for each layer or for the image itself, the panels of all classes."""
-    settings, question, method = asked.settings, asked.question, asked.settings.entry
-    start = baseline_of(asked.run.asked, question, cropped=True)[None] if method.baseline else None
+def _panels(asked: _Asked) -> _Rows:
+    """Return, for each question, for each layer or for the input, the panels of all classes."""
+    settings, method = asked.settings, asked.settings.entry
+    start = None
+    if method.baseline:
+        each = [baseline_of(asked.run.asked, question, cropped=True) for question in asked.questions]
+        start = torch.stack(each)
     found = method.explain(
-        asked.request(layers=asked.layer_names, baseline=start, settings=_own_options(settings))
+        asked.request(
+            layers=_layer_names(settings, asked.questions[0]),
+            baseline=start,
+            settings=_own_options(settings),
+        )
     )
     title = _title(method.name, settings.counterfactual)
 
     def note(panel: Panel) -> str:
         return f"{title}, max {panel.values.max():.3g}" if panel.layer else title
 
-    rows = panels_of(question, method, found, note)
+    rows = [
+        panels_of(question, method, found.of_image(index), note)
+        for index, question in enumerate(asked.questions)
+    ]
     if not settings.guided:
         return rows
-    fine = METHODS[settings.rule].explain(
-        asked.request(
-            settings={
-                "smoothgrad": settings.smoothgrad,
-                "noise": settings.noise,
-                "seed": settings.seed,
-            }
-        )
-    )
+    smoothing = {"smoothgrad": settings.smoothgrad, "noise": settings.noise, "seed": settings.seed}
+    fine = METHODS[settings.rule].explain(asked.request(settings=smoothing))
+    return [_guided(its, fine.of_image(index), settings) for index, its in enumerate(rows)]
+
+
+def _guided(rows: Sequence[Sequence[Panel]], fine: Explanation, settings: MapSettings) -> list[list[Panel]]:
+    """Return rows in which each class activation map is followed by those of guided backpropagation."""
     return [
         [
             panel

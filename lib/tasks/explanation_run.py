@@ -1,37 +1,62 @@
 """Shared steps of the scripts that explain images: load networks, choose targets, draw the sheet."""
 
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn import functional
 
 from lib import models
 from lib.cli import CommandLine, config
 from lib.data import class_names, image_inputs, photographs
-from lib.data.image_inputs import ImageInput
+from lib.data.fitting import Fit
+from lib.data.image_inputs import ImageInput, Reader
 from lib.explain.baselines import KINDS, baseline
-from lib.explain.progress import Stopped, Watch
 from lib.explain.targets import top_classes
-from lib.figures import explanations as pictures
-from lib.figures import style
 from lib.models import own_network
 from lib.models.network import Network, check_top, find_classes, load_checkpoint, load_pretrained
 from lib.models.own_network import OwnNetwork
 from lib.runtime import distributed, threads
-from lib.runtime.errors import Interrupted, UserError, warn
-from lib.runtime.files import refuse_overwrite, writable_file, writable_folder, write_atomically
-from lib.runtime.interrupts import Signals
+from lib.runtime.errors import UserError, warn
+from lib.runtime.files import refuse_overwrite, writable_file, writable_folder
 from lib.runtime.memory import keep_freed_memory
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
-from lib.tasks.explanation_panels import Panel, Question, as_json, lines_of, save_values
+from lib.tasks.explanation_panels import Question
+from lib.tasks.explanation_sheet import SheetSettings
+
+
+class Naming(NamedTuple):
+    """What the names of files say: the method, and in what this run differs from the usual one."""
+
+    method: str = ""
+    parts: tuple[str, ...] = ()
+
+    def stem(self, networks: Iterable[str], images: Iterable[str]) -> str:
+        """Return a file's name without its suffix."""
+        parts = [self.method, _joined(networks), _joined(images), *map(_plain, self.parts)]
+        return "-".join(parts)[:200]
+
+
+PLAIN = Naming()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.+]+", "-", name).strip("-.") or "image"
+
+
+def _joined(names: Iterable[str]) -> str:
+    """Return names as a part of a file name: all of them if there are at most three, else only the first."""
+    parts = list(dict.fromkeys(map(_plain, names)))
+    shown = parts if len(parts) <= 3 else [parts[0], f"and-{len(parts) - 1}-more"]
+    return "-".join(shown)[:100]
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,14 @@ class ImageQuestion(Settings):
     score: str
     seed: int
     baseline: str = KINDS[0]
+    fit: str | None = None
+    longest_side: int | None = None
+    skip_bad: bool = False
+
+    @property
+    def fitting(self) -> Fit:
+        """How image files become inputs."""
+        return Fit(self.fit, self.longest_side)
 
 
 @dataclass(frozen=True)
@@ -72,6 +105,17 @@ class OutputFiles(Settings):
     show: bool
     animate: bool = False
     list_layers: bool = False
+
+    @property
+    def values_folder(self) -> Path | None:
+        """The folder for one file of values an image, if `--save-values` names one."""
+        named = self.save_values or ""
+        return Path(named) if named.endswith(("/", os.sep)) or os.path.isdir(named) else None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether results are written image by image, such that the same command goes on where it was."""
+        return self.values_folder is not None or str(self.json).endswith(".jsonl")
 
 
 def baseline_of(asked: ImageQuestion, question: Question, *, cropped: bool) -> Tensor:
@@ -88,24 +132,29 @@ def baseline_of(asked: ImageQuestion, question: Question, *, cropped: bool) -> T
     network, name = question.network, asked.baseline
     if name in KINDS:
         return baseline(name, question.pixels[0], seed=asked.seed)
+    height, width = question.size
     if image_inputs.is_file(name) and not cropped:
         size = photographs.read(name).size
-        if size != (network.size, network.size):
+        if size != (width, height):
             raise UserError(
-                f"the baseline {name} has {size[0]}×{size[1]} pixels; "
-                f"the network sees {network.size}×{network.size}"
+                f"the baseline {name} has {size[0]}×{size[1]} pixels; the network sees {width}×{height}"
             )
-    (image,) = image_inputs.read([name], network.preprocessing, asked.data_dir, invert=asked.invert)
-    return image.pixels.to(network.device)
+    how = Fit("stretch") if not cropped and network.preprocessing.resize else asked.fitting
+    (image,) = image_inputs.read([name], network.preprocessing, asked.data_dir, invert=asked.invert, fit=how)
+    pixels = image.pixels[None]
+    if image.size != question.size:
+        pixels = functional.interpolate(pixels, question.size, mode="bilinear", antialias=True)
+    return pixels[0].to(network.device)
 
 
 @contextmanager
-def start(name: str, line: CommandLine) -> Iterator["ExplanationRun"]:
+def start(name: str, line: CommandLine, words: Naming = PLAIN) -> Iterator["ExplanationRun"]:
     """Check the shared flags, load the networks and open the log; yield an `ExplanationRun`.
 
     Args:
         name: name of the method in file names and log lines.
         line: the flags.
+        words: what file names say beside that.
 
     Raises:
         UserError: the flags contradict each other, a network cannot be loaded, or an output cannot
@@ -114,13 +163,10 @@ def start(name: str, line: CommandLine) -> Iterator["ExplanationRun"]:
     flags, typed = line.values, line.typed
     choice, asked, files = NetworkChoice.of(flags), ImageQuestion.of(flags), OutputFiles.of(flags)
     _check(choice, asked, files, typed)
-    refuse_overwrite(flags["save_config"], choice.restore_file, choice.weights, asked.input, flags["config"])
-    for path in (files.save_values, files.json):
-        if path:
-            writable_file(path)
-    if not files.list_layers:
-        writable_folder(files.out_dir)
-    image_inputs.check(asked.input or ())
+    asked = replace(asked, input=image_inputs.expanded(asked.input or ()))
+    _check_outputs(choice, asked, files, flags)
+    if not asked.skip_bad:
+        image_inputs.check(asked.input or ())
     networks = _load(choice, OwnNetwork.of(flags))
     if "top_k" not in typed:
         fewest = min((len(each.classes) for each in networks if each.classes), default=asked.top_k)
@@ -129,8 +175,38 @@ def start(name: str, line: CommandLine) -> Iterator["ExplanationRun"]:
         raise UserError("--save-values cannot hold maps of different sizes: ask the networks one by one")
     if flags["save_config"] and distributed.is_main():
         config.save(flags["save_config"], flags, line.flags, typed)
-    with RunLog(name) as log:
-        yield ExplanationRun(name, log, networks, asked, files)
+    naming = Naming(words.method or name, (*words.parts, *_typed_parts(typed)))
+    sheets = SheetSettings.of(flags)
+    with distributed.process_group(networks[0].device), _log(name) as log:
+        yield ExplanationRun(name, log, networks, asked, files, sheets, naming)
+
+
+def _log(name: str) -> RunLog:
+    """Return the log, which only rank 0 writes; the ranks must have found each other."""
+    return RunLog(name, enabled=distributed.is_main())
+
+
+def _typed_parts(typed: Mapping[str, Any]) -> list[str]:
+    """Return what file names say of flags that all scripts share, in words; nothing of defaults."""
+    targets = [f"of-{'-'.join(typed['target'])}"] if typed.get("target") else []
+    return [*targets, *(str(typed[name]) for name in ("score", "fit") if typed.get(name))]
+
+
+def _check_outputs(
+    choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, flags: Mapping[str, Any]
+) -> None:
+    """Check that the files to write can be written, and are none of those to read."""
+    read = (choice.restore_file, choice.weights, asked.input)
+    refuse_overwrite(flags["save_config"], *read, flags["config"])
+    for output in (files.json, files.save_values):
+        refuse_overwrite(output, *read, asked.baseline)
+    if files.values_folder:
+        writable_folder(files.values_folder)
+    for path in (None if files.values_folder else files.save_values, files.json):
+        if path:
+            writable_file(path)
+    if not files.list_layers:
+        writable_folder(files.out_dir)
 
 
 def _load(choice: NetworkChoice, own: OwnNetwork) -> list[Network]:
@@ -182,10 +258,13 @@ def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, type
         raise UserError("no image given: use --input FILE, or an example such as --input digits:7")
     if "target" in typed and "top_k" in typed:
         raise UserError("--top-k and --target both say which classes: choose one")
-    if files.save_values and not files.save_values.endswith(".npz"):
-        raise UserError(f"--save-values {files.save_values}: the name must end in .npz")
-    for output in (files.json, files.save_values):
-        refuse_overwrite(output, choice.restore_file, choice.weights, asked.input, asked.baseline)
+    if files.save_values and not files.save_values.endswith(".npz") and not files.values_folder:
+        raise UserError(
+            f"--save-values {files.save_values}: the name must end in .npz, or in / for a folder of one file "
+            "an image"
+        )
+    if asked.longest_side and asked.fit != "native":
+        raise UserError("--longest-side goes with --fit native alone")
     _check_baseline(asked.baseline)
 
 
@@ -202,11 +281,13 @@ class ExplanationRun:
     """One run of a script that explains images.
 
     Attributes:
-        name: name of the method.
-        log: the log on standard output.
+        name: name of the method in log lines.
+        log: the log on standard output, of rank 0.
         networks: the networks, one or more.
         asked: what is asked about which images.
         files: the files to write.
+        sheets: how sheets are laid out.
+        naming: what file names say.
     """
 
     name: str
@@ -214,135 +295,50 @@ class ExplanationRun:
     networks: Sequence[Network]
     asked: ImageQuestion
     files: OutputFiles
+    sheets: SheetSettings
+    naming: Naming = PLAIN
 
-    def questions(self) -> list[Question]:
-        """Return one question per network for each image in turn.
+    def readers(self) -> list[Reader]:
+        """Return a reader of images for each network."""
+        asked = self.asked
+        return [
+            Reader(each.preprocessing, asked.data_dir, invert=asked.invert, fit=asked.fitting)
+            for each in self.networks
+        ]
+
+    def questions(self, images: Sequence[Sequence[ImageInput]]) -> list[list[Question]]:
+        """Return, for each of some images, as each network sees it, the question of each network.
 
         Networks with the same classes are taken for checkpoints of one training run: all explain the most
         probable classes of the last one.
 
         Raises:
-            UserError: an image cannot be read, or there is no such class.
+            UserError: there is no such class.
         """
-        asked = self.asked
-        shown = [
-            image_inputs.read(asked.input or (), each.preprocessing, asked.data_dir, invert=asked.invert)
-            for each in self.networks
-        ]
-        return [question for image in zip(*shown, strict=True) for question in self._questions_about(image)]
-
-    def _questions_about(self, image: Sequence[ImageInput]) -> list[Question]:
-        """Return the questions of all networks about one image, as each of them sees it."""
-        pairs, score = list(zip(self.networks, image, strict=True)), self.asked.score
+        score, networks = self.asked.score, self.networks
         if self.asked.target:
-            return [Question(*each, find_classes(each[0], self.asked.target), score) for each in pairs]
-        if len({network.classes for network in self.networks}) == 1:
-            likeliest = self._likeliest(*pairs[-1])
-            return [Question(*each, likeliest, score) for each in pairs]
-        return [Question(*each, self._likeliest(*each), score) for each in pairs]
+            wanted = [find_classes(network, self.asked.target) for network in networks]
+            chosen = [wanted] * len(images)
+        elif len({network.classes for network in networks}) == 1:
+            last = self._likeliest(networks[-1], [each[-1] for each in images])
+            chosen = [[classes] * len(networks) for classes in last]
+        else:
+            columns = zip(*images, strict=True)
+            found = [self._likeliest(*each) for each in zip(networks, columns, strict=True)]
+            chosen = [list(row) for row in zip(*found, strict=True)]
+        return [
+            [Question(*each, score) for each in zip(networks, row, classes, strict=True)]
+            for row, classes in zip(images, chosen, strict=True)
+        ]
 
-    def _likeliest(self, network: Network, image: ImageInput) -> list[int]:
+    def _likeliest(self, network: Network, images: Sequence[ImageInput]) -> list[list[int]]:
+        """Return the most probable classes of each of some images, which are asked in batches of one size."""
         check_top(network, self.asked.top_k)
+        found: list[list[int]] = []
         with torch.no_grad():
-            pixels = image.pixels[None]
-            # Small probabilities are rounded to zero and then equal, which logits are not.
-            found = network.logits(pixels) if network.views == 1 else network.probabilities(pixels)
-            return top_classes(found, self.asked.top_k)[:, 0].tolist()
-
-    @contextmanager
-    def watching(self, signals: Signals, unit: str) -> Iterator[tuple[Watch, tqdm]]:
-        """Within the context, show a progress bar on the main process, and yield it with its `Watch`."""
-        disable = None if distributed.is_main() else True
-        with tqdm(total=0, unit=f" {unit}", disable=disable, leave=False) as bar:
-
-            def expect(count: int) -> None:
-                bar.total += count
-                bar.refresh()
-
-            def report(half_width: float) -> None:
-                bar.set_postfix(half_width=f"{half_width:.3g}")
-
-            yield (
-                Watch(expect, bar.update, lambda: bool(signals.received), None if bar.disable else report),
-                bar,
-            )
-
-    def explain_each(
-        self,
-        questions: Sequence[Question],
-        rows_of: Callable[[Question, Watch], list[list[Panel]]],
-        *,
-        unit: str,
-    ) -> None:
-        """Explain the questions one by one, with a progress bar, and report the results.
-
-        Args:
-            questions: questions in the order of the sheet.
-            rows_of: function that returns the panels of a question; it may raise `Stopped` if its `Watch`
-                says to stop.
-            unit: unit of the progress bar.
-
-        Raises:
-            Interrupted: Ctrl-C; the results obtained by then are reported.
-        """
-        rows: list[list[Panel]] = []
-        answered = 0
-        with Signals() as signals, self.watching(signals, unit) as (watch, bar):
-            for question in questions:
-                bar.set_description(f"{question.image.name}, {question.network.name}")
-                try:
-                    rows += rows_of(question, watch)
-                except Stopped:
-                    break
-                answered += 1
-                if signals.received:
-                    break
-        if rows:
-            self._report(rows)
-        if signals.received:
-            raise Interrupted(
-                f"interrupted: {answered} of {len(questions)} images are drawn with what is known of them",
-                signals.received,
-            )
-
-    def _report(self, rows: Sequence[Sequence[Panel]]) -> None:
-        """Log the panels' numbers, write the files that the flags name, and draw the sheet.
-
-        The panels of a row have the same question.
-        """
-        panels = [panel for row in rows for panel in row]
-        for panel in panels:
-            self.log.event("PANEL", **panel.record())
-        self.write(panels)
-        self._draw(rows)
-
-    def write(self, panels: Sequence[Panel]) -> None:
-        """Write the records and the arrays of panels to the files that the flags name, if any."""
-        if self.files.json:
-            write_atomically(Path(self.files.json), as_json([panel.record() for panel in panels]))
-            self.log.event("RECORDS", file=self.files.json)
-        if self.files.save_values:
-            save_values(Path(self.files.save_values), panels)
-            self.log.event("VALUES", file=self.files.save_values)
-
-    def _draw(self, rows: Sequence[Sequence[Panel]]) -> None:
-        """Draw the sheet, and with `--animate` a GIF of one frame for each network."""
-        folder = Path(self.files.out_dir)
-        asked = [row[0].question for row in rows]
-        networks, images = (_joined(getattr(q, key).name for q in asked) for key in ("network", "image"))
-        stem = f"{self.name}-{networks}-{images}"
-        if self.files.animate:
-            frames = [
-                pictures.sheet(lines_of(row for row in rows if row[0].question.network is network))
-                for network in self.networks
-            ]
-            self.log.event("FIGURE", file=pictures.save_animation(frames, folder / f"{stem}.gif"))
-        figure = pictures.sheet(lines_of(rows))
-        self.log.event("FIGURE", file=style.save(figure, folder / f"{stem}.png", show=self.files.show))
-
-
-def _joined(names: Iterable[str]) -> str:
-    """Return names as a part of a file name: all of them if there are at most three, else only the first."""
-    parts = list(dict.fromkeys(re.sub(r"[^\w.+]+", "-", name).strip("-.") or "image" for name in names))
-    shown = parts if len(parts) <= 3 else [parts[0], f"and-{len(parts) - 1}-more"]
-    return "-".join(shown)[:100]
+            for _, alike in itertools.groupby(images, key=lambda image: image.size):
+                pixels = torch.stack([image.pixels for image in alike])
+                # Small probabilities are rounded to zero and then equal, which logits are not.
+                some = network.logits(pixels) if network.views == 1 else network.probabilities(pixels)
+                found += top_classes(some, self.asked.top_k).T.tolist()
+        return found

@@ -9,6 +9,7 @@ from lib import models
 from lib.data import datasets, folders, image_files, images
 from lib.data.images import ImageData
 from lib.data.preprocessing import Preprocessing
+from lib.models.network import Network
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.training.run import TrainingRun
@@ -131,6 +132,67 @@ def load_photographs(run: TrainingRun, settings: DataSettings, usual: Preprocess
         data = load_in_memory(settings, how)
     _check_classes(run, settings, data)
     return data.prepared(how.mean, how.std, run.device)
+
+
+def load_for(run: TrainingRun, settings: DataSettings, network: Network) -> ImageData:
+    """Load the images that the flags name for a network of the user's own; their labels become its classes.
+
+    A class of the images is that of the network with the same name. If the network's classes have no names,
+    they are those of the images, in their order.
+
+    Raises:
+        UserError: as `load_photographs` does; the network does not know a class of the images.
+    """
+    settings = replace(settings, classes=())  # --classes names the network's
+    settings.check()
+    how = network.preprocessing
+    run.fill_in("size", how.size)
+    if settings.input:
+        data = images.without_examples(network.classes, how)
+    elif settings.dataset == datasets.FOLDER:
+        data = load_folder(settings, how)
+    elif how.channels != datasets.find(settings.dataset).channels:
+        colours = {1: "grey", 3: "coloured"}
+        raise UserError(
+            f"{network.name} takes {colours[how.channels]} images, and those of {settings.dataset} are not: "
+            "give another --dataset, or --channels"
+        )
+    elif how.channels == 1:
+        data = images.load(
+            settings.dataset,
+            settings.data_dir,
+            size=how.size,
+            limit=settings.limit,
+            holdout=settings.holdout or 0,
+            options=settings.choices,
+        )
+    else:
+        data = load_in_memory(settings, how)
+    if not settings.input:
+        names, classes = _matched(network, data.classes)
+        data = data.relabelled(names, classes)
+    return data.prepared(how.mean, how.std, run.device)
+
+
+def _matched(network: Network, classes: Sequence[str]) -> tuple[Sequence[str], list[int]]:
+    """Return the names of the network's classes, and its class for each of `classes`."""
+    unnamed = network.classes == tuple(map(str, range(len(network.classes))))
+    if unnamed and len(classes) == len(network.classes):
+        return classes, list(range(len(classes)))
+    known = {_plain(name): number for number, name in enumerate(network.classes)}
+    unknown = [name for name in classes if _plain(name) not in known]
+    if unknown:
+        raise UserError(
+            f"{network.name} tells apart {folders.first_few(network.classes)} ({len(network.classes)} "
+            f"classes), and not {folders.first_few(unknown)}: give the names of its classes, as those of the "
+            "images are spelled, with --classes"
+        )
+    return network.classes, [known[_plain(name)] for name in classes]
+
+
+def _plain(name: str) -> str:
+    """Return a class name as it is compared: `Golden_Retriever` is `golden retriever`."""
+    return name.casefold().replace("_", " ").strip()
 
 
 def _preprocessing(run: TrainingRun, settings: DataSettings, usual: Preprocessing | None) -> Preprocessing:

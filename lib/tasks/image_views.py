@@ -1,7 +1,6 @@
 """Figures of `--eval-only` for image classifiers: mistakes, features of layers, filters, activations."""
 
 from collections.abc import Iterator
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +26,8 @@ from lib.training.run import TrainingRun
 
 # Largest side in pixels of an image drawn at its point, so that a thousand of them fit on a sheet.
 THUMBNAIL_SIDE = 64
+# Of a network that does not say which of its layers to embed, at most this many are.
+MOST_STAGES = 6
 # For figures with photographs or many colours, which a palette would degrade.
 ALL_COLOURS = None
 
@@ -43,8 +44,7 @@ def look_inside(run: TrainingRun, model: nn.Module, data: ImageData, settings: V
             that cannot be written; all are checked before anything is computed.
     """
     rows = inspection.sample(settings, data.valid.labels.cpu()).to(data.valid.labels.device)
-    # A cast, because nn.Module does not declare the `stages` that every image classifier here has.
-    layer_names = list(layers.resolve(model, settings.layers or cast(Any, model).stages))
+    layer_names = list(layers.resolve(model, settings.layers or _stages(model, data)))
     if settings.thumbnails and settings.dims != 2:
         raise UserError("--thumbnails goes with --dims 2 alone")
     inspection.make_folders(settings)
@@ -59,6 +59,16 @@ def look_inside(run: TrainingRun, model: nn.Module, data: ImageData, settings: V
     sample = data.valid.rows(rows)
     _convolutions(run, settings, model, sample)
     _embed(run, settings, model, data, sample, layer_names)
+
+
+def _stages(model: nn.Module, data: ImageData) -> list[str]:
+    """Return the layers to embed: those that the network names, or else the last one in each of its parts."""
+    own = getattr(model, "stages", None)
+    if isinstance(own, tuple | list) and all(isinstance(each, str) for each in own):
+        return list(own)
+    example = next(_images(data.valid))[:1]
+    last_of = {row.name.split(".")[0]: row.name for row in layers.table(model, example) if row.shape}
+    return list(last_of.values())[-MOST_STAGES:]
 
 
 def _mistakes(data: ImageData, predictions: answers.Predictions) -> Figure:

@@ -1,15 +1,19 @@
 """Steps of run-integrated-gradients.py: attributions of pixels, and how exactly they add up to the score."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from lib.explain.methods import METHODS, Request
-from lib.explain.progress import Watch
+from lib.explain.progress import Stopped, Watch
 from lib.runtime.errors import warn
 from lib.runtime.settings import Settings
+from lib.tasks.explanation_job import Explained, Job
 from lib.tasks.explanation_panels import Panel, Question, panels_of
-from lib.tasks.explanation_run import ExplanationRun, baseline_of
+from lib.tasks.explanation_run import ExplanationRun, Naming, baseline_of
 
 METHOD = METHODS["integrated-gradients"]
 
@@ -26,6 +30,12 @@ class PathSettings(Settings):
     noise: float
     seed: int
 
+    def words(self, typed: Mapping[str, Any]) -> Naming:
+        """Return what names of files say of these settings."""
+        baseline = [Path(typed["baseline"]).stem] if "baseline" in typed else []
+        smoothing = [f"smoothgrad-{self.smoothgrad}"] if self.smoothgrad else []
+        return Naming("", (*baseline, *smoothing))
+
 
 def explain(run: ExplanationRun, settings: PathSettings) -> None:
     """Explain every question of the run: a row of panels for each image and network.
@@ -33,9 +43,19 @@ def explain(run: ExplanationRun, settings: PathSettings) -> None:
     Raises:
         Interrupted: Ctrl-C; the results obtained by then are drawn.
     """
-    run.explain_each(
-        run.questions(), lambda question, watch: [_row(run, settings, question, watch)], unit="gradients"
-    )
+
+    def explain_one(images: Sequence[Sequence[Question]], watch: Watch) -> list[Explained]:
+        (questions,) = images
+        rows: list[list[Panel]] = []
+        try:
+            for question in questions:
+                rows.append(_row(run, settings, question, watch))
+        except Stopped:  # what is known of an image is drawn
+            if not rows:
+                raise
+        return [Explained(rows)]
+
+    Job(run, explain_one, settings, "gradients").do()
 
 
 def _row(run: ExplanationRun, settings: PathSettings, question: Question, watch: Watch) -> list[Panel]:
@@ -78,7 +98,7 @@ def _note(score: str, panel: Panel) -> str:
     found = panel.numbers
     return (
         f"{score} {_spell(panel.answer.score)}, baseline's {_spell(found['baseline_score'])}\n"
-        f"gap {_spell(found['completeness_gap'], '.1e')} ({100 * found['gap_share']:.2g} %), "
+        f"gap {_spell(100 * math.copysign(found['gap_share'], found['completeness_gap']), '.2g')} %, "
         f"{found['steps']} steps"
     )
 

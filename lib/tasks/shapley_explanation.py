@@ -1,7 +1,7 @@
 """Steps of run-shapley-value.py: choose the parts of the image, estimate their values, draw them."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,15 @@ from lib.explain.methods import METHODS, Request
 from lib.explain.players import Players
 from lib.explain.progress import Watch
 from lib.figures import shapley as pictures
-from lib.figures import style
 from lib.runtime import distributed
-from lib.runtime.errors import Interrupted, RunFailed, UserError, warn
+from lib.runtime.errors import RunFailed, UserError, warn
 from lib.runtime.files import existing_file, writable_file
-from lib.runtime.interrupts import Signals
-from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
 from lib.tasks.evaluation_store import EvaluationStore
-from lib.tasks.explanation_panels import Panel, Question, as_bytes, heading, panels_of
-from lib.tasks.explanation_run import ExplanationRun, baseline_of
+from lib.tasks.explanation_job import Explained, Job, TooFew
+from lib.tasks.explanation_panels import Panel, Question, panels_of
+from lib.tasks.explanation_run import ExplanationRun, Naming, baseline_of
+from lib.tasks.explanation_sheet import heading, picture_of
 
 METHOD = METHODS["shapley"]
 
@@ -47,6 +46,12 @@ class ShapleySettings(Settings):
     seed: int
     show_uncertainty: bool
     interactions: bool
+
+    def words(self, typed: Mapping[str, Any]) -> Naming:
+        """Return what names of files say of these settings."""
+        parts = [] if self.players == "patches" else [Path(self.players).stem]
+        baseline = [Path(typed["baseline"]).stem] if "baseline" in typed else []
+        return Naming("", (*parts, *baseline))
 
 
 def check(settings: ShapleySettings, typed: Mapping[str, Any]) -> None:
@@ -70,42 +75,39 @@ def check(settings: ShapleySettings, typed: Mapping[str, Any]) -> None:
 
 
 def explain(run: ExplanationRun, settings: ShapleySettings) -> None:
-    """Explain every question of the run: draw a figure for each image, and log the numbers of each class.
+    """Explain all images of the run: draw a figure for each, and log the numbers of each class.
+
+    Ranks share the images. Of one image, and where a file keeps evaluations, they share the coalitions.
 
     Raises:
         UserError: the flags contradict each other or do not suit the image.
         Interrupted: Ctrl-C; the results obtained by then are drawn.
     """
-    device = run.networks[0].device
-    with distributed.process_group(device), Signals() as signals:
-        run = replace(run, log=RunLog(run.name, enabled=distributed.is_main()))
-        done: list[Panel] = []
-        questions = run.questions()
-        try:
-            with run.watching(signals, "evaluations") as (watch, bar):
-                for question, stem in zip(questions, _stems(run, questions), strict=True):
-                    bar.set_description(f"{question.image.name}, {question.network.name}")
-                    found = _explain_one(run, settings, question, watch, signals)
-                    (panels,) = panels_of(question, METHOD, found)
-                    done += panels
-                    interrupted = bool(signals.received) and not panels[0].numbers["converged"]
-                    _report(run, settings, panels, found.details[0], stem, interrupted=interrupted)
-                    received = distributed.max_over_ranks(signals.received, device)
-                    if received:
-                        break
-        finally:  # also if the last image failed, so that the results of the others are not lost
-            if distributed.is_main() and done:
-                run.write(done)
-    if received:
-        raise Interrupted(
-            f"interrupted after {found.details[0].estimate.evaluations} of {found.details[0].budget} "
-            f"evaluations: what is known is in {_path(run, stem)}",
-            received,
-        )
+
+    def explain_one(images: Sequence[Sequence[Question]], watch: Watch) -> list[Explained]:
+        (questions,) = images
+        rows: list[list[Panel]] = []
+        figures: list[tuple[str, Callable[[], Figure]]] = []
+        note = ""
+        for number, question in enumerate(questions):
+            if rows and watch.is_stopped():
+                break
+            explained = _explain_one(run, settings, question, watch)
+            (panels,) = panels_of(question, METHOD, explained)
+            rows.append(panels)
+            found: Found = explained.details[0]
+            note = f"after {found.estimate.evaluations} of {found.budget} evaluations"
+            cut = watch.is_stopped() and not panels[0].numbers["converged"]
+            figures += _figures(run, settings, panels, found, _stem(run, question, number), cut=cut)
+        return [Explained(rows, figures, note)]
+
+    alone = len(run.asked.input or ()) == 1 or settings.resume_values
+    settings_that_count = replace(settings, resume_values=None)
+    Job(run, explain_one, settings_that_count, "evaluations", share_images=not alone, own_figures=True).do()
 
 
 def _explain_one(
-    run: ExplanationRun, settings: ShapleySettings, question: Question, watch: Watch, signals: Signals
+    run: ExplanationRun, settings: ShapleySettings, question: Question, watch: Watch
 ) -> Explanation:
     parts = _players(settings, question)
     if parts.note and distributed.is_main():
@@ -139,14 +141,14 @@ def _explain_one(
     try:
         return METHOD.explain(request)
     except RunFailed as error:
-        received = distributed.max_over_ranks(signals.received, question.network.device)
-        if received:
-            raise Interrupted(f"interrupted: {error}", received) from None
+        stopped = distributed.max_over_ranks(int(watch.is_stopped()), question.network.device)
+        if stopped:
+            raise TooFew(f"interrupted: {error}") from None
         raise
 
 
 def _players(settings: ShapleySettings, question: Question) -> Players:
-    size = question.network.size
+    size = question.size
     if settings.players == "patches":
         return image_shapley.patches(size, settings.patch_side_len)
     if settings.players == "slic":
@@ -154,65 +156,58 @@ def _players(settings: ShapleySettings, question: Question) -> Players:
     return players.from_labels(photographs.read_labels(settings.players), size, settings.players)
 
 
-def _report(
+def _stem(run: ExplanationRun, question: Question, number: int) -> str:
+    """Return the first part of the names of the files about a question, to the network of that number."""
+    network = question.network
+    several_epochs = len({each.name for each in run.networks}) < len(run.networks)
+    epoch = f"-epoch-{network.epoch + 1}" if several_epochs and network.epoch is not None else ""
+    names = [f"{each.name} {each.epoch}" for each in run.networks[: number + 1]]
+    again = f"-{names.count(names[-1])}" if names.count(names[-1]) > 1 else ""
+    return run.naming.stem([f"{network.name}{epoch}{again}"], [question.image.name])
+
+
+def _figures(
     run: ExplanationRun,
     settings: ShapleySettings,
     panels: Sequence[Panel],
     found: Found,
     stem: str,
     *,
-    interrupted: bool,
-) -> None:
-    """Log the numbers of one question and draw its figures; their file names begin with `stem`."""
-    if not distributed.is_main():
-        return
-    for panel in panels:
-        run.log.event("PANEL", **panel.record())
-    how = f"{found.estimator}, {found.estimate.evaluations} evaluations"
-    if interrupted:
-        how = f"interrupted: {how} of {found.budget}"
-    for suffix, figure in _figures(settings, panels, found, how):
-        path = style.save(figure, _path(run, stem, suffix), show=run.files.show)
-        run.log.event("FIGURE", file=path)
-
-
-def _path(run: ExplanationRun, stem: str, suffix: str = "") -> Path:
-    return Path(run.files.out_dir) / f"{stem}{suffix}.png"
-
-
-def _stems(run: ExplanationRun, questions: Sequence[Question]) -> list[str]:
-    """Return a distinct first part of the file names for each question's figures."""
-    several_epochs = len({network.name for network in run.networks}) < len(run.networks)
-    stems: list[str] = []
-    for network, image in ((question.network, question.image) for question in questions):
-        epoch = f"-epoch-{network.epoch + 1}" if several_epochs and network.epoch is not None else ""
-        stem = f"{run.name}-{network.name}{epoch}-{image.name}"
-        names = (stem, *(f"{stem}-{number}" for number in range(2, len(questions) + 1)))
-        stems.append(next(name for name in names if name not in stems))
-    return stems
-
-
-def _figures(
-    settings: ShapleySettings, panels: Sequence[Panel], found: Found, how: str
-) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures of one image, and how the names of their files end."""
+    cut: bool,
+) -> list[tuple[str, Callable[[], Figure]]]:
+    """Return the figures of one question, with the stems of their files' names; `cut`: interrupted."""
     question, parts, estimate = panels[0].question, found.players, found.estimate
+    how = f"{found.estimator}, {found.estimate.evaluations} evaluations"
+    said = f"interrupted: {how} of {found.budget}" if cut else how
+    picture, box = picture_of(question.image, run.sheets.on)
     scene = pictures.Scene(
-        as_bytes(question.image.pixels), parts.map.numpy(), [*heading(question), how], question.score
+        picture,
+        parts.map.numpy(),
+        [*heading(question), said],
+        question.score,
+        box,
+        run.sheets.columns or pictures.COLUMNS,
     )
     names = [_title(panel.record()) for panel in panels]
-    values, errors = estimate.values, estimate.standard_errors
-    yield "", pictures.attributions(scene, names, values.numpy())
+    values, errors = estimate.values.numpy(), estimate.standard_errors
+    figures = [(stem, lambda: pictures.attributions(scene, names, values))]
     if settings.show_uncertainty:
-        uncertain = values.abs() <= shapley.HALF_WIDTH * errors
-        yield "-uncertainty", pictures.attributions(scene, names, values.numpy(), uncertain.numpy())
-    if settings.interactions:
-        pairwise = (
-            interactions.exact(estimate.coalitions, estimate.outcomes)
-            if estimate.evaluations == 2**parts.count
-            else interactions.estimate(estimate.coalitions, estimate.outcomes, parts.positions)
+        uncertain = (estimate.values.abs() <= shapley.HALF_WIDTH * errors).numpy()
+        figures.append(
+            (f"{stem}-uncertainty", lambda: pictures.attributions(scene, names, values, uncertain))
         )
-        yield "-interactions", pictures.interactions(scene, names, values.numpy(), pairwise.numpy())
+    if settings.interactions:
+
+        def draw_interactions() -> Figure:
+            pairwise = (
+                interactions.exact(estimate.coalitions, estimate.outcomes)
+                if estimate.evaluations == 2**parts.count
+                else interactions.estimate(estimate.coalitions, estimate.outcomes, parts.positions)
+            )
+            return pictures.interactions(scene, names, values, pairwise.numpy())
+
+        figures.append((f"{stem}-interactions", draw_interactions))
+    return figures
 
 
 def _title(record: dict[str, Any]) -> str:

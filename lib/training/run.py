@@ -55,7 +55,8 @@ def start(task: str, line: CommandLine, recipe: Recipe) -> Iterator["TrainingRun
     settled = settle(task, line, recipe)
     flags = settled.values
     models.check_options(flags["model"], line.typed)
-    flags["threads"] = flags["threads"] or threads.suitable(models.is_small(flags["model"]))
+    is_small = models.is_small(flags["model"]) and not flags.get("network")
+    flags["threads"] = flags["threads"] or threads.suitable(is_small)
     device = distributed.pick_device(flags["device"])
     if flags["compile"] and not any(flags.get(mode) for mode in INSPECTIONS):
         compilation.check(device)
@@ -161,6 +162,8 @@ class TrainingRun:
         if flag is None or name in self._settled.line.typed:
             return True
         if flag.only_with and is_unset(self.flags.get(flag.only_with)):
+            return False
+        if name == "model" and self.flags.get("network"):
             return False
         if not self.inspects:
             return True
