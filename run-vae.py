@@ -26,6 +26,7 @@ PLAIN = {
     "hidden": 512,
     "depth": 3,
     "dropout": 0.0,
+    "activation": "silu",
     "loss": "bce",
     "batch_size": 256,
     "max_epoch": 50,

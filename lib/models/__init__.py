@@ -107,6 +107,12 @@ _VAE_OPTIONS = (
     Option("depth", "count", "number of hidden layers of the encoder, and of the decoder", most=100),
     Option("dropout", "share", "share of the encoder's hidden units that training drops", most=0.95),
     Option(
+        "activation",
+        "choice",
+        "activation function of the hidden layers; guided backpropagation needs relu",
+        values=("silu", "relu"),
+    ),
+    Option(
         "loss",
         "choice",
         "likelihood of the pixels: bce, Bernoulli with pixels as probabilities; mse, normal with the "

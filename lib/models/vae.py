@@ -74,6 +74,7 @@ class Vae(nn.Module):
         dropout: share of the encoder's hidden units that training drops.
         loss: likelihood of the pixels: `bce`, Bernoulli; `mse`, normal with one variance for all pixels,
             which is that of the residuals (σ-VAE, Rybkin, Daniilidis & Levine 2021, arXiv:2006.13202).
+        activation: `silu` or `relu`; guided backpropagation is defined for the latter.
         classes: number of classes that it is told of; without, 0.
     """
 
@@ -88,19 +89,24 @@ class Vae(nn.Module):
         depth: int = 2,
         dropout: float = 0.0,
         loss: str = "bce",
+        activation: str = "silu",
         classes: int = 0,
     ) -> None:
         super().__init__()
-        if net not in vae_networks.NETS or loss not in LIKELIHOODS:
-            raise ValueError(f"no such net or loss: {net}, {loss}")
+        if (
+            net not in vae_networks.NETS
+            or loss not in LIKELIHOODS
+            or activation not in vae_networks.ACTIVATIONS
+        ):
+            raise ValueError(f"no such net, loss or activation: {net}, {loss}, {activation}")
         if size < 8 or size % 4:
             raise UserError(f"the autoencoders take images whose side is a multiple of 4, not of {size} px")
         self.shape = (channels, size, size)
         self.latent, self.classes, self.loss = latent, self.told(classes), loss
-        self.encoder = vae_networks.encoder(
-            net, self.shape, self.classes, 2 * latent, hidden=hidden, depth=depth, dropout=dropout
-        )
-        self.decoder = vae_networks.decoder(net, self.shape, latent + self.classes, hidden, depth)
+        layers = vae_networks.Hidden(hidden, depth, activation)
+        dropping = layers._replace(dropout=dropout)
+        self.encoder = vae_networks.encoder(net, self.shape, self.classes, 2 * latent, dropping)
+        self.decoder = vae_networks.decoder(net, self.shape, latent + self.classes, layers)
         # Of `mse`: the variance of a pixel given z, a running mean of the training residuals.
         self.register_buffer("variance", torch.tensor(0.05))
 

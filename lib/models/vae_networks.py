@@ -2,72 +2,76 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lib.runtime.errors import UserError
 
 NETS = ("linear", "conv")
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
 # Channels of the feature maps of the convolutional networks; each map has half the side of the one before.
 WIDTHS = (32, 64, 128, 128)
 # Maps are not halved below this side, because a kernel of 4 pixels would then see padding for the most part.
 LEAST_SIDE = 4
 
 
-def encoder(
-    net: str, shape: Sequence[int], condition: int, outputs: int, *, hidden: int, depth: int, dropout: float
-) -> nn.Module:
+class Hidden(NamedTuple):
+    """The hidden layers of an encoder or a decoder: their units, their number, and what is between them."""
+
+    units: int
+    depth: int
+    activation: str = "silu"
+    dropout: float = 0.0
+
+    def function(self) -> nn.Module:
+        """Return a new activation function."""
+        return ACTIVATIONS[self.activation]()
+
+
+def encoder(net: str, shape: Sequence[int], condition: int, outputs: int, hidden: Hidden) -> nn.Module:
     """Return a module that takes images (B, C, H, W) and conditions (B, `condition`) to (B, outputs)."""
-    kind = LinearEncoder if net == "linear" else ConvEncoder
-    return kind(shape, condition, outputs, hidden=hidden, depth=depth, dropout=dropout)
+    return (LinearEncoder if net == "linear" else ConvEncoder)(shape, condition, outputs, hidden)
 
 
-def decoder(net: str, shape: Sequence[int], inputs: int, hidden: int, depth: int) -> nn.Sequential:
+def decoder(net: str, shape: Sequence[int], inputs: int, hidden: Hidden) -> nn.Sequential:
     """Return a module from latent vectors and conditions (B, inputs) to logits of pixels (B, C, H, W)."""
-    return (linear_decoder if net == "linear" else conv_decoder)(shape, inputs, hidden, depth)
+    return (linear_decoder if net == "linear" else conv_decoder)(shape, inputs, hidden)
 
 
 class ResidualLayer(nn.Module):
-    """x + W · SiLU(LayerNorm(x)) + b, over vectors (B, D)."""
+    """x + W · f(LayerNorm(x)) + b with an activation function f, over vectors (B, D)."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, hidden: Hidden) -> None:
         super().__init__()
-        self.norm, self.linear = nn.LayerNorm(size), nn.Linear(size, size)
+        self.norm, self.function = nn.LayerNorm(hidden.units), hidden.function()
+        self.linear = nn.Linear(hidden.units, hidden.units)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) to (B, D)."""
-        return x + self.linear(F.silu(self.norm(x)))
+        return x + self.linear(self.function(self.norm(x)))
 
 
-def hidden_layers(inputs: int, hidden: int, depth: int, dropout: float = 0.0) -> list[nn.Module]:
-    """Return `depth` fully connected layers of `hidden` units: a plain one, then residual ones, and a SiLU.
+def hidden_layers(inputs: int, hidden: Hidden) -> list[nn.Module]:
+    """Return fully connected layers: a plain one, then residual ones, and an activation function.
 
     After 15 epochs on MNIST the bound of three such layers on held-out images is 96.6 nats, that of two plain
     layers 100.6: more latent units become active (KL 22.6 instead of 18.5).
     """
-    layers = [nn.Linear(inputs, hidden), *(ResidualLayer(hidden) for _ in range(depth - 1)), nn.SiLU()]
-    return [*layers, nn.Dropout(dropout)] if dropout else layers
+    residual = (ResidualLayer(hidden) for _ in range(hidden.depth - 1))
+    layers = [nn.Linear(inputs, hidden.units), *residual, hidden.function()]
+    return [*layers, nn.Dropout(hidden.dropout)] if hidden.dropout else layers
 
 
 class LinearEncoder(nn.Module):
     """Fully connected layers over all pixels and the condition."""
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        condition: int,
-        outputs: int,
-        *,
-        hidden: int,
-        depth: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, shape: Sequence[int], condition: int, outputs: int, hidden: Hidden) -> None:
         super().__init__()
         pixels = shape[0] * shape[1] * shape[2]
         self.layers = nn.Sequential(
-            *hidden_layers(pixels + condition, hidden, depth, dropout), nn.Linear(hidden, outputs)
+            *hidden_layers(pixels + condition, hidden), nn.Linear(hidden.units, outputs)
         )
 
     def forward(self, images: Tensor, condition: Tensor) -> Tensor:
@@ -79,25 +83,16 @@ class LinearEncoder(nn.Module):
 class ConvEncoder(nn.Module):
     """Strided 4×4 convolutions, then fully connected layers; a condition joins at the first of these."""
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        condition: int,
-        outputs: int,
-        *,
-        hidden: int,
-        depth: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, shape: Sequence[int], condition: int, outputs: int, hidden: Hidden) -> None:
         super().__init__()
         steps, side = halvings(shape[1])
         layers: list[nn.Module] = []
         for before, after in zip((shape[0], *WIDTHS), WIDTHS[:steps], strict=False):
-            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), hidden.function()]
         self.maps = nn.Sequential(*layers)
         features = WIDTHS[steps - 1] * side**2
         self.layers = nn.Sequential(
-            *hidden_layers(features + condition, hidden, depth, dropout), nn.Linear(hidden, outputs)
+            *hidden_layers(features + condition, hidden), nn.Linear(hidden.units, outputs)
         )
 
     def forward(self, images: Tensor, condition: Tensor) -> Tensor:
@@ -119,25 +114,25 @@ def halvings(side: int) -> tuple[int, int]:
     return steps, side
 
 
-def linear_decoder(shape: Sequence[int], inputs: int, hidden: int, depth: int) -> nn.Sequential:
+def linear_decoder(shape: Sequence[int], inputs: int, hidden: Hidden) -> nn.Sequential:
     """Return fully connected layers from (B, inputs) to (B, C, H, W)."""
     pixels = shape[0] * shape[1] * shape[2]
     return nn.Sequential(
-        *hidden_layers(inputs, hidden, depth), nn.Linear(hidden, pixels), nn.Unflatten(1, tuple(shape))
+        *hidden_layers(inputs, hidden), nn.Linear(hidden.units, pixels), nn.Unflatten(1, tuple(shape))
     )
 
 
-def conv_decoder(shape: Sequence[int], inputs: int, hidden: int, depth: int) -> nn.Sequential:
+def conv_decoder(shape: Sequence[int], inputs: int, hidden: Hidden) -> nn.Sequential:
     """Return fully connected layers and transposed 4×4 convolutions from (B, inputs) to (B, C, H, W)."""
     steps, side = halvings(shape[1])
     widths = WIDTHS[:steps][::-1]
     layers: list[nn.Module] = [
-        *hidden_layers(inputs, hidden, depth),
-        nn.Linear(hidden, widths[0] * side**2),
-        nn.SiLU(),
+        *hidden_layers(inputs, hidden),
+        nn.Linear(hidden.units, widths[0] * side**2),
+        hidden.function(),
         nn.Unflatten(1, (widths[0], side, side)),
     ]
     for before, after in itertools.pairwise(widths):
-        layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
+        layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), hidden.function()]
     layers.append(nn.ConvTranspose2d(widths[-1], shape[0], 4, stride=2, padding=1))
     return nn.Sequential(*layers)
