@@ -1,10 +1,8 @@
 """Flags of the script that trains autoencoders."""
 
-import argparse
-
 from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
-from lib.cli.types import integer, names, number, numbers
+from lib.cli.types import box, integer, names, number, numbers
 
 
 def add_reconstruction_data_flags(group: Group) -> None:
@@ -72,17 +70,6 @@ def add_variational_flags(parser: Parser) -> None:
     )
 
 
-def _box(text: str) -> tuple[int, int, int, int]:
-    """Flag type: a box of pixels, `Y0,X0,Y1,X1`."""
-    try:
-        top, left, bottom, right = map(int, text.split(","))
-    except ValueError:
-        top, left, bottom, right = 0, 0, 0, 0
-    if not (0 <= top < bottom and 0 <= left < right):
-        raise argparse.ArgumentTypeError(f"{text!r} is no box Y0,X0,Y1,X1 of pixels such as 8,8,20,20")
-    return top, left, bottom, right
-
-
 def add_latent_view_flags(group: Group) -> None:
     """Add the flags of the pictures of an autoencoder to the group that `add_view_flags` returns."""
     add = group.add
@@ -101,7 +88,7 @@ def add_latent_view_flags(group: Group) -> None:
     )
     add(
         "--impute",
-        type=_box,
+        type=box,
         metavar="Y0,X0,Y1,X1",
         help="hide the pixels of rows Y0 to Y1 - 1 and columns X0 to X1 - 1, and fill them in",
     )
