@@ -29,7 +29,7 @@ PLAIN = {
     "activation": "silu",
     "loss": "bce",
     "batch_size": 256,
-    "max_epoch": 50,
+    "max_epoch": 60,
     "learning_rate": 0.003,
     "optimizer": "adamw",
     "schedule": "one-cycle",
@@ -37,7 +37,7 @@ PLAIN = {
     "weight_decay": 0.01,
     "ema": 0.999,
     "noise": "none",
-    "augment": (),
+    "augment": ("shift",),
     "shift_pixels": 1,
 }
 RECIPES = {

@@ -101,8 +101,8 @@ def save_rows(path: Path, rows: Sequence[Mapping[str, Any]], **more: Any) -> Non
 
     The arrays are maps (P, H, W) at input size; raw_maps (P, h, w) if any map was coarser, each in the upper
     left corner, of size raw_sizes (P, 2), with NaN outside; inputs (P, H, W, 3) uint8; names, models, layers,
-    methods, classes, redrawn (P,) text; targets, probabilities, scores (P,), where targets that are no classes
-    have the probability NaN; epochs (P,), −1 if unknown; boxes (P, 4), if there are image files: left, top,
+    methods, classes, redrawn (P,) text; targets, probabilities, scores (P,), where a target that is no class
+    has the probability NaN; epochs (P,), −1 if unknown; boxes (P, 4), if there are image files: left, top,
     right and bottom of the input in the file's image, in its pixels, NaN for an example of a data set.
 
     Of values of parts, there are no layers, methods, redrawn and epochs, but empty_scores, evaluations (P,);
