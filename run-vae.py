@@ -29,7 +29,7 @@ PLAIN = {
     "activation": "silu",
     "loss": "bce",
     "batch_size": 256,
-    "max_epoch": 60,
+    "max_epoch": 90,
     "learning_rate": 0.003,
     "optimizer": "adamw",
     "schedule": "one-cycle",

@@ -253,3 +253,31 @@ def test_networks_are_listed(tmp_path):
 def test_the_script_is_executable():
     assert (ROOT / VAE_SCRIPT).stat().st_mode & 0o111
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vae", "vae-gan"])
+def test_two_ranks_train_to_one_checkpoint(model, tmp_path):
+    """Each rank has half of every batch; one log and one checkpoint come of it, which can be restored."""
+    import subprocess
+    import sys
+
+    from conftest import environment
+
+    flags = (*SMALL_VAE, "--model", model, "--net", "linear", "--max-epoch", "1", "--device", "cpu")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [*launcher, ROOT / VAE_SCRIPT, *flags],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    ended = Ended(done.returncode, done.stdout, done.stderr)
+    assert ended.status == 0, ended.stderr
+    (best,) = ended.run().events["BEST"]
+    again = run_vae("--sample", "2", "--restore-file", best["file"], folder=tmp_path)
+    assert again.status == 0, again.stderr
+    assert len(ended.run().events["EVAL"]) == 1
