@@ -24,6 +24,11 @@ from lib.runtime import checkpoint, runlog
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "run-mnist-classification.py"
 SENTIMENT_SCRIPT = "run-sst2-classification.py"
+VAE_SCRIPT = "run-vae.py"
+SMALL_VAE = (
+    *("--dataset", "digits", "--hidden", "64", "--latent", "4", "--depth", "2"),
+    *("--max-epoch", "3", "--log-interval", "20"),
+)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 # Scripts that run in this process choose their threads by it.
@@ -168,6 +173,28 @@ def sentiment_run(tmp_path_factory) -> tuple[Path, Ended]:
 @pytest.fixture
 def sentiment_best(sentiment_run) -> Path:
     return sentiment_run[0]
+
+
+@pytest.fixture(scope="session")
+def trained_vae(tmp_path_factory) -> tuple[Path, Ended]:
+    """A short run on the digits. Tests may read its folder, but not write to it."""
+    folder = tmp_path_factory.mktemp("vae")
+    ended = call(VAE_SCRIPT, *SMALL_VAE, folder=folder)
+    assert ended.status == 0, ended.stderr
+    return folder / "ckpts" / "vae-digits" / "checkpoint_best.pt", ended
+
+
+@pytest.fixture(scope="session")
+def faces_folder(tmp_path_factory) -> Path:
+    """Grey faces of four people, one of them with one image; as the archive of LFW, below one folder."""
+    root = tmp_path_factory.mktemp("faces")
+    random = np.random.default_rng(0)
+    for person, count in (("ann", 5), ("bob", 5), ("cid", 5), ("dan", 1)):
+        (root / "lfw" / person).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (20, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "lfw" / person / f"{person}_{number:04d}.png")
+    return root
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

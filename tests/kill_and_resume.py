@@ -28,7 +28,7 @@ LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 DIGITS, PHOTOGRAPHS = "run-mnist-classification.py", "run-image-classification.py"
-PHRASES = "run-sst2-classification.py"
+PHRASES, VAE = "run-sst2-classification.py", "run-vae.py"
 
 
 class Mode(NamedTuple):
@@ -67,6 +67,7 @@ _FOLDER = (
 )
 _EPOCHS = " --max-epoch 10 --validate-interval-updates 2"
 _PLAIN = "--dataset digits --limit 600 --max-epoch 8 --validate-interval-updates 2"
+_VAE = "--dataset digits --hidden 32 --latent 4 --depth 2 --max-epoch 4 --validate-interval-updates 4"
 MODES = {
     "plain": Mode(DIGITS, _PLAIN),
     "ema": Mode(DIGITS, f"{_PLAIN} --ema 0.9 --save-epochs 2,4"),
@@ -84,6 +85,8 @@ MODES = {
     "text": Mode(PHRASES, _SMALL),
     "teacher": Mode(PHRASES, f"{_SMALL} --teacher {{inputs}}/teacher/{BEST}", _teacher),
     "ensemble": Mode(PHRASES, f"{_SMALL} --max-epoch 3 --ensemble 3"),
+    "vae": Mode(VAE, f"{_VAE} --ema 0.9 --dropout 0.1 --binarise dynamic"),
+    "vae-gan": Mode(VAE, f"{_VAE} --model vae-gan --net linear"),
 }
 
 

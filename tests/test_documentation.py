@@ -37,7 +37,7 @@ FILE_FLAGS = (
     *("tables", "network"),
 )
 FOLDERS = ("lib", "benchmarks", "tests")
-INSPECTIONS = ("eval_only", "predict_only", "explain")
+INSPECTIONS = ("eval_only", "predict_only", "explain", "sample")
 # Scripts that hand on flags to the training script, and flags of their own.
 AROUND_TRAINING = {
     "tests/kill_and_resume.py": ("--kills", "--kill-seed", "--mode"),

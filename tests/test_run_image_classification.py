@@ -117,7 +117,7 @@ def test_cifar10_for_a_network_that_takes_large_images_is_made_large_in_batches(
     how = Preprocessing(96, 3, (0.5,) * 3, (0.25,) * 3, 96)
     flags = {"dataset": "cifar10", "data_dir": tmp_path, "limit": 30, "model": "lenet5", "size": 96}
     others = {"classes": (), "valid_fraction": None, "skip_bad": False, "workers": 0, "input": None}
-    data = image_data._load_in_memory(image_data.DataSettings.of(flags | others), how)
+    data = image_data.load_in_memory(image_data.DataSettings.of(flags | others), how)
     assert data.train.images.shape == (30, 3, 32, 32)
     pixels, _ = next(iter(data.train.in_order()))
     data = data.prepared(how.mean, how.std, torch.device("cpu"))

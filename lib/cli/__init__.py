@@ -20,6 +20,11 @@ from lib.cli.image_flags import (
 )
 from lib.cli.own_network_flags import add_own_network_flags
 from lib.cli.parser import CommandLine, Group, Parser
+from lib.cli.reconstruction_flags import (
+    add_latent_view_flags,
+    add_reconstruction_data_flags,
+    add_variational_flags,
+)
 from lib.cli.scope import Flag, Scope
 from lib.cli.segmentation_flags import (
     add_masked_set_flags,
@@ -39,17 +44,20 @@ __all__ = [
     "add_dataset_flags",
     "add_explanation_flags",
     "add_input_flags",
+    "add_latent_view_flags",
     "add_list_models_flag",
     "add_masked_set_flags",
     "add_method_options",
     "add_network_option_flags",
     "add_own_network_flags",
+    "add_reconstruction_data_flags",
     "add_run_flags",
     "add_segmentation_flags",
     "add_segmented_input_flags",
     "add_smoothing_flags",
     "add_thumbnail_flag",
     "add_training_flags",
+    "add_variational_flags",
     "add_view_flags",
     "add_window_flag",
     "describe_recipes",

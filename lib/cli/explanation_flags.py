@@ -7,7 +7,7 @@ from lib.cli.flags import add_config_flags, add_machine_flags
 from lib.cli.own_network_flags import OWN_NETWORK, add_own_network_flags
 from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
-from lib.cli.types import integer, number
+from lib.cli.types import box, integer, number
 
 MOST_PASSES = 1_000_000  # of a network for one map; more would take days
 
@@ -23,7 +23,7 @@ def add_explanation_flags(parser: Parser) -> None:
         "--restore-file",
         nargs="+",
         metavar="FILE",
-        help="one or more checkpoints of image classifiers, e.g. of several epochs",
+        help="one or more checkpoints of image classifiers, e.g. of several epochs, or of autoencoders",
     )
     add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK)
     group.add(
@@ -93,6 +93,21 @@ def _add_question_flags(parser: Parser) -> None:
         help="explain the N most probable classes of each image",
     )
     add("--target", nargs="+", metavar="CLASS", help="explain these classes instead, given by name or number")
+    add(
+        "--unit",
+        nargs="+",
+        type=integer(0),
+        metavar="N",
+        help="of an autoencoder: explain the means μ of these latent units, counted from 0",
+    )
+    add(
+        "--area",
+        nargs="+",
+        type=box,
+        metavar="Y0,X0,Y1,X1",
+        help="of an autoencoder: explain the mean brightness of these areas of the reconstruction, rows Y0 "
+        "to Y1 - 1 and columns X0 to X1 - 1",
+    )
     add(
         "--score",
         choices=("logit", "log-odds", "probability"),

@@ -87,10 +87,13 @@ def add_thumbnail_flag(group: Group) -> None:
     group.add("--thumbnails", action="store_true", help="also draw the images at their t-SNE points")
 
 
-def add_input_flags(parser: Parser) -> None:
-    """Add the flags that choose image files for `--predict-only`, instead of the validation split."""
+def add_input_flags(parser: Parser, verb: str = "classify") -> None:
+    """Add the flags that choose image files for `--predict-only`, instead of the validation split.
+
+    `verb` says what is done with them.
+    """
     group = parser.group("your own images, with --predict-only", Scope.MODE, only_with="predict_only")
-    group.add("--input", nargs="+", metavar="FILE", help="image files to classify")
+    group.add("--input", nargs="+", metavar="FILE", help=f"image files to {verb}")
     group.add(
         "--invert",
         action="store_true",
@@ -98,8 +101,14 @@ def add_input_flags(parser: Parser) -> None:
     )
 
 
-def add_augmentation_flags(parser: Parser, *names: str) -> None:
-    """Add the flags of `lib.data.augment`; `names` are the augmentations that suit the script's images."""
+def add_augmentation_flags(parser: Parser, *names: str, test_views: bool = True) -> None:
+    """Add the flags of `lib.data.augment`.
+
+    Args:
+        parser: parser to which the flags are added.
+        names: the augmentations that suit the script's images.
+        test_views: add `--test-views`, too, for networks that classify.
+    """
     add = parser.group("augmentation", Scope.TRAINING).add
     add(
         "--augment",
@@ -113,6 +122,8 @@ def add_augmentation_flags(parser: Parser, *names: str) -> None:
         metavar="N",
         help="largest shift in pixels of the augmentation shift",
     )
+    if not test_views:
+        return
     add(
         "--test-views",
         type=int,

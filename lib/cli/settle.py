@@ -20,7 +20,7 @@ from lib.runtime.files import refuse_overwrite
 Recipe = Callable[[SimpleNamespace], dict[str, Any]]
 
 # Modes other than training; each needs --restore-file.
-INSPECTIONS = ("eval_only", "predict_only", "explain")
+INSPECTIONS = ("eval_only", "predict_only", "explain", "sample")
 # Those among them that take a network of the user's own, with --network, instead.
 OWN_NETWORK_MODES = ("eval_only", "predict_only")
 

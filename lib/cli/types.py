@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Callable
 
+MOST_SIDE = 2**20  # of an image, in pixels
+
 
 def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     """Return a flag type: an integer in [minimum, maximum]."""
@@ -83,6 +85,17 @@ def integers(text: str) -> tuple[int, ...]:
 def names(text: str) -> tuple[str, ...]:
     """Flag type: names separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def box(text: str) -> tuple[int, int, int, int]:
+    """Flag type: a box of pixels, `Y0,X0,Y1,X1`: rows Y0 to Y1 − 1 and columns X0 to X1 − 1."""
+    try:
+        top, left, bottom, right = map(int, text.split(","))
+    except ValueError:
+        top, left, bottom, right = 0, 0, 0, 0
+    if not (0 <= top < bottom <= MOST_SIDE and 0 <= left < right <= MOST_SIDE):
+        raise argparse.ArgumentTypeError(f"{text!r} is no box Y0,X0,Y1,X1 of pixels such as 8,8,20,20")
+    return top, left, bottom, right
 
 
 def numbers(text: str) -> tuple[float, ...]:

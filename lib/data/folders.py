@@ -141,11 +141,11 @@ def _is_unlabelled(root: Path, classes: Sequence[str]) -> bool:
     """
     inside = _class_folders(root)
     if not inside:
-        return any(_is_image(entry) for entry in os.scandir(root))
+        return any(is_image_entry(entry) for entry in os.scandir(root))
     return len(inside) == 1 and inside[0] not in classes
 
 
-def _is_image(entry: "os.DirEntry[str]") -> bool:
+def is_image_entry(entry: "os.DirEntry[str]") -> bool:
     """Return whether an entry of a folder is an image: by its suffix, or else by how its content begins."""
     return entry.is_file() and not entry.name.startswith(".") and is_image_file(entry.path)
 
@@ -170,7 +170,7 @@ def images_below(folder: str | Path) -> list[str]:
     for root, below, _ in os.walk(folder, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith(".") and name.lower() not in FOREIGN)
         with os.scandir(root) as entries:
-            found += [entry.path for entry in entries if _is_image(entry)]
+            found += [entry.path for entry in entries if is_image_entry(entry)]
     return sorted(found)
 
 
@@ -184,7 +184,7 @@ def _files(root: Path, classes: Sequence[str], strangers: list[str]) -> Files:
             entries = sorted(
                 (each for each in visited if not each.name.startswith(".")), key=lambda e: e.name
             )
-        images = [each for each in entries if _is_image(each)]
+        images = [each for each in entries if is_image_entry(each)]
         kept = {each.name for each in images}
         strangers += [f"{name}/{each.name}" for each in entries if each.name not in kept]
         found.paths.extend(each.path for each in images)

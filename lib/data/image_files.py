@@ -160,6 +160,20 @@ def load(
         UserError: as `find` and `divide` do, or images cannot be read.
     """
     found = folders.find(folder, only)
+    splits, how = read_found(found, folder, preprocessing, skip_bad=skip_bad, workers=workers)
+    train, valid, test = divide(splits, valid_fraction, limit)
+    return ImageData(as_pixels(train), as_pixels(valid), test and as_pixels(test), found.classes, how)
+
+
+def read_found(
+    found: folders.Folder,
+    folder: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    skip_bad: bool = False,
+    workers: int = 0,
+) -> tuple[dict[str, Examples], Preprocessing]:
+    """Read the files of each split of a folder; see `load`. Images in memory are bytes, see `as_pixels`."""
     how = unscaled(preprocessing)
     files = [path for split in found.splits.values() for path in split.paths]
     read = _decoded if _fits(len(files), how) else _tried
@@ -175,11 +189,11 @@ def load(
     _check_left(splits, found.classes, folder)
     if how.channels == 1 and isinstance(examples, Split):
         how = replace(how, light_on_dark=is_light_on_dark(examples.images.float() / 255))
-    train, valid, test = divide(splits, valid_fraction, limit)
-    return ImageData(_as_pixels(train), _as_pixels(valid), test and _as_pixels(test), found.classes, how)
+    return splits, how
 
 
-def _as_pixels(split: Examples) -> Examples:
+def as_pixels(split: Examples) -> Examples:
+    """Return the examples with their pixels, if they are in memory, as numbers in [0, 1]."""
     # Converted only after the division into splits, because bytes are copied four times as fast as floats.
     if isinstance(split, Split):
         return split._replace(images=split.images.float().div_(255))

@@ -41,10 +41,13 @@ def _maps(model: nn.Module, example: Tensor) -> tuple[dict[str, Tensor], Layouts
     modules = {name: module for name, module in model.named_modules() if name}
     with evaluating(model), record(modules) as outputs, follow(model, example) as layouts, torch.no_grad():
         model(example)
+    # Maps of what a network generates are none of its input: those of an autoencoder's decoder.
+    generators = tuple(f"{name}." for name in getattr(model, "generators", ()))
     found = {
         name: layouts.spatial_map(name, output, example)
         for name, output in outputs.items()
-        if name not in layouts.several  # only a single tensor can be captured
+        # Only a single tensor can be captured.
+        if name not in layouts.several and not f"{name}.".startswith(generators)
     }
     return {name: each for name, each in found.items() if each is not None}, layouts
 

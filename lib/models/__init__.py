@@ -53,6 +53,7 @@ class Entry:
         sizes: channels and size of an image that it takes, to count its parameters by; empty: not of images.
         is_small: a second thread gains nothing, see `is_small`.
         is_segmenter: it answers with a class for each pixel, and not for the image.
+        is_autoencoder: it answers with images and not with classes.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Entry:
     sizes: tuple[int, ...] = ()
     is_small: bool = False
     is_segmenter: bool = False
+    is_autoencoder: bool = False
 
 
 _ROW_OPTIONS = (
@@ -100,6 +102,27 @@ _LSTM_OPTIONS = (
     ),
 )
 
+_VAE_OPTIONS = (
+    Option("net", "choice", "kind of encoder and decoder", values=("linear", "conv")),
+    Option("latent", "count", "number of latent units", most=4096),
+    Option("hidden", "count", "units of each hidden layer"),
+    Option("depth", "count", "number of hidden layers of the encoder, and of the decoder", most=100),
+    Option("dropout", "share", "share of the encoder's hidden units that training drops", most=0.95),
+    Option(
+        "activation",
+        "choice",
+        "activation function of the hidden layers; guided backpropagation needs relu",
+        values=("silu", "relu"),
+    ),
+    Option(
+        "loss",
+        "choice",
+        "likelihood of the pixels: bce, Bernoulli with pixels as probabilities; mse, normal with the "
+        "variance of the residuals",
+        values=("bce", "mse"),
+    ),
+)
+
 
 def _rows(cell: str) -> Entry:
     takes = "images of any size, read row by row"
@@ -124,6 +147,17 @@ def _fcn(finest: int) -> Entry:
         {"finest": finest},
         (3, 96),
         is_segmenter=True,
+    )
+
+
+def _vae(name: str, kind: str) -> Entry:
+    return Entry(
+        name,
+        f"vae:{kind}",
+        "square images, a multiple of 4 px",
+        _VAE_OPTIONS,
+        sizes=(1, 28),
+        is_autoencoder=True,
     )
 
 
@@ -167,6 +201,10 @@ _TABLE = (
     _fcn(32),
     _fcn(16),
     _fcn(8),
+    _vae("vae", "Vae"),
+    _vae("cvae", "ConditionalVae"),
+    _vae("dvae", "Vae"),
+    _vae("vae-gan", "VaeGan"),
     Entry("ensemble", "phrase_classifiers:ensemble_of", "phrases", is_small=True),
 )
 
@@ -285,10 +323,12 @@ def check_options(name: str, given: Mapping[str, Any]) -> None:
             raise UserError(f"{flag} goes with {', '.join(networks)} alone, not with {name}")
 
 
-def _kind(name: str) -> tuple[bool, bool]:
-    """Return whether a network takes images, as all of torchvision's do, and whether it segments them."""
+def _kind(name: str) -> tuple[bool, str]:
+    """Return whether a network takes images, as all of torchvision's do, and what it answers but classes."""
     entry = ENTRIES.get(name)
-    return (True, False) if entry is None else (bool(entry.sizes), entry.is_segmenter)
+    if entry is None:
+        return True, ""
+    return bool(entry.sizes), "images" if entry.is_autoencoder else "masks" if entry.is_segmenter else ""
 
 
 def arguments(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:

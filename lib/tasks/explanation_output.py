@@ -11,6 +11,7 @@ from lib.figures import explanations as pictures
 from lib.figures import style
 from lib.runtime.errors import warn
 from lib.runtime.files import replaced, write_atomically
+from lib.tasks.explanation_panels import title_of
 from lib.tasks.explanation_records import Records, WrittenRecords
 from lib.tasks.explanation_run import ExplanationRun
 from lib.tasks.explanation_sheet import Row, pages
@@ -128,9 +129,7 @@ class Output:
 
 
 def _first_answer(records: Records) -> str:
-    if not records:
-        return ""
-    return f"{records[0]['class']}: {records[0]['probability']:.3f}"
+    return title_of(records[0]) if records else ""
 
 
 def stem_of(run: ExplanationRun, images: Sequence[str]) -> str:

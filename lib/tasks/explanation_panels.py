@@ -23,14 +23,16 @@ class Question:
     Attributes:
         network: the network.
         image: the image.
-        classes: indices of the classes to explain.
-        score: kind of their scores: `logit`, `log-odds` or `probability`.
+        classes: indices of the classes to explain; of other targets, the number of each.
+        score: kind of their scores: `logit`, `log-odds` or `probability`; of other targets, what they are.
+        others: targets to explain that are no classes; they have no probability.
     """
 
     network: Network
     image: ImageInput
     classes: Sequence[int]
     score: str = "logit"
+    others: Sequence[Target] = ()
 
     @property
     def pixels(self) -> Tensor:
@@ -44,12 +46,17 @@ class Question:
 
     @property
     def targets(self) -> list[Target]:
-        """The scores of the classes."""
+        """The scores of the classes, or the other targets."""
         network = self.network
-        return [
+        return list(self.others) or [
             class_target(index, self.score, network.class_name(index), independent=network.independent)
             for index in self.classes
         ]
+
+    def name_of(self, index: int) -> str:
+        """Return the name of the class or target of this number."""
+        others = dict(zip(self.classes, self.others, strict=False))
+        return others[index].name if others else self.network.class_name(index)
 
 
 def targets_of(questions: Sequence[Question]) -> list[Target]:
@@ -67,10 +74,13 @@ def targets_of(questions: Sequence[Question]) -> list[Target]:
 
 
 class Answer(NamedTuple):
-    """A network's output for a class: the class index, its probability in [0, 1] and its score."""
+    """A network's output for a class: the class index, its probability in [0, 1] and its score.
+
+    Targets that are no classes have no probability: None.
+    """
 
     target: int
-    probability: float
+    probability: float | None
     score: float
 
 
@@ -80,6 +90,9 @@ def answers(question: Question, output: Tensor) -> list[Answer]:
     A network that averages its answers over views has one more forward pass for each, for its probability.
     """
     network = question.network
+    scores = scores_of(question.targets)(output)[:, 0].tolist()
+    if question.others:
+        return [Answer(index, None, score) for index, score in zip(question.classes, scores, strict=True)]
     with torch.no_grad():
         every = (
             network.probabilities(question.pixels)
@@ -87,10 +100,7 @@ def answers(question: Question, output: Tensor) -> list[Answer]:
             else outputs.probabilities(output, network.independent)
         )
     probabilities = every[0, list(question.classes)]
-    scores = scores_of(question.targets)(output)[:, 0]
-    return [
-        Answer(*each) for each in zip(question.classes, probabilities.tolist(), scores.tolist(), strict=True)
-    ]
+    return [Answer(*each) for each in zip(question.classes, probabilities.tolist(), scores, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ class Panel:
     @property
     def class_name(self) -> str:
         """Name of the class."""
-        return self.question.network.class_name(self.answer.target)
+        return self.question.name_of(self.answer.target)
 
     @property
     def values(self) -> Tensor:
@@ -145,7 +155,7 @@ class Panel:
         of_class = {
             "class": self.class_name,
             "target": self.answer.target,
-            "probability": self.answer.probability,
+            **({} if self.answer.probability is None else {"probability": self.answer.probability}),
             **({"views": network.views} if network.views > 1 else {}),
         }
         if self.parts is not None:
@@ -165,6 +175,12 @@ class Panel:
             **({"redrawn": ",".join(self.redrawn)} if self.redrawn else {}),
             **numbers,
         }
+
+
+def title_of(record: Mapping[str, Any]) -> str:
+    """Return the title of a panel from its record: the class with its probability, or a target's name."""
+    probability = record.get("probability")
+    return record["class"] if probability is None else f"{record['class']}: {probability:.3f}"
 
 
 def panels_of(

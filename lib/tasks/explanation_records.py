@@ -38,7 +38,7 @@ def fingerprint(run: ExplanationRun, images: Sequence[ImageInput], settings: obj
     classes and their score, the baseline, the method and its settings.
     """
     asked = run.asked
-    classes = asked.target or asked.top_k
+    classes = asked.target or asked.unit or asked.area or asked.top_k
     said = [run.name, repr(settings), classes, asked.score, asked.seed, asked.baseline]
     digest = hashlib.sha256(repr(said).encode())
     if asked.baseline and image_inputs.is_file(asked.baseline) and Path(asked.baseline).is_file():

@@ -15,12 +15,13 @@ from torch.nn import functional
 
 from lib import models
 from lib.cli import CommandLine, config
+from lib.cli.scope import spelled
 from lib.data import class_names, image_inputs, photographs
 from lib.data.fitting import Fit
 from lib.data.image_inputs import ImageInput, Reader
 from lib.explain.baselines import KINDS, baseline
-from lib.explain.targets import top_classes
-from lib.models import own_network
+from lib.explain.targets import Target, area_target, top_classes, unit_target
+from lib.models import explained_autoencoder, own_network
 from lib.models.network import Network, check_top, find_classes, load_checkpoint, load_pretrained
 from lib.models.own_network import OwnNetwork
 from lib.runtime import distributed, threads
@@ -84,10 +85,17 @@ class ImageQuestion(Settings):
     target: Sequence[str] | None
     score: str
     seed: int
+    unit: Sequence[int] | None = None
+    area: Sequence[tuple[int, int, int, int]] | None = None
     baseline: str = KINDS[0]
     fit: str | None = None
     longest_side: int | None = None
     skip_bad: bool = False
+
+    @property
+    def others(self) -> list[Target]:
+        """The targets that are no classes: latent units of an autoencoder, or areas of its reconstruction."""
+        return [*map(unit_target, self.unit or ()), *map(area_target, self.area or ())]
 
     @property
     def fitting(self) -> Fit:
@@ -167,7 +175,9 @@ def start(name: str, line: CommandLine, words: Naming = PLAIN) -> Iterator["Expl
     _check_outputs(choice, asked, files, flags)
     if not asked.skip_bad:
         image_inputs.check(asked.input or ())
-    networks = _load(choice, OwnNetwork.of(flags))
+    networks = _load(choice, asked, OwnNetwork.of(flags))
+    if asked.others:
+        asked = replace(asked, score="μ" if asked.unit else "brightness")
     if "top_k" not in typed:
         fewest = min((len(each.classes) for each in networks if each.classes), default=asked.top_k)
         asked = replace(asked, top_k=min(asked.top_k, fewest))
@@ -189,7 +199,14 @@ def _log(name: str) -> RunLog:
 def _typed_parts(typed: Mapping[str, Any]) -> list[str]:
     """Return what file names say of flags that all scripts share, in words; nothing of defaults."""
     targets = [f"of-{'-'.join(typed['target'])}"] if typed.get("target") else []
-    return [*targets, *(str(typed[name]) for name in ("score", "fit") if typed.get(name))]
+    others = [
+        f"of-{name}-{'-'.join(map(_spelled, typed[name]))}" for name in ("unit", "area") if typed.get(name)
+    ]
+    return [*targets, *others, *(str(typed[name]) for name in ("score", "fit") if typed.get(name))]
+
+
+def _spelled(value: int | tuple[int, ...]) -> str:
+    return ".".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _check_outputs(
@@ -209,7 +226,7 @@ def _check_outputs(
         writable_folder(files.out_dir)
 
 
-def _load(choice: NetworkChoice, own: OwnNetwork) -> list[Network]:
+def _load(choice: NetworkChoice, asked: ImageQuestion, own: OwnNetwork) -> list[Network]:
     """Return the networks, and choose the number of threads by their size."""
     device = distributed.pick_device(choice.device)
     if device.type == "cpu":
@@ -220,10 +237,21 @@ def _load(choice: NetworkChoice, own: OwnNetwork) -> list[Network]:
     elif choice.network:
         networks = [own_network.load(own, device)]
     else:
-        networks = _by_age([load_checkpoint(file, device) for file in choice.restore_file or ()])
+        networks = _by_age([_of_checkpoint(file, asked, device) for file in choice.restore_file or ()])
     small = all(models.is_small(each.name) for each in networks)
     threads.use(choice.threads or threads.suitable(small))
     return networks
+
+
+def _of_checkpoint(file: str, asked: ImageQuestion, device: torch.device) -> Network:
+    if asked.others:
+        return explained_autoencoder.load(file, device, reconstructs=bool(asked.area))
+    try:
+        return load_checkpoint(file, device)
+    except UserError as error:
+        if explained_autoencoder.TASK not in str(error):
+            raise
+        raise UserError(f"{error}: say what to explain of it, --unit N or --area Y0,X0,Y1,X1") from None
 
 
 def _with_names(network: Network, classes: str | None) -> Network:
@@ -258,6 +286,7 @@ def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, type
         raise UserError("no image given: use --input FILE, or an example such as --input digits:7")
     if "target" in typed and "top_k" in typed:
         raise UserError("--top-k and --target both say which classes: choose one")
+    _check_autoencoder(choice, typed)
     if files.save_values and not files.save_values.endswith(".npz") and not files.values_folder:
         raise UserError(
             f"--save-values {files.save_values}: the name must end in .npz, or in / for a folder of one file "
@@ -266,6 +295,17 @@ def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, type
     if asked.longest_side and asked.fit != "native":
         raise UserError("--longest-side goes with --fit native alone")
     _check_baseline(asked.baseline)
+
+
+def _check_autoencoder(choice: NetworkChoice, typed: Mapping[str, Any]) -> None:
+    which = next((name for name in ("unit", "area") if typed.get(name)), None)
+    if not which:
+        return
+    if not choice.restore_file:
+        raise UserError(f"--{which} goes with --restore-file CHECKPOINT, of an autoencoder, alone")
+    for name in ("area", "target", "top_k", "score"):
+        if name in typed and name != which:
+            raise UserError(f"--{which} says what is explained: leave out {spelled(name)}")
 
 
 def _check_baseline(name: str) -> None:
@@ -316,7 +356,11 @@ class ExplanationRun:
             UserError: there is no such class.
         """
         score, networks = self.asked.score, self.networks
-        if self.asked.target:
+        others = self.asked.others
+        if others:
+            numbers = list(self.asked.unit or range(len(others)))
+            chosen = [[numbers] * len(networks)] * len(images)
+        elif self.asked.target:
             wanted = [find_classes(network, self.asked.target) for network in networks]
             chosen = [wanted] * len(images)
         elif len({network.classes for network in networks}) == 1:
@@ -327,7 +371,7 @@ class ExplanationRun:
             found = [self._likeliest(*each) for each in zip(networks, columns, strict=True)]
             chosen = [list(row) for row in zip(*found, strict=True)]
         return [
-            [Question(*each, score) for each in zip(networks, row, classes, strict=True)]
+            [Question(*each, score, others) for each in zip(networks, row, classes, strict=True)]
             for row, classes in zip(images, chosen, strict=True)
         ]
 

@@ -13,7 +13,7 @@ from lib.figures import explanations as pictures
 from lib.figures import frames
 from lib.figures.frames import Box
 from lib.runtime.settings import Settings
-from lib.tasks.explanation_panels import Panel, Question
+from lib.tasks.explanation_panels import Panel, Question, title_of
 from lib.tasks.explanation_values import as_bytes
 
 # Panels on a line, with the image: 1,150 pixels at 100 dpi, as wide as a page shows without scaling.
@@ -105,7 +105,7 @@ def _tiles(panels: Sequence[Panel], pixels: np.ndarray, box: Box | None, scale: 
     }
     return [
         pictures.Tile(
-            [f"{panel.class_name}: {panel.answer.probability:.3f}", *panel.note.splitlines()],
+            [title_of(panel.record()), *panel.note.splitlines()],
             pixels,
             drawn,
             panel.signed,

@@ -79,7 +79,7 @@ def arrays_of(panel: Panel) -> dict[str, Any]:
         "redrawn": ",".join(panel.redrawn),
         "epochs": record.get("epoch", -1),
         "targets": panel.answer.target,
-        "probabilities": panel.answer.probability,
+        "probabilities": np.nan if panel.answer.probability is None else panel.answer.probability,
         "scores": panel.answer.score,
         "boxes": None if image.original is None else np.array(image.original.box),
     }
@@ -101,9 +101,9 @@ def save_rows(path: Path, rows: Sequence[Mapping[str, Any]], **more: Any) -> Non
 
     The arrays are maps (P, H, W) at input size; raw_maps (P, h, w) if any map was coarser, each in the upper
     left corner, of size raw_sizes (P, 2), with NaN outside; inputs (P, H, W, 3) uint8; names, models, layers,
-    methods, classes, redrawn (P,) text; targets, probabilities, scores (P,); epochs (P,), −1 if unknown;
-    boxes (P, 4), if there are image files: left, top, right and bottom of the input in the file's image, in
-    its pixels, NaN for an example of a data set.
+    methods, classes, redrawn (P,) text; targets, probabilities, scores (P,), where a target that is no class
+    has the probability NaN; epochs (P,), −1 if unknown; boxes (P, 4), if there are image files: left, top,
+    right and bottom of the input in the file's image, in its pixels, NaN for an example of a data set.
 
     Of values of parts, there are no layers, methods, redrawn and epochs, but empty_scores, evaluations (P,);
     values, standard_errors (P, players), NaN at the end if an image has fewer players than others; player_map

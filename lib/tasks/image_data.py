@@ -81,7 +81,7 @@ def load_grey(run: TrainingRun, settings: DataSettings) -> ImageData:
             how = Preprocessing.of(run.saved["preprocessing"], run.source)
         data = images.without_examples(_classes(run, settings), how)
     elif settings.dataset == datasets.FOLDER:
-        data = _load_folder(settings, how)
+        data = load_folder(settings, how)
     else:
         data = images.load(
             settings.dataset,
@@ -95,7 +95,8 @@ def load_grey(run: TrainingRun, settings: DataSettings) -> ImageData:
     return data.prepared(how.mean, how.std, run.device)
 
 
-def _load_folder(settings: DataSettings, how: Preprocessing) -> ImageData:
+def load_folder(settings: DataSettings, how: Preprocessing) -> ImageData:
+    """Load the folder of images that the flags name; its pixels are in [0, 1]."""
     return image_files.load(
         settings.data_dir,
         how,
@@ -126,9 +127,9 @@ def load_photographs(run: TrainingRun, settings: DataSettings, usual: Preprocess
     elif how.channels != 3:
         raise UserError(f"{run.source} takes grey images, and these are coloured")
     elif settings.dataset == datasets.FOLDER:
-        data = _load_folder(settings, how)
+        data = load_folder(settings, how)
     else:
-        data = _load_in_memory(settings, how)
+        data = load_in_memory(settings, how)
     _check_classes(run, settings, data)
     return data.prepared(how.mean, how.std, run.device)
 
@@ -149,7 +150,7 @@ def load_for(run: TrainingRun, settings: DataSettings, network: Network) -> Imag
     if settings.input:
         data = images.without_examples(network.classes, how)
     elif settings.dataset == datasets.FOLDER:
-        data = _load_folder(settings, how)
+        data = load_folder(settings, how)
     elif how.channels != datasets.find(settings.dataset).channels:
         colours = {1: "grey", 3: "coloured"}
         raise UserError(
@@ -166,7 +167,7 @@ def load_for(run: TrainingRun, settings: DataSettings, network: Network) -> Imag
             options=settings.choices,
         )
     else:
-        data = _load_in_memory(settings, how)
+        data = load_in_memory(settings, how)
     if not settings.input:
         names, classes = _matched(network, data.classes)
         data = data.relabelled(names, classes)
@@ -221,7 +222,8 @@ def _classes(run: TrainingRun, settings: DataSettings) -> Sequence[str]:
     return entry.classes(Path(settings.data_dir), entry.options(settings.choices))
 
 
-def _load_in_memory(settings: DataSettings, how: Preprocessing) -> ImageData:
+def load_in_memory(settings: DataSettings, how: Preprocessing) -> ImageData:
+    """Load the data set of coloured images that the flags name; its pixels are in [0, 1]."""
     entry = datasets.find(settings.dataset)
     splits, names = entry.read(Path(settings.data_dir), entry.options(settings.choices))
     train, valid, test = images.divide(splits, settings.valid_fraction, settings.limit)

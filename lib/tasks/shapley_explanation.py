@@ -23,7 +23,7 @@ from lib.runtime.files import existing_file, writable_file
 from lib.runtime.settings import Settings
 from lib.tasks.evaluation_store import EvaluationStore
 from lib.tasks.explanation_job import Explained, Job, TooFew
-from lib.tasks.explanation_panels import Panel, Question, panels_of
+from lib.tasks.explanation_panels import Panel, Question, panels_of, title_of
 from lib.tasks.explanation_run import ExplanationRun, Naming, baseline_of
 from lib.tasks.explanation_sheet import heading, picture_of
 
@@ -121,7 +121,8 @@ def _explain_one(
         if not settings.resume_values:
             yield None
             return
-        key = game.fingerprint(list(question.classes), question.score)
+        targets = [target.name for target in question.others]
+        key = game.fingerprint(targets or list(question.classes), question.score)
         shape = (parts.count, len(question.classes))
         record = EvaluationStore(Path(settings.resume_values), key, shape)
         try:
@@ -214,4 +215,4 @@ def _title(record: dict[str, Any]) -> str:
     """Return the title of a class's panel."""
     ends = f"v(N) {record['value_full']:.3g}, v(∅) {record['value_empty']:.3g}".replace("-", "−")
     error = f", ±{record['half_width']:.2g} (95 %)" if record["half_width"] else ""
-    return f"{record['class']}: {record['probability']:.3f}\n{ends}{error}"
+    return f"{title_of(record)}\n{ends}{error}"
