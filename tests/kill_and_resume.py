@@ -28,7 +28,7 @@ LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 DIGITS, PHOTOGRAPHS = "run-mnist-classification.py", "run-image-classification.py"
-PHRASES, VAE = "run-sst2-classification.py", "run-vae.py"
+PHRASES, VAE, MASKS = "run-sst2-classification.py", "run-vae.py", "run-segmentation.py"
 
 
 class Mode(NamedTuple):
@@ -85,6 +85,11 @@ MODES = {
     "text": Mode(PHRASES, _SMALL),
     "teacher": Mode(PHRASES, f"{_SMALL} --teacher {{inputs}}/teacher/{BEST}", _teacher),
     "ensemble": Mode(PHRASES, f"{_SMALL} --max-epoch 3 --ensemble 3"),
+    "segmentation": Mode(
+        MASKS,
+        "--dataset shapes --limit 40 --width 4 --class-weights log --iou-loss 1 "
+        "--augment crop,flip,scale,color --max-epoch 3 --validate-interval-updates 4",
+    ),
     "vae": Mode(VAE, f"{_VAE} --ema 0.9 --dropout 0.1 --binarise dynamic"),
     "vae-gan": Mode(VAE, f"{_VAE} --model vae-gan --net linear"),
 }

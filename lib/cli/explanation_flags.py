@@ -106,8 +106,15 @@ def _add_question_flags(parser: Parser) -> None:
         type=box,
         metavar="Y0,X0,Y1,X1",
         help="of an autoencoder: explain the mean brightness of these areas of the reconstruction, rows Y0 "
-        "to Y1 - 1 and columns X0 to X1 - 1",
+        "to Y1 - 1 and columns X0 to X1 - 1; of a segmentation: its classes summed over one such area",
     )
+    add(
+        "--region",
+        metavar="WHICH",
+        help="of a segmentation: sum the scores of a class over the box of --area, over the pixels of its "
+        "prediction or of its truth (in --mask), over all, or take the pixel Y,X; default: prediction",
+    )
+    add("--mask", nargs="+", metavar="IMAGE", help="true masks of the images, for --region truth")
     add(
         "--score",
         choices=("logit", "log-odds", "probability"),

@@ -55,7 +55,8 @@ def _maps(model: nn.Module, example: Tensor) -> tuple[dict[str, Tensor], Layouts
 def default_layer(model: nn.Module, example: Tensor) -> str:
     """Return the name of the last module with a spatial map (h·w > 1) on which the output depends.
 
-    An adaptive pooling (VGG has one) is left out, because it only resizes features.
+    If the output is a map itself, it is the last of those with the coarsest maps. An adaptive pooling (VGG
+    has one) is left out, because it only resizes features.
 
     Args:
         model: network.
@@ -67,6 +68,14 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
     pooling = {name for name, each in model.named_modules() if isinstance(each, nn.AdaptiveAvgPool2d)}
     maps, layouts = _maps(model, example)
     names = [name for name in maps if name not in pooling]
+    with evaluating(model), torch.no_grad():
+        answer = model(example)
+    if names and isinstance(answer, Tensor) and answer.dim() == 4:
+        # The last maps of a network that answers with a map are nearly its answer. The coarsest ones are the
+        # most abstract; among these, class scores say nothing but the answer, either.
+        cells = min(maps[name][0, 0].numel() for name in names)
+        coarse = [name for name in names if maps[name][0, 0].numel() == cells]
+        names = [name for name in coarse if maps[name].shape[1] > answer.shape[1]] or coarse
     reached: tuple[Tensor | None, ...] = ()
     with explaining(model), capture_activations(model, names) as tapped:
         with RectifierRule("deconvnet"):

@@ -243,6 +243,8 @@ _MOVES: dict[str, Callable[..., Place]] = {
     "max_pool2d_with_indices": _max_pool,
     "avg_pool2d": _average_pool,
     "_adaptive_avg_pool2d": _resize,
+    "pixel_unshuffle": _resize,
+    "pixel_shuffle": _resize,
     "adaptive_max_pool2d": _resize,
     "upsample_nearest2d": _resize,
     "upsample_bilinear2d": _resize_aligned,

@@ -40,6 +40,7 @@ class Tile(NamedTuple):
         box: where the part that the network saw lies in `pixels`; None if it is all of it.
         limit: the value at the end of the scale of colours; None for the map's own.
         smooth: whether the map was smoothed for the eye.
+        area: (h, w), bool, the area of the output that is explained, which is outlined; None for none.
     """
 
     title: Sequence[str]
@@ -49,6 +50,7 @@ class Tile(NamedTuple):
     box: Box | None = None
     limit: float | None = None
     smooth: bool = False
+    area: np.ndarray | None = None
 
 
 def sheet(rows: Sequence[Sequence[Tile | None]]) -> Figure:
@@ -105,6 +107,21 @@ def _draw(axes: Axes, tile: Tile) -> None:
         axes.text(0.5, 0.5, "zero everywhere", ha="center", va="center", fontsize=9, transform=axes.transAxes)
     else:
         axes.imshow(colours(tile))
+    if tile.area is not None:
+        _outline(axes, tile)
+
+
+def _outline(axes: Axes, tile: Tile) -> None:
+    """Draw the edge of a tile's area over its picture: a white line in a black one, seen on any colour."""
+    assert tile.area is not None
+    box = tile.box or frames.whole(tile.pixels)
+    inside = frames.onto(tile.area, tile.pixels.shape, box, nearest=True)
+    # With a frame of pixels outside, so that areas at the edge of the picture have an edge there, too.
+    framed = np.pad(np.nan_to_num(inside.astype(float)), 1)
+    rows, columns = (np.arange(-1, length - 1) for length in framed.shape)
+    for width, colour in ((2.0, "black"), (0.9, "white")):
+        axes.contour(columns, rows, framed, levels=[0.5], colors=colour, linewidths=width)
+    axes.set(xlim=(-0.5, tile.pixels.shape[1] - 0.5), ylim=(tile.pixels.shape[0] - 0.5, -0.5))
 
 
 def colours(tile: Tile) -> np.ndarray:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from lib import models
 from lib.data.preprocessing import Preprocessing
-from lib.models import outputs, pretrained
+from lib.models import outputs, pretrained, pretrained_segmentation
 from lib.models.averaging import AveragedViews
 from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
 from lib.runtime.spelling import whole_number
 
 TASK = "image-classification"
+SEGMENTATION = "segmentation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class Network:
         independent: whether an image may have several of the classes.
         views: number of views of an image over which it averages its answers, see `AveragedViews`; explained
             is the answer to the image itself.
+        dense: whether it tells the class of each pixel: its output is (B, classes, H, W).
     """
 
     module: nn.Module
@@ -43,6 +45,7 @@ class Network:
     epoch: int | None = None
     independent: bool = False
     views: int = 1
+    dense: bool = False
 
     def __post_init__(self) -> None:
         self.module.eval().requires_grad_(False)
@@ -122,7 +125,10 @@ class Network:
 def load_pretrained(
     ptm: str, weights: str | None = None, device: torch.device | str = "cpu", *, seed: int = 42
 ) -> Network:
-    """Load a classifier of torchvision; arguments and errors as for `lib.models.pretrained.load`."""
+    """Load a network of torchvision's; arguments and errors as for `lib.models.pretrained.load`."""
+    if ptm in pretrained_segmentation.names():
+        found = pretrained_segmentation.load(ptm, weights, seed=seed)
+        return Network(found.model.to(device), found.classes, found.preprocessing, ptm, dense=True)
     found = pretrained.load(ptm, weights, seed=seed)
     # One logit tells two classes apart; see `lib.models.outputs`.
     classes = found.classes if len(found.classes) > 1 else ("0", "1")
@@ -130,12 +136,15 @@ def load_pretrained(
 
 
 def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Network:
-    """Load the image classifier in a checkpoint of this project.
+    """Load the network in a checkpoint of this project that tells classes of images or of pixels.
 
     Raises:
         UserError: the file is missing, damaged, of another task, or has no network or class names.
     """
-    saved = checkpoint.load(file, task=TASK)
+    saved = checkpoint.load(file)
+    dense = saved.get("task") == SEGMENTATION
+    if not dense:
+        saved = checkpoint.load(file, task=TASK)
     if "model" not in saved:
         raise UserError(f"{file} is a bare state_dict: --ptm NAME --weights FILE says whose")
     network, classes = saved["model"], saved.get("classes")
@@ -153,7 +162,8 @@ def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Net
         preprocessing,
         network["name"],
         epoch if isinstance(epoch, int) else None,
-        views=_views(saved),
+        views=1 if dense else _views(saved),
+        dense=dense,
     )
 
 

@@ -137,7 +137,7 @@ def _batch_size(settings: MapSettings, network: Network) -> int:
     Methods of many forward passes make batches of them; noise is drawn for each image by itself.
     """
     method = settings.entry
-    if method.baseline or method.name == "score-cam" or settings.smoothgrad:
+    if method.baseline or method.name == "score-cam" or settings.smoothgrad or network.dense:
         return 1
     # On a CPU, larger batches are no faster.
     return settings.batch_size or (1 if network.device.type == "cpu" else 16)

@@ -26,6 +26,8 @@ class Question:
         classes: indices of the classes to explain; of other targets, the number of each.
         score: kind of their scores: `logit`, `log-odds` or `probability`; of other targets, what they are.
         others: targets to explain that are no classes; they have no probability.
+        areas: for classes of a segmentation, the area (H, W) of each in `others`, bool; their probability is
+            the mean over it.
     """
 
     network: Network
@@ -33,6 +35,7 @@ class Question:
     classes: Sequence[int]
     score: str = "logit"
     others: Sequence[Target] = ()
+    areas: Sequence[Tensor] = ()
 
     @property
     def pixels(self) -> Tensor:
@@ -52,6 +55,11 @@ class Question:
             class_target(index, self.score, network.class_name(index), independent=network.independent)
             for index in self.classes
         ]
+
+    @property
+    def classes_told(self) -> int:
+        """Number of classes that the network tells apart, if they have names."""
+        return len(self.network.classes)
 
     def name_of(self, index: int) -> str:
         """Return the name of the class or target of this number."""
@@ -91,6 +99,13 @@ def answers(question: Question, output: Tensor) -> list[Answer]:
     """
     network = question.network
     scores = scores_of(question.targets)(output)[:, 0].tolist()
+    if question.areas:
+        every = outputs.probabilities(output)[0]
+        means = [
+            float(every[index][area.to(every.device)].mean())
+            for index, area in zip(question.classes, question.areas, strict=True)
+        ]
+        return [Answer(*each) for each in zip(question.classes, means, scores, strict=True)]
     if question.others:
         return [Answer(index, None, score) for index, score in zip(question.classes, scores, strict=True)]
     with torch.no_grad():
@@ -142,6 +157,13 @@ class Panel:
     def class_name(self) -> str:
         """Name of the class."""
         return self.question.name_of(self.answer.target)
+
+    @property
+    def area(self) -> Tensor | None:
+        """The area of the output (H, W), bool, that is explained; None for the whole answer."""
+        if not self.question.areas:
+            return None
+        return self.question.areas[list(self.question.classes).index(self.answer.target)]
 
     @property
     def values(self) -> Tensor:

@@ -39,7 +39,9 @@ def fingerprint(run: ExplanationRun, images: Sequence[ImageInput], settings: obj
     """
     asked = run.asked
     classes = asked.target or asked.unit or asked.area or asked.top_k
-    said = [run.name, repr(settings), classes, asked.score, asked.seed, asked.baseline]
+    said: list[object] = [run.name, repr(settings), classes, asked.score, asked.seed, asked.baseline]
+    if asked.dense:
+        said += [asked.region, asked.area, asked.target, asked.mask]
     digest = hashlib.sha256(repr(said).encode())
     if asked.baseline and image_inputs.is_file(asked.baseline) and Path(asked.baseline).is_file():
         digest.update(Path(asked.baseline).read_bytes())

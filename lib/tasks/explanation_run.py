@@ -30,6 +30,7 @@ from lib.runtime.files import refuse_overwrite, writable_file, writable_folder
 from lib.runtime.memory import keep_freed_memory
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
+from lib.tasks import area_questions
 from lib.tasks.explanation_panels import Question
 from lib.tasks.explanation_sheet import SheetSettings
 
@@ -87,6 +88,9 @@ class ImageQuestion(Settings):
     seed: int
     unit: Sequence[int] | None = None
     area: Sequence[tuple[int, int, int, int]] | None = None
+    region: str | None = None
+    mask: Sequence[str] | None = None
+    dense: bool = False  # no flag: whether the networks segment
     baseline: str = KINDS[0]
     fit: str | None = None
     longest_side: int | None = None
@@ -95,7 +99,8 @@ class ImageQuestion(Settings):
     @property
     def others(self) -> list[Target]:
         """The targets that are no classes: latent units of an autoencoder, or areas of its reconstruction."""
-        return [*map(unit_target, self.unit or ()), *map(area_target, self.area or ())]
+        areas = () if self.dense else self.area or ()
+        return [*map(unit_target, self.unit or ()), *map(area_target, areas)]
 
     @property
     def fitting(self) -> Fit:
@@ -170,6 +175,7 @@ def start(name: str, line: CommandLine, words: Naming = PLAIN) -> Iterator["Expl
     """
     flags, typed = line.values, line.typed
     choice, asked, files = NetworkChoice.of(flags), ImageQuestion.of(flags), OutputFiles.of(flags)
+    asked = replace(asked, dense=area_questions.are_dense(choice.ptm, choice.restore_file or ()))
     _check(choice, asked, files, typed)
     asked = replace(asked, input=image_inputs.expanded(asked.input or ()))
     _check_outputs(choice, asked, files, flags)
@@ -199,10 +205,9 @@ def _log(name: str) -> RunLog:
 def _typed_parts(typed: Mapping[str, Any]) -> list[str]:
     """Return what file names say of flags that all scripts share, in words; nothing of defaults."""
     targets = [f"of-{'-'.join(typed['target'])}"] if typed.get("target") else []
-    others = [
-        f"of-{name}-{'-'.join(map(_spelled, typed[name]))}" for name in ("unit", "area") if typed.get(name)
-    ]
-    return [*targets, *others, *(str(typed[name]) for name in ("score", "fit") if typed.get(name))]
+    for name in ("unit", "area"):
+        targets += [f"of-{name}-{'-'.join(map(_spelled, typed[name]))}"] if typed.get(name) else []
+    return [*targets, *(str(typed[name]) for name in ("region", "score", "fit") if typed.get(name))]
 
 
 def _spelled(value: int | tuple[int, ...]) -> str:
@@ -286,7 +291,10 @@ def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, type
         raise UserError("no image given: use --input FILE, or an example such as --input digits:7")
     if "target" in typed and "top_k" in typed:
         raise UserError("--top-k and --target both say which classes: choose one")
-    _check_autoencoder(choice, typed)
+    if asked.dense:
+        area_questions.check(typed)
+    else:
+        _check_autoencoder(choice, typed)
     if files.save_values and not files.save_values.endswith(".npz") and not files.values_folder:
         raise UserError(
             f"--save-values {files.save_values}: the name must end in .npz, or in / for a folder of one file "
@@ -298,6 +306,8 @@ def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, type
 
 
 def _check_autoencoder(choice: NetworkChoice, typed: Mapping[str, Any]) -> None:
+    if typed.get("region") or typed.get("mask"):
+        raise UserError("--region and --mask go with networks that segment images alone")
     which = next((name for name in ("unit", "area") if typed.get(name)), None)
     if not which:
         return
@@ -356,6 +366,8 @@ class ExplanationRun:
             UserError: there is no such class.
         """
         score, networks = self.asked.score, self.networks
+        if self.asked.dense:
+            return area_questions.questions(networks, images, self.asked)
         others = self.asked.others
         if others:
             numbers = list(self.asked.unit or range(len(others)))

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from lib.data.image_inputs import ImageInput
 from lib.explain.methods import METHODS
 from lib.figures import explanations as pictures
-from lib.figures import frames
+from lib.figures import frames, segmentation
 from lib.figures.frames import Box
 from lib.runtime.settings import Settings
 from lib.tasks.explanation_panels import Panel, Question, title_of
@@ -61,12 +62,14 @@ def row_of(panels: Sequence[Panel], network: int, settings: SheetSettings) -> Ro
     """Return the row of a sheet for the panels of one question and layer."""
     pixels, box = picture_of(panels[0].question.image, settings.on)
     tiles = _tiles(panels, pixels, box, settings.scale)
-    first: pictures.Tile | None = pictures.Tile(_describe(panels[0]), pixels, box=box)
+    head: Line = [pictures.Tile(_describe(panels[0]), pixels, box=box)]
+    if panels[0].question.areas:
+        head.append(_output_tile(panels[0].question, pixels, box))
     lines: list[Line] = []
     remaining = iter(tiles)
-    for count in _lengths(panels, (settings.columns or COLUMNS) - 1):
-        lines.append([first, *itertools.islice(remaining, count)])
-        first = None
+    for count in _lengths(panels, max(1, (settings.columns or COLUMNS) - len(head))):
+        lines.append([*head, *itertools.islice(remaining, count)])
+        head = [None] * len(head)
     return Row(network, lines)
 
 
@@ -112,9 +115,22 @@ def _tiles(panels: Sequence[Panel], pixels: np.ndarray, box: Box | None, scale: 
             box,
             limits[kind] if scale == "row" else None,
             smooth=smooth,
+            area=None if panel.area is None else panel.area.numpy(),
         )
         for panel, (drawn, smooth), kind in zip(panels, eased, kinds, strict=True)
     ]
+
+
+def _output_tile(question: Question, pixels: np.ndarray, box: Box | None) -> pictures.Tile:
+    """Return a tile of the network's segmentation over the image, with the areas that are explained."""
+    with torch.no_grad():
+        labels = question.network.logits(question.pixels).argmax(1)[0].cpu().numpy()
+    placed = frames.onto(labels, pixels.shape, box or frames.whole(pixels), nearest=True)
+    shown = segmentation.overlay(
+        pixels, np.nan_to_num(placed, nan=255).astype(np.uint8), question.classes_told
+    )
+    areas = np.logical_or.reduce([area.numpy() for area in question.areas])
+    return pictures.Tile(["prediction,", "areas outlined"], shown, box=box, area=areas)
 
 
 def _for_the_eye(panel: Panel) -> tuple[np.ndarray, bool]:
