@@ -31,7 +31,7 @@ SET_UP = (
 )
 MODULES = ("pip", "pytest")  # what `python3 -m` may be asked for; neither is run here
 SHELLS = ("shell", "bash", "sh")
-OFFLINE = ("digits", "tiny")  # data sets that ship with the project or with scikit-learn
+OFFLINE = ("digits", "tiny", "shapes")  # data sets that ship with the project or with scikit-learn
 FILE_FLAGS = (
     *("restore_file", "log_file", "teacher", "train_file", "valid_file", "test_file"),
     *("tables", "network"),
