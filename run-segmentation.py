@@ -47,7 +47,7 @@ ON_DATASETS = {
     # Validation takes as long as two epochs, so there are four.
     "camvid": {"max_epoch": 48, "validate_interval_updates": 552},
     "shapes": {
-        "max_epoch": 25,
+        "max_epoch": 35,
         "width": 8,
         "window": 1.0,
         "augment": ("flip",),

@@ -113,7 +113,8 @@ def _tiles(panels: Sequence[Panel], pixels: np.ndarray, box: Box | None, scale: 
             drawn,
             panel.signed,
             box,
-            limits[kind] if scale == "row" else None,
+            # Sums over areas of different sizes are on different scales.
+            limits[kind] if scale == "row" and panel.area is None else None,
             smooth=smooth,
             area=None if panel.area is None else panel.area.numpy(),
         )
