@@ -25,11 +25,11 @@ AUGMENTATIONS = ("crop", "flip", "scale", "color")
 PLAIN = {
     "batch_size": 8,
     "max_epoch": 40,
-    "optimizer": "adamw",
-    "learning_rate": 0.001,
+    "optimizer": "muon",
+    "learning_rate": 0.01,
     "schedule": "one-cycle",
     "warmup": 0.1,
-    "weight_decay": 0.01,
+    "weight_decay": 0.05,
     "ema": 0.99,
     "class_weights": "log",
     "iou_loss": 0.0,
@@ -37,11 +37,12 @@ PLAIN = {
     "window": 0.5,
     "test_views": 1,
 }
+FCN = PLAIN | {"learning_rate": 0.005}
 RECIPES = {
-    "small": PLAIN | {"optimizer": "muon", "learning_rate": 0.01, "weight_decay": 0.05, "test_views": 2},
-    "fcn32": PLAIN,
-    "fcn16": PLAIN,
-    "fcn8": PLAIN,
+    "small": PLAIN | {"test_views": 2},
+    "fcn32": FCN,
+    "fcn16": FCN,
+    "fcn8": FCN,
 }
 ON_DATASETS = {
     # Validation takes as long as two epochs, so there are four.
