@@ -13,6 +13,8 @@ run-segmentation.py --predict-only --restore-file CKPT --input a.jpg --out-dir o
 torchrun --nproc-per-node 2 run-segmentation.py …                train on several devices
 """
 
+from typing import Any
+
 from lib import cli, models
 from lib.data.segmentation_sets import MASKED_SETS
 
@@ -44,7 +46,7 @@ RECIPES = {
     "fcn16": FCN,
     "fcn8": FCN,
 }
-ON_DATASETS = {
+ON_DATASETS: dict[str, dict[str, Any]] = {
     # Validation takes as long as two epochs, so there are four.
     "camvid": {"max_epoch": 48, "validate_interval_updates": 552},
     "shapes": {
