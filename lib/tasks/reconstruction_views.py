@@ -204,7 +204,7 @@ def _draw_interpolation(
     # The mean of a class has no original; the single examples stand below it.
     left, right = (
         torch.cat([blank.expand(len(rows), -1, -1, -1)[: len(rows) - len(some)], some])
-        for some in (end.images[: len(rows)] for end in ends)
+        for some in (_shown(end, len(rows)) for end in ends)
     )
     whole = torch.cat([left[:, None], rows, right[:, None]], 1)
     names = ["original", *(f"α {alpha:g}" for alpha in alphas), "original"]
@@ -213,6 +213,12 @@ def _draw_interpolation(
     )
     title = f"z = α · z({first.name}) + (1 − α) · z({second.name})"
     show("interpolation", pictures.sheet(coloured(whole), row_names=labels, column_names=names, title=title))
+
+
+def _shown(end: Endpoint, rows: int) -> Tensor:
+    """Return the originals of the rows of an interpolation; a mean, whose row is the first, has none."""
+    means = len(end.z) - len(end.images)
+    return end.images[: rows - means]
 
 
 def _draw_latent_units(show: _Show, model: Vae, found: evaluation.Evidence) -> None:
