@@ -80,6 +80,15 @@ def test_the_mean_of_a_class_is_over_all_its_images():
     assert first.z.shape == (4, 3)
 
 
+@pytest.mark.parametrize("examples", [1, 2])
+def test_originals_stand_beside_their_own_rows_also_where_one_class_has_fewer(examples):
+    images = some_images(4)
+    end = Endpoint("a class", torch.zeros(1 + examples, 3), images[:examples])
+    assert torch.equal(reconstruction_views._shown(end, 2), images[:1])
+    alone = Endpoint("an image", torch.zeros(1, 3), images[:1])
+    assert torch.equal(reconstruction_views._shown(alone, 1), images[:1])
+
+
 # ---- the sheets
 
 

@@ -62,6 +62,12 @@ def add_variational_flags(parser: Parser) -> None:
         help="dvae: standard deviation of the noise, or share of the pixels that the mask blackens",
     )
     add(
+        "--augmented-share",
+        type=number(0, 1),
+        metavar="X",
+        help="share of the images that --augment changes; the bound is that of images left as they are",
+    )
+    add(
         "--gamma",
         type=number(0),
         default=1.0,

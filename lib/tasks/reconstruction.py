@@ -32,6 +32,7 @@ class LearningSettings(Settings):
     batch_size: int
     augment: tuple[str, ...]
     shift_pixels: int
+    augmented_share: float
     binarise: str
 
 
@@ -81,7 +82,9 @@ def fit(run: TrainingRun, model: Vae, data: ImageData, settings: LearningSetting
     on_test = reconstruction_data.validates_on_test(reconstruction_data.DataSettings.of(run.flags))
     batches = data.train.shuffled(
         settings.augment,
-        reconstruction_data.training_augmentation(settings.shift_pixels, settings.binarise),
+        reconstruction_data.training_augmentation(
+            settings.shift_pixels, settings.augmented_share, settings.binarise
+        ),
         batch_size=settings.batch_size,
         seed=settings.seed,
     )

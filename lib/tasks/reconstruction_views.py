@@ -204,13 +204,21 @@ def _draw_interpolation(
     # The mean of a class has no original; the single examples stand below it.
     left, right = (
         torch.cat([blank.expand(len(rows), -1, -1, -1)[: len(rows) - len(some)], some])
-        for some in (end.images[: len(rows)] for end in ends)
+        for some in (_shown(end, len(rows)) for end in ends)
     )
     whole = torch.cat([left[:, None], rows, right[:, None]], 1)
     names = ["original", *(f"α {alpha:g}" for alpha in alphas), "original"]
-    labels = ["means", *(f"examples {number}" for number in range(1, len(rows)))] if len(rows) > 1 else []
+    labels = (
+        ["mean of all", *(f"example {number}" for number in range(1, len(rows)))] if len(rows) > 1 else []
+    )
     title = f"z = α · z({first.name}) + (1 − α) · z({second.name})"
     show("interpolation", pictures.sheet(coloured(whole), row_names=labels, column_names=names, title=title))
+
+
+def _shown(end: Endpoint, rows: int) -> Tensor:
+    """Return the originals of the rows of an interpolation; a mean, whose row is the first, has none."""
+    means = len(end.z) - len(end.images)
+    return end.images[: rows - means]
 
 
 def _draw_latent_units(show: _Show, model: Vae, found: evaluation.Evidence) -> None:
@@ -225,7 +233,7 @@ def _draw_latent_units(show: _Show, model: Vae, found: evaluation.Evidence) -> N
     label = int(found.labels[0]) if model.classes else None
     images = latent_images.traverse(model, found.mu[0], strongest, STEPS, label)
     reach = latent_images.TRAVERSAL_REACH
-    names = [f"{value:g}" for value in np.linspace(-reach, reach, STEPS)]
+    names = [f"{value:g}".replace("-", "−") for value in np.linspace(-reach, reach, STEPS)]
     title = "validation image 0 with one latent unit changed, most informative first"
     units = [f"z{unit}, {kl[unit]:.2f} nats" for unit in strongest]
     show("traversal", pictures.sheet(coloured(images), row_names=units, column_names=names, title=title))
