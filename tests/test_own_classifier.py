@@ -50,6 +50,7 @@ def flags_of(*more) -> tuple:
     return "--dataset", "folder", "--data-dir", "images", "--network", "net.py:Net", *more
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_drawn_and_its_classes_are_found_by_name(folder):
     done = call(
         "run-image-classification.py",

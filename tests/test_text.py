@@ -71,6 +71,7 @@ def test_the_ngrams_are_those_that_two_words_share():
     assert Vocabulary.of([("film", "filth")], sizes=()).ngrams == []
 
 
+@pytest.mark.slow
 def test_a_vocabulary_is_the_same_in_every_process():
     code = (
         "from lib.data.tokens import *; print(Vocabulary.of([('filmmaker', 'filmmaking', 'makes')]).ngrams)"
@@ -235,6 +236,7 @@ def test_glue_is_found_below_the_data_folder_or_in_it(tmp_path):
         assert data.classes == ("negative", "positive")
 
 
+@pytest.mark.slow
 def test_without_files_and_network_the_folder_and_the_offline_data_set_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(text.socket, "create_connection", unreachable)
     monkeypatch.setattr("datasets.load_dataset", unreachable)
