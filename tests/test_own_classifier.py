@@ -35,7 +35,7 @@ NET = """
 
 @pytest.fixture
 def folder(tmp_path):
-    """A network of its own and a folder of twelve dark and twelve light images, one of them mistaken."""
+    """A network of its own and a folder of twelve dark and twelve light images."""
     (tmp_path / "net.py").write_text(textwrap.dedent(NET).format(channels=3))
     rng = np.random.default_rng(0)
     for name, level in (("Dark", 40), ("Light", 215)):

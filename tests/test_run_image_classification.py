@@ -14,7 +14,7 @@ from lib.data import augment
 from lib.data.preprocessing import Preprocessing
 from lib.models import transfer
 from lib.runtime import checkpoint
-from lib.tasks import image_data, image_prediction
+from lib.tasks import image_prediction
 
 SCRIPT = "run-image-classification.py"
 BRIEF = ("--dataset", "folder", "--model", "simple-cnn", "--size", 16, "--max-epoch", 2, "-bs", 12)
@@ -110,25 +110,6 @@ def test_cifar10_in_its_own_format_trains_and_is_tested_once(run, tmp_path):
     official = run("--model", "lenet5", "--max-epoch", 1, "--overwrite")
     assert "TEST" not in official.run().events
     assert official.run().events["PLAN"][0]["Steps_per_epoch"] == 13  # 200 images, 16 a batch, 8 left
-
-
-def test_cifar10_for_a_network_that_takes_large_images_is_made_large_in_batches(tmp_path):
-    write_cifar10(tmp_path, images=40)
-    how = Preprocessing(96, 3, (0.5,) * 3, (0.25,) * 3, 96)
-    flags = {"dataset": "cifar10", "data_dir": tmp_path, "limit": 30, "model": "lenet5", "size": 96}
-    others = {"classes": (), "valid_fraction": None, "skip_bad": False, "workers": 0, "input": None}
-    data = image_data._load_in_memory(image_data.DataSettings.of(flags | others), how)
-    assert data.train.images.shape == (30, 3, 32, 32)
-    pixels, _ = next(iter(data.train.in_order()))
-    data = data.prepared(how.mean, how.std, torch.device("cpu"))
-    (inputs, _), (rest, _) = data.train.in_order()
-    assert (inputs.shape, rest.shape) == ((27, 3, 96, 96), (3, 3, 96, 96))
-    torch.testing.assert_close(inputs, (pixels - 0.5) / 0.25)
-    seen = []
-    doubled = lambda _names: lambda images: seen.append(images) or 2 * images  # noqa: E731
-    batch, _ = next(data.train.shuffled((), doubled, batch_size=10, seed=0).epoch(0))
-    assert batch.shape == (10, 3, 96, 96)
-    assert torch.equal(batch, 2 * seen[0])
 
 
 @pytest.mark.slow

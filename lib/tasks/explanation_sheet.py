@@ -16,8 +16,6 @@ from lib.runtime.settings import Settings
 from lib.tasks.explanation_panels import Panel, Question
 from lib.tasks.explanation_values import as_bytes
 
-# Panels on a line, with the image: 1,150 pixels at 100 dpi, as wide as a page shows without scaling.
-COLUMNS = 5
 # The most lines on a page, which is then about a metre of screen.
 MOST_LINES = 14
 _THUMBNAIL = 200  # pixels, the longest side of each half of a thumbnail
@@ -64,7 +62,7 @@ def row_of(panels: Sequence[Panel], network: int, settings: SheetSettings) -> Ro
     first: pictures.Tile | None = pictures.Tile(_describe(panels[0]), pixels, box=box)
     lines: list[Line] = []
     remaining = iter(tiles)
-    for count in _lengths(panels, (settings.columns or COLUMNS) - 1):
+    for count in _lengths(panels, (settings.columns or frames.COLUMNS) - 1):
         lines.append([first, *itertools.islice(remaining, count)])
         first = None
     return Row(network, lines)
