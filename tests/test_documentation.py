@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,8 +187,8 @@ def run(command: Command, folder: Path, programs: Path) -> Outcome:
     return Outcome(command, None, shell.returncode, stderr)
 
 
-def stands_alone(command: Command) -> bool:
-    """Return whether a command neither leaves anything in the folder nor needs what others leave there."""
+def is_tried_elsewhere(command: Command) -> bool:
+    """Return whether a command runs benchmarks, or the long form of tests: they have tests of their own."""
     return all(
         found and found[0].startswith(("benchmarks/", "tests/")) for found in map(script_of, command.calls)
     )
@@ -199,26 +198,23 @@ def try_all(folder: Path) -> list[Outcome]:
     """Try the documented commands in order, in a folder in which the project's scripts are made to lie.
 
     A command may stand above the one that makes the checkpoint it needs: those that lack something are tried
-    again at the end. Commands that stand alone run beside the others.
+    again at the end.
     """
     programs = make_programs(folder / "programs")
     for path in (*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *map(ROOT.joinpath, FOLDERS)):
         (folder / path.name).symlink_to(path)
-    commands = {(command.before, command.text): command for command in documented() if command.runs}
-    alone = {key: command for key, command in commands.items() if stands_alone(command)}
+    commands = {
+        (command.before, command.text): command
+        for command in documented()
+        if command.runs and not is_tried_elsewhere(command)
+    }
     found: dict[tuple, Outcome] = {}
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        begun = {
-            key: beside.submit(run, command, folder, programs)
-            for key, command in alone.items()
-            if not needs_of(command, folder)
-        }
-        for key, command in [*commands.items(), *commands.items()]:
-            if key in begun or (key in found and not found[key].needs):
-                continue
-            needs = needs_of(command, folder)
-            found[key] = Outcome(command, needs) if needs else run(command, folder, programs)
-        return [*found.values(), *(each.result() for each in begun.values())]
+    for key, command in [*commands.items(), *commands.items()]:
+        if key in found and not found[key].needs:
+            continue
+        needs = needs_of(command, folder)
+        found[key] = Outcome(command, needs) if needs else run(command, folder, programs)
+    return list(found.values())
 
 
 @pytest.mark.slow
@@ -240,7 +236,6 @@ def test_documented_commands_that_need_no_download_end_well(tmp_path):
     # Not a test that passes because it finds nothing to do.
     assert len(tried) >= 8
     assert {"run-mnist-classification.py", "run-sst2-classification.py"} <= set(tried)
-    assert any(script.startswith("benchmarks/") for script in tried)
 
 
 # ---- the reading itself
