@@ -313,3 +313,13 @@ def panels_of(done: Ended, *, may_be_zero: bool = False) -> list[dict]:
         complaints = [line for line in complaints if " is zero everywhere: " not in line]
     assert (done.status, complaints) == (0, [])
     return done.run().events["PANEL"]
+
+
+@pytest.fixture
+def impatient_loaders(monkeypatch):
+    """PyTorch's loaders look for dead workers every 0.2 s while they wait for a result, not every 5 s."""
+    from torch.utils.data import _utils
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))

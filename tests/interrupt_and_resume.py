@@ -40,7 +40,10 @@ class Session(NamedTuple):
 def in_terminal(
     line: str, folder: Path, *, interrupt_after: float | None = None, wait_for: str = ""
 ) -> Session:
-    """Run a line of bash in a pseudo-terminal; press Ctrl-C so many seconds after `wait_for` was printed."""
+    """Run a line of bash in a pseudo-terminal; press Ctrl-C so many seconds after `wait_for` was printed.
+
+    `wait_for` is a regular expression.
+    """
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(folder)
@@ -65,7 +68,7 @@ def in_terminal(
             now = time.monotonic()
             if now > give_up:
                 raise SystemExit(f"no end within two minutes: {screen[-500:]!r}")
-            if deadline is None and not pressed and wait_for.encode() in screen:
+            if deadline is None and not pressed and re.search(wait_for.encode(), screen):
                 deadline = now + interrupt_after
             if deadline is not None and not pressed and now >= deadline:
                 os.write(terminal, b"\x03")

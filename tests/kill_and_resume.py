@@ -74,7 +74,7 @@ MODES = {
     "folder": Mode(PHOTOGRAPHS, _FOLDER + _EPOCHS, _photographs),
     "files": Mode(
         PHOTOGRAPHS,
-        f"{_FOLDER} --size 72 --workers 2 --max-epoch 3 --validate-interval-updates 2",
+        f"{_FOLDER} --size 72 --workers 2 --max-epoch 2 --validate-interval-updates 2",
         _photographs,
     ),
     "freeze": Mode(

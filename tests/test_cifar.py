@@ -13,7 +13,9 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from lib.data import cifar
+from lib.data.preprocessing import Preprocessing
 from lib.runtime.errors import UserError
+from lib.tasks import image_data
 
 
 class Python2Pickler(pickle._Pickler):
@@ -103,3 +105,22 @@ def test_without_files_and_network_the_line_says_what_goes_where(tmp_path, monke
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     with pytest.raises(UserError, match=r"could not be downloaded .*data_batch_1, .*test_batch into"):
         cifar.load(tmp_path / "data")
+
+
+def test_cifar10_for_a_network_that_takes_large_images_is_made_large_in_batches(tmp_path):
+    write_cifar10(tmp_path, images=40)
+    how = Preprocessing(96, 3, (0.5,) * 3, (0.25,) * 3, 96)
+    flags = {"dataset": "cifar10", "data_dir": tmp_path, "limit": 30, "model": "lenet5", "size": 96}
+    others = {"classes": (), "valid_fraction": None, "skip_bad": False, "workers": 0, "input": None}
+    data = image_data._load_in_memory(image_data.DataSettings.of(flags | others), how)
+    assert data.train.images.shape == (30, 3, 32, 32)
+    pixels, _ = next(iter(data.train.in_order()))
+    data = data.prepared(how.mean, how.std, torch.device("cpu"))
+    (inputs, _), (rest, _) = data.train.in_order()
+    assert (inputs.shape, rest.shape) == ((27, 3, 96, 96), (3, 3, 96, 96))
+    torch.testing.assert_close(inputs, (pixels - 0.5) / 0.25)
+    seen = []
+    doubled = lambda _names: lambda images: seen.append(images) or 2 * images  # noqa: E731
+    batch, _ = next(data.train.shuffled((), doubled, batch_size=10, seed=0).epoch(0))
+    assert batch.shape == (10, 3, 96, 96)
+    assert torch.equal(batch, 2 * seen[0])

@@ -84,6 +84,7 @@ def test_cifar100_has_two_levels_of_labels(tmp_path, labels, first):
     assert torch.equal((test.images * 255).round().byte(), torch.from_numpy(pixels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "write", "flags"),
     [

@@ -1,8 +1,4 @@
-"""The commands of README.md and docs/: their flags exist, and those that need no download end well.
-
-Bash itself takes the commands apart, with a `python3` that notes how it was called. So variables, braces,
-loops and pipes mean here what they mean to a reader who pastes them.
-"""
+"""The commands of README.md and docs/: their flags exist, and those that need no download end well."""
 
 import argparse
 import functools
@@ -12,25 +8,21 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from conftest import ROOT, environment, module_of
+from documented import SECONDS, Command, blocks_of, calls_of, documented, make_programs, whole_lines
 
 from lib.runtime.errors import UserError
 
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 SET_UP = (
     "python3 -m pip install -r requirements.txt && python3 run-mnist-classification.py --dataset digits",
     "python3 -m pip install -r requirements-dev.txt && python3 -m pytest",
 )
 MODULES = ("pip", "pytest")  # what `python3 -m` may be asked for; neither is run here
-SHELLS = ("shell", "bash", "sh")
 OFFLINE = ("digits", "tiny", "shapes")  # data sets that ship with the project or with scikit-learn
 FILE_FLAGS = (
     *("restore_file", "log_file", "teacher", "train_file", "valid_file", "test_file"),
@@ -43,147 +35,6 @@ AROUND_TRAINING = {
     "tests/kill_and_resume.py": ("--kills", "--kill-seed", "--mode"),
     "tests/interrupt_and_resume.py": ("--times",),
 }
-# What documented commands may call beside the interpreter: nothing that could do harm.
-UTILITIES = ("cat", "echo", "head", "ls", "mkdir", "seq", "sort", "tail", "tee", "wc")
-SECONDS = 300  # for one command, on a machine that does much besides
-
-# Of flags that are given twice, the last ones count.
-INTERPRETER = f"""#!/bin/bash
-if [ -n "$RECORD" ]; then
-    printf '%s\\0' "$COMMAND" $(($# + 1)) "${{0##*/}}" "$@" >> "$RECORD"
-    exit 0
-fi
-case "$1" in
-    -m) exit 0 ;;
-    benchmarks/*) set -- "$@" --quick --threads 1 ;;
-    tests/kill_and_resume.py) set -- "$@" --kills 1 --mode plain --max-epoch 2 ;;
-    tests/interrupt_and_resume.py) set -- "$@" --times 1 ;;
-esac
-exec {sys.executable} "$@"
-"""
-# Bash calls this function in place of a command that it does not find.
-NOT_FOUND = """command_not_found_handle() { printf '%s\\0' "$COMMAND" 1 "$1" >> "$RECORD"; }"""
-
-
-class Command(NamedTuple):
-    """A documented command line.
-
-    Attributes:
-        text: as it stands in the document, lines that end in a backslash joined.
-        place: the document, and the number of the block in it.
-        before: the lines of the block above it that call no script; they may set variables.
-        calls: how programs are called by it, each a name and arguments; ('python3', 'run-….py', …).
-        runs: whether it is for the reader to run, and not only quoted, say in a table of results.
-    """
-
-    text: str
-    place: str
-    before: tuple[str, ...]
-    calls: tuple[tuple[str, ...], ...]
-    runs: bool
-
-
-class Block(NamedTuple):
-    """Command lines that belong together, as they stand in a document."""
-
-    lines: list[str]
-    runs: bool
-
-
-# ---- finding the commands
-
-
-def blocks_of(markdown: str) -> Iterator[Block]:
-    """Yield the commands of a document in order: blocks of shell, code spans, and cells of tables."""
-    for part in re.split(r"(^ *```.*?^ *``` *$)", markdown, flags=re.MULTILINE | re.DOTALL):
-        if part.lstrip().startswith("```"):
-            language, _, code = part.strip().strip("`").partition("\n")
-            if language.strip() in SHELLS:
-                yield Block(whole_lines(code), runs=True)
-            continue
-        yield from spans_of(part)
-
-
-def spans_of(prose: str) -> Iterator[Block]:
-    """Yield the commands in code spans, those in a table whose head says 'command after `python3 …`' too."""
-    after = ""
-    for paragraph in re.split(r"(^\|.*\|\s*$)", prose, flags=re.MULTILINE):
-        is_row = paragraph.startswith("|")
-        head = re.search(r"command after `(python3 [^`]+)`", paragraph) if is_row else None
-        if head or (paragraph.strip() and not is_row):
-            after = head[1] if head else ""
-        for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", paragraph):
-            text = " ".join(span.split())
-            if text.startswith("python3 "):
-                yield Block([text], runs=not is_row)
-            elif re.match(r"[\w-]+\.py \S", text):
-                yield Block([f"python3 {text}"], runs=False)
-            elif after and text.startswith("-"):
-                yield Block([f"{after} {text}"], runs=False)
-
-
-def whole_lines(code: str) -> list[str]:
-    """Return the lines of a block of shell, each as long as Bash needs it to be a whole command."""
-    found: list[str] = []
-    pending = ""
-    for line in code.replace("\\\n", " ").splitlines():
-        pending = f"{pending}\n{line}".strip()
-        if pending and not subprocess.run(["bash", "-n", "-c", pending], capture_output=True).returncode:
-            found.append(pending)
-            pending = ""
-    assert not pending, f"Bash does not understand {pending!r}"
-    return found
-
-
-def make_programs(folder: Path) -> Path:
-    """Make a folder of the programs that documented commands find, and return it."""
-    folder.mkdir()
-    for name in ("python3", "torchrun"):
-        (folder / name).write_text(INTERPRETER)
-        (folder / name).chmod(0o755)
-    for name in UTILITIES:
-        if found := shutil.which(name):
-            (folder / name).symlink_to(found)
-    return folder
-
-
-def calls_of(lines: Sequence[str], folder: Path) -> list[list[tuple[str, ...]]]:
-    """Return how each line of a block calls programs, without running one."""
-    record = folder / "record"
-    record.write_bytes(b"")
-    numbered = (f"export COMMAND={number}\n{line}" for number, line in enumerate(lines))
-    subprocess.run(
-        [shutil.which("bash"), "-c", "\n".join([NOT_FOUND, *numbered])],
-        cwd=folder,
-        env={"PATH": str(folder / "programs"), "RECORD": str(record), "HOME": str(folder)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=SECONDS,
-    )
-    calls: list[list[tuple[str, ...]]] = [[] for _ in lines]
-    words = iter(record.read_bytes().decode().split("\0")[:-1])
-    for number in words:
-        calls[int(number)].append(tuple(next(words) for _ in range(int(next(words)))))
-    return calls
-
-
-@functools.cache
-def documented() -> list[Command]:
-    """Return the commands of all documents that call Python, in order."""
-    found: list[Command] = []
-    with tempfile.TemporaryDirectory() as name:
-        make_programs(Path(name) / "programs")
-        for document in DOCUMENTS:
-            for number, block in enumerate(blocks_of(document.read_text(encoding="utf-8"))):
-                place, before = f"{document.relative_to(ROOT)} block {number}", []
-                # An ellipsis stands for flags that do not matter there.
-                calls_of_lines = calls_of([line.replace("…", " ") for line in block.lines], Path(name))
-                for line, calls in zip(block.lines, calls_of_lines, strict=True):
-                    if any(call[0] in ("python3", "torchrun") for call in calls):
-                        found.append(Command(line, place, tuple(before), tuple(calls), block.runs))
-                    else:
-                        before.append(line)
-    return found
 
 
 # ---- their flags
@@ -336,8 +187,8 @@ def run(command: Command, folder: Path, programs: Path) -> Outcome:
     return Outcome(command, None, shell.returncode, stderr)
 
 
-def stands_alone(command: Command) -> bool:
-    """Return whether a command neither leaves anything in the folder nor needs what others leave there."""
+def is_tried_elsewhere(command: Command) -> bool:
+    """Return whether a command runs benchmarks, or the long form of tests: they have tests of their own."""
     return all(
         found and found[0].startswith(("benchmarks/", "tests/")) for found in map(script_of, command.calls)
     )
@@ -347,26 +198,23 @@ def try_all(folder: Path) -> list[Outcome]:
     """Try the documented commands in order, in a folder in which the project's scripts are made to lie.
 
     A command may stand above the one that makes the checkpoint it needs: those that lack something are tried
-    again at the end. Commands that stand alone run beside the others.
+    again at the end.
     """
     programs = make_programs(folder / "programs")
     for path in (*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *map(ROOT.joinpath, FOLDERS)):
         (folder / path.name).symlink_to(path)
-    commands = {(command.before, command.text): command for command in documented() if command.runs}
-    alone = {key: command for key, command in commands.items() if stands_alone(command)}
+    commands = {
+        (command.before, command.text): command
+        for command in documented()
+        if command.runs and not is_tried_elsewhere(command)
+    }
     found: dict[tuple, Outcome] = {}
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        begun = {
-            key: beside.submit(run, command, folder, programs)
-            for key, command in alone.items()
-            if not needs_of(command, folder)
-        }
-        for key, command in [*commands.items(), *commands.items()]:
-            if key in begun or (key in found and not found[key].needs):
-                continue
-            needs = needs_of(command, folder)
-            found[key] = Outcome(command, needs) if needs else run(command, folder, programs)
-        return [*found.values(), *(each.result() for each in begun.values())]
+    for key, command in [*commands.items(), *commands.items()]:
+        if key in found and not found[key].needs:
+            continue
+        needs = needs_of(command, folder)
+        found[key] = Outcome(command, needs) if needs else run(command, folder, programs)
+    return list(found.values())
 
 
 @pytest.mark.slow
@@ -388,7 +236,6 @@ def test_documented_commands_that_need_no_download_end_well(tmp_path):
     # Not a test that passes because it finds nothing to do.
     assert len(tried) >= 8
     assert {"run-mnist-classification.py", "run-sst2-classification.py"} <= set(tried)
-    assert any(script.startswith("benchmarks/") for script in tried)
 
 
 # ---- the reading itself

@@ -59,6 +59,7 @@ def records(path) -> list[dict]:
     return [{key: value for key, value in each.items() if key not in left_out} for each in found]
 
 
+@pytest.mark.slow
 def test_each_of_many_images_has_a_figure_and_a_bad_one_is_skipped_and_counted(folder):
     done = bright("--input", "in", "--skip-bad", "--json", "r.jsonl", folder=folder)
     assert done.status == 0
@@ -82,6 +83,7 @@ def test_without_skip_bad_one_line_names_the_image_and_the_way_out(folder):
     assert "--skip-bad" in done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_an_image_that_is_done(folder, monkeypatch):
     alive = []
     add = explanation_output.Output.add
@@ -101,6 +103,7 @@ class Killed(BaseException):
     """As a killed process does, it lets nothing be tidied up that asks for less."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [("--json", "r.jsonl"), ("--save-values", "v/"), ("--json", "r.jsonl", "--save-values", "v/")]
 )
@@ -149,6 +152,7 @@ def test_a_file_of_something_else_is_not_written_to(folder):
     assert (folder / "notes.jsonl").read_text() == "{}\n"
 
 
+@pytest.mark.slow
 def test_batches_give_the_numbers_of_single_images(folder):
     for size in (1, 4):
         flags = ("--input", "in", "--skip-bad", "--fit", "stretch", "--guided", "--batch-size", size)
@@ -209,6 +213,7 @@ def test_a_network_of_one_size_refuses_another_and_says_what_to_do(explain, subj
     assert "--fit pad" in done.stderr
 
 
+@pytest.mark.slow
 def test_names_of_files_say_what_is_in_them(explain, tmp_path):
     for flags in (
         (),

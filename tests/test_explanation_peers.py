@@ -97,6 +97,7 @@ def test_the_other_methods_are_pytorch_grad_cams(network, method, peer):
     assert_maps_are_pytorch_grad_cams(network, method, peer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["resnet18"], indirect=True)
 @pytest.mark.parametrize(
     ("method", "peer", "factor"),
@@ -116,6 +117,7 @@ def test_xgrad_cam_and_score_cam_are_pytorch_grad_cams_in_every_digit_that_count
     assert_close_in_terms_of_the_largest(maps, torch.from_numpy(expected), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["resnet18"], indirect=True)
 @pytest.mark.parametrize(("side", "stride"), [(SIZE // 4, SIZE // 8), (SIZE // 3, SIZE // 3), (SIZE // 2, 7)])
 def test_occlusion_is_captums(network, side, stride):
@@ -141,6 +143,7 @@ def test_input_times_gradient_is_captums(network):
     assert_close_in_terms_of_the_largest(found.values[""], expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "peer"), [("guided", GuidedBackprop), ("deconvnet", Deconvolution)])
 def test_the_rules_for_relus_are_captums(network, rule, peer):
     model, _, images = network
@@ -149,6 +152,7 @@ def test_the_rules_for_relus_are_captums(network, rule, peer):
     assert_close_in_terms_of_the_largest(found.values, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_captums(network):
     # Black for a baseline and quarters for α, and both take the gradient at the same points, to the bit. Were
     # these rounded differently, a few of VGG's millions of ReLUs and maxima would fall to the other side,

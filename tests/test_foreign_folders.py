@@ -176,6 +176,7 @@ def files_of(monkeypatch, folder, workers: int):
     return data.prepared(SMALL.mean, SMALL.std, torch.device("cpu"))
 
 
+@pytest.mark.usefixtures("impatient_loaders")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("change", [os.remove, lambda path: Path(path).write_bytes(b"\x89PNG\r\n\x1a\n")])
 def test_an_image_that_vanishes_or_is_damaged_during_a_run_ends_it_in_one_line(
@@ -190,6 +191,7 @@ def test_an_image_that_vanishes_or_is_damaged_during_a_run_ends_it_in_one_line(
     assert data.train.files[3] in str(error.value)
 
 
+@pytest.mark.usefixtures("impatient_loaders")
 def test_a_worker_that_is_killed_is_replaced_by_this_process(tmp_path, monkeypatch, capsys):
     data = files_of(monkeypatch, write_folder(tmp_path / "images", 40), 2)
     expected = torch.cat(

@@ -294,6 +294,7 @@ with distributed.process_group(torch.device("cpu")):
 """
 
 
+@pytest.mark.slow
 def test_ranks_share_the_coalitions_and_know_all_values(tmp_path):
     found = found_by_two_ranks(WORKER, tmp_path)
     assert [one["asked"] for one in found] == [8, 8]

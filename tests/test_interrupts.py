@@ -129,7 +129,7 @@ def test_an_explanation_that_is_interrupted_keeps_what_is_known(subject_folder, 
     files = ("--json", "all.json", "--save-values", "all.npz", "-k", "1", "--out-dir", ".")
     own = ("--restore-file", subject_folder / "own.pt", "--input", "digits:1")
     line = shlex.join(command(script, *own, *files, *flags))
-    done = in_terminal(f"{line} | tee log", tmp_path, interrupt_after=2.0, wait_for="/s")
+    done = in_terminal(f"{line} | tee log", tmp_path, interrupt_after=2.0, wait_for=r"\d \w+/s")
     assert done.status == 130, done.screen[-800:]
     assert "interrupted" in done.screen
     (record,) = json.loads((tmp_path / "all.json").read_text())

@@ -125,6 +125,7 @@ def test_the_counterfactual_is_a_map_of_the_negated_score(explain):
     assert plain[0]["map_maximum"] != negated[0]["map_maximum"]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_a_filmstrip_in_the_order_of_their_epochs_about_the_classes_of_the_last(
     explain, subject_folder, tmp_path
 ):
@@ -168,6 +169,7 @@ def test_a_network_of_torchvisions_explains_a_photograph(subject_folder, tmp_pat
     assert (tmp_path / "imgs" / "gradcam-squeezenet1_1-photo.png").exists()
 
 
+@pytest.mark.slow
 def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
     explain("--guided", "--smoothgrad", 2, "--randomise", 1, "--out-dir", "once")
     explain("--guided", "--smoothgrad", 2, "--randomise", 1, "--out-dir", "again")

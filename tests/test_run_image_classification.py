@@ -14,7 +14,7 @@ from lib.data import augment
 from lib.data.preprocessing import Preprocessing
 from lib.models import transfer
 from lib.runtime import checkpoint
-from lib.tasks import image_data, image_prediction
+from lib.tasks import image_prediction
 
 SCRIPT = "run-image-classification.py"
 BRIEF = ("--dataset", "folder", "--model", "simple-cnn", "--size", 16, "--max-epoch", 2, "-bs", 12)
@@ -112,25 +112,7 @@ def test_cifar10_in_its_own_format_trains_and_is_tested_once(run, tmp_path):
     assert official.run().events["PLAN"][0]["Steps_per_epoch"] == 13  # 200 images, 16 a batch, 8 left
 
 
-def test_cifar10_for_a_network_that_takes_large_images_is_made_large_in_batches(tmp_path):
-    write_cifar10(tmp_path, images=40)
-    how = Preprocessing(96, 3, (0.5,) * 3, (0.25,) * 3, 96)
-    flags = {"dataset": "cifar10", "data_dir": tmp_path, "limit": 30, "model": "lenet5", "size": 96}
-    others = {"classes": (), "valid_fraction": None, "skip_bad": False, "workers": 0, "input": None}
-    data = image_data.load_in_memory(image_data.DataSettings.of(flags | others), how)
-    assert data.train.images.shape == (30, 3, 32, 32)
-    pixels, _ = next(iter(data.train.in_order()))
-    data = data.prepared(how.mean, how.std, torch.device("cpu"))
-    (inputs, _), (rest, _) = data.train.in_order()
-    assert (inputs.shape, rest.shape) == ((27, 3, 96, 96), (3, 3, 96, 96))
-    torch.testing.assert_close(inputs, (pixels - 0.5) / 0.25)
-    seen = []
-    doubled = lambda _names: lambda images: seen.append(images) or 2 * images  # noqa: E731
-    batch, _ = next(data.train.shuffled((), doubled, batch_size=10, seed=0).epoch(0))
-    assert batch.shape == (10, 3, 96, 96)
-    assert torch.equal(batch, 2 * seen[0])
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["row-gru", "deep-cnn", "fast-cnn"])
 def test_other_networks_train_and_restore(run, photos, model):
     flags = ("--size", 20, "--model", model, "--data-dir", photos, "--max-epoch", 1)
@@ -139,6 +121,7 @@ def test_other_networks_train_and_restore(run, photos, model):
     assert evaluation(again) == evaluation(done)
 
 
+@pytest.mark.slow
 def test_images_above_64_px_are_read_by_workers_and_a_resumed_run_ends_at_the_same_weights(
     run, photos, tmp_path
 ):
@@ -168,6 +151,7 @@ def test_the_first_layer_of_fast_cnn_is_fitted_to_the_images_and_then_kept(run, 
 # Transfer
 
 
+@pytest.mark.slow
 def test_windows_come_first_and_a_run_resumed_among_them_ends_at_the_same_weights(run, photos, tmp_path):
     flags = (*BRIEF, "--model", "fast-cnn", "--size", 20, "--data-dir", photos, "--schedule", "constant")
     flags += ("--max-epoch", 3)
@@ -199,6 +183,7 @@ def test_windows_grow_when_they_are_to_and_the_whole_images_come_last(run, photo
     assert [set(epoch) for epoch in epochs] == [{14}, {16}, {16}, {20}]
 
 
+@pytest.mark.slow
 def test_answers_about_several_views_are_reported_and_predicted_until_told_not_to(run, photos, tmp_path):
     flags = ("--model", "fast-cnn", "--size", 20, "--data-dir", photos, "--max-epoch", 1)
     done = run(*BRIEF, *flags)
@@ -224,6 +209,7 @@ def test_answers_about_several_views_are_reported_and_predicted_until_told_not_t
     assert "VIEWS" not in plain.run().events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "options", "size", "layer"),
     [("simple-cnn", ("--bn",), 128, "pool4"), ("fast-cnn", (), 192, "gelu6")],
@@ -394,6 +380,7 @@ def test_an_image_that_cannot_be_read_is_one_line_or_is_left_out(run, tmp_path):
     assert "red/005.png" in left.stderr
 
 
+@pytest.mark.slow
 def test_a_run_resumed_or_looked_into_still_leaves_out_the_images_that_cannot_be_read(run, tmp_path):
     photos = write_folder(tmp_path / "photos", images=16)
     next(photos.rglob("*.png")).write_bytes(b"no image")

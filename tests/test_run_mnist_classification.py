@@ -77,6 +77,7 @@ def test_looking_inside_draws_the_answers_the_convolutions_and_the_features(look
     assert not (folder / "ckpts").exists()
 
 
+@pytest.mark.slow
 def test_a_bare_state_dict_restores_and_has_the_same_numbers(trained, classify, tmp_path):
     bare = tmp_path / "bare.pt"
     torch.save(checkpoint.load(trained.best)["state_dict"], bare)
@@ -119,6 +120,7 @@ def test_examples_held_out_choose_the_checkpoint_and_the_test_split_is_reported_
     assert fiftieths == pytest.approx(round(fiftieths), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_every_model_trains_and_restores(classify, mnist_folder):
     for model, size in (("lenet5", 32), ("deep-cnn", 28), ("row-lstm", 28)):
         flags = ("--data-dir", mnist_folder, "--limit", 50, "--max-epoch", 1, "-bs", 25, "--model", model)
@@ -129,6 +131,7 @@ def test_every_model_trains_and_restores(classify, mnist_folder):
         assert again.run().events["EVAL"] == done.run().events["EVAL"]
 
 
+@pytest.mark.slow
 def test_all_that_can_be_switched_on_goes_together(classify, mnist_folder, tmp_path):
     everything = (
         *("--optimizer", "sgd", "--schedule", "constant", "--momentum", 0.8, "--weight-decay", 1e-4),
@@ -161,6 +164,7 @@ def test_a_finished_run_resumed_trains_no_more_and_has_the_same_numbers(trained,
     assert_same(checkpoint.load(tmp_path / "ckpts" / "mnist-classifier-digits" / checkpoint.LAST), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
 )
@@ -205,6 +209,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_status_1(classif
     assert "smaller --learning-rate than 1e+30" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_runs_from_any_folder_and_writes_to_that_one(process, tmp_path):
     code = tmp_path / "elsewhere"
     code.mkdir()
@@ -336,6 +341,7 @@ def test_an_unknown_layer_is_answered_with_the_layers_there_are(trained, classif
     assert "layers.sub-layer0.conv" in stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_executes_code_is_refused_in_a_process_of_its_own(process, tmp_path):
     """With what a real process writes to stderr: torch may not put its warnings beside the line."""
 

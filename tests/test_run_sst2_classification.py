@@ -61,6 +61,7 @@ def test_sentences_held_out_choose_the_weights_and_the_official_split_is_tested_
     assert [event["split"] for event in run.events["DATA"]] == ["train", "valid", "test"]
 
 
+@pytest.mark.slow
 def test_every_network_trains_and_restores(sentiment, tmp_path):
     variants = {
         "plain": ("--model", "plain"),
@@ -172,6 +173,7 @@ def test_an_ensemble_is_not_gone_on_with_as_the_single_run_that_was_in_its_folde
     assert (saved["model"]["config"]["members"], saved["flags"]["seed"]) == (2, 7)
 
 
+@pytest.mark.slow
 def test_words_that_are_never_labelled_alone_become_neutral_where_that_is_asked_for(sentiment, tmp_path):
     shown = ["a fine film", "fine", "a dull film", "dull"]
     (tmp_path / "mine.tsv").write_text(
@@ -194,6 +196,7 @@ def test_words_that_are_never_labelled_alone_become_neutral_where_that_is_asked_
 # Stop and go on
 
 
+@pytest.mark.slow
 def test_a_teacher_is_learnt_from_and_stays_as_it_was(sentiment_best, sentiment, tmp_path):
     before = checkpoint.load(sentiment_best)["state_dict"]
 
@@ -231,6 +234,7 @@ def test_two_ranks_train_as_one_run_with_one_log_and_one_checkpoint(tmp_path):
     assert checkpoint.load(tmp_path / "ckpts" / "lstm-tiny" / checkpoint.LAST)["update"] > 0
 
 
+@pytest.mark.slow
 def test_a_rank_without_an_example_to_validate_on_is_said_in_one_line(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "good\t1\nbad\t0\n" * 8)
     (tmp_path / "valid.tsv").write_text("sentence\tlabel\ngood\t1\n")

@@ -200,6 +200,7 @@ def test_compiled_networks_learn_what_the_others_do(tmp_path):
 # Stopped and resumed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"optimizer": "sgd", "clip_norm": 0.5}], ids=str)
 def test_a_run_stopped_in_any_update_and_resumed_ends_bit_for_bit_as_one_never_stopped(tmp_path, changes):
     whole = fit_gan(tmp_path / "whole", **changes)
@@ -215,6 +216,7 @@ def test_a_run_stopped_in_any_update_and_resumed_ends_bit_for_bit_as_one_never_s
             assert_same(resumed.best, whole.best, f"{act.__name__} at {at}: best")
 
 
+@pytest.mark.slow
 def test_a_process_ended_by_sigkill_in_the_middle_of_an_epoch_is_resumed_to_the_same_weights(tmp_path):
     whole = fit_gan(tmp_path / "whole", ema=0.9)
     folder = tmp_path / "killed"

@@ -33,6 +33,7 @@ def test_an_image_that_vanishes_is_one_line_and_no_traceback(count, tmp_path):
         next(results)
 
 
+@pytest.mark.usefixtures("impatient_loaders")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGTERM])
 @pytest.mark.parametrize("at", [0, 7, 19])
 def test_work_goes_on_with_fewer_when_a_worker_dies(number, at, tmp_path, capsys):
@@ -49,6 +50,7 @@ def test_work_goes_on_with_fewer_when_a_worker_dies(number, at, tmp_path, capsys
     assert capsys.readouterr().err.count("warning: a worker process has died") == 1
 
 
+@pytest.mark.usefixtures("impatient_loaders")
 def test_work_is_done_in_the_main_process_when_every_worker_dies(capsys):
     main = os.getpid()
 
@@ -75,6 +77,7 @@ def test_shared_memory_that_is_too_small_is_named(capsys):
     assert "/dev/shm, is too small" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("impatient_loaders")
 def test_a_mistake_of_the_work_itself_is_not_hidden():
     def work(item: int) -> int:
         raise RuntimeError(f"a mistake in {item}")

@@ -73,7 +73,8 @@ def settle(task: str, line: CommandLine, recipe: Recipe) -> Settled:
     if flags["restore_file"] and not inspection:  # a new run from old weights
         own = {name: value for name, value in own.items() if line.flags[name].scope is Scope.NETWORK}
     resumed_folder = flags["checkpoint_dir"] if flags["resume"] else None
-    usual = recipe(SimpleNamespace(**(defaults | own | typed)))
+    # A network of the user's own has no recipe; that of --model's default says nothing about it.
+    usual = {} if flags.get("network") else recipe(SimpleNamespace(**(defaults | own | typed)))
     flags = defaults | usual | own | typed
     # Only now are the model and the data set known, because they may come from --restore-file.
     folder = resumed_folder or flags["checkpoint_dir"]

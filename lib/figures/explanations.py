@@ -214,7 +214,9 @@ def side_by_side(first: np.ndarray, second: np.ndarray, side: int) -> np.ndarray
     return np.concatenate([small[0], gap, small[1]], axis=1)
 
 
-def contact_sheet(thumbnails: Sequence[tuple[Sequence[str], np.ndarray | None]], columns: int = 5) -> Figure:
+def contact_sheet(
+    thumbnails: Sequence[tuple[Sequence[str], np.ndarray | None]], columns: int = frames.COLUMNS
+) -> Figure:
     """Return a page of thumbnails (H, W, 3) uint8, each with the lines of its title; None leaves a gap."""
     lines = -(-len(thumbnails) // columns)
     figure = Figure(figsize=(columns * CELL, lines * (0.62 * CELL + 2 * _LINE)))

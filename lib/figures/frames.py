@@ -11,6 +11,9 @@ from lib.figures import style
 # Left, top, right, bottom in pixels; see `lib.data.fitting.Box`.
 Box = tuple[float, float, float, float]
 
+# Panels on a line, with the image: 1,150 pixels at 100 dpi, as wide as a page shows without scaling.
+COLUMNS = 5
+
 # Standard deviation of the smoothing of grainy maps, as a share of the longest side; below this many pixels
 # there is nothing to smooth.
 SMOOTHING = 0.02

@@ -16,7 +16,6 @@ from lib.figures import frames, style
 from lib.figures.frames import Box
 
 STRONGEST_PAIRS = 24
-COLUMNS = 5  # panels on a line, with the image
 
 _CELL = 2.6  # inches, the width of a panel
 _TALLEST = 1.6  # height of a panel, in widths
@@ -42,7 +41,7 @@ class Scene(NamedTuple):
     heading: Sequence[str]
     unit: str
     box: Box | None = None
-    columns: int = COLUMNS
+    columns: int = frames.COLUMNS
 
     @property
     def place(self) -> Box:

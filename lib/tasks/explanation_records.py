@@ -75,8 +75,7 @@ class WrittenRecords:
         in_file = self._known.get(key)
         if self._folder is None:
             return in_file if self._lines else None
-        in_folder = _records_in(self._folder / f"{name}.npz", key)
-        return in_folder if in_folder is not None else None
+        return _records_in(self._folder / f"{name}.npz", key)
 
     def trim(self) -> None:
         """Remove from the file what a killed process left of an image; call this on rank 0, before `add`."""

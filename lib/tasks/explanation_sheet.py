@@ -17,8 +17,6 @@ from lib.runtime.settings import Settings
 from lib.tasks.explanation_panels import Panel, Question, title_of
 from lib.tasks.explanation_values import as_bytes
 
-# Panels on a line, with the image: 1,150 pixels at 100 dpi, as wide as a page shows without scaling.
-COLUMNS = 5
 # The most lines on a page, which is then about a metre of screen.
 MOST_LINES = 14
 _THUMBNAIL = 200  # pixels, the longest side of each half of a thumbnail
@@ -67,7 +65,7 @@ def row_of(panels: Sequence[Panel], network: int, settings: SheetSettings) -> Ro
         head.append(_output_tile(panels[0].question, pixels, box))
     lines: list[Line] = []
     remaining = iter(tiles)
-    for count in _lengths(panels, max(1, (settings.columns or COLUMNS) - len(head))):
+    for count in _lengths(panels, max(1, (settings.columns or frames.COLUMNS) - len(head))):
         lines.append([*head, *itertools.islice(remaining, count)])
         head = [None] * len(head)
     return Row(network, lines)

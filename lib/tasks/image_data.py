@@ -80,32 +80,34 @@ def load_grey(run: TrainingRun, settings: DataSettings) -> ImageData:
         if "preprocessing" in run.saved:
             how = Preprocessing.of(run.saved["preprocessing"], run.source)
         data = images.without_examples(_classes(run, settings), how)
-    elif settings.dataset == datasets.FOLDER:
-        data = load_folder(settings, how)
     else:
-        data = images.load(
-            settings.dataset,
-            settings.data_dir,
-            size=settings.size,
-            limit=settings.limit,
-            holdout=settings.holdout or 0,
-            options=settings.choices,
-        )
+        data = load_images(settings, how)
     _check_classes(run, settings, data)
     return data.prepared(how.mean, how.std, run.device)
 
 
-def load_folder(settings: DataSettings, how: Preprocessing) -> ImageData:
-    """Load the folder of images that the flags name; its pixels are in [0, 1]."""
-    return image_files.load(
-        settings.data_dir,
-        how,
-        only=settings.classes,
-        valid_fraction=settings.valid_fraction,
-        limit=settings.limit,
-        skip_bad=settings.skip_bad,
-        workers=settings.workers,
-    )
+def load_images(settings: DataSettings, how: Preprocessing) -> ImageData:
+    """Return the images that the flags name, with pixels in [0, 1]: a folder's, or grey or colour data."""
+    if settings.dataset == datasets.FOLDER:
+        return image_files.load(
+            settings.data_dir,
+            how,
+            only=settings.classes,
+            valid_fraction=settings.valid_fraction,
+            limit=settings.limit,
+            skip_bad=settings.skip_bad,
+            workers=settings.workers,
+        )
+    if how.channels == 1:
+        return images.load(
+            settings.dataset,
+            settings.data_dir,
+            size=how.size,
+            limit=settings.limit,
+            holdout=settings.holdout or 0,
+            options=settings.choices,
+        )
+    return _load_in_memory(settings, how)
 
 
 def load_photographs(run: TrainingRun, settings: DataSettings, usual: Preprocessing | None) -> ImageData:
@@ -126,10 +128,8 @@ def load_photographs(run: TrainingRun, settings: DataSettings, usual: Preprocess
         data = images.without_examples(_classes(run, settings), how)
     elif how.channels != 3:
         raise UserError(f"{run.source} takes grey images, and these are coloured")
-    elif settings.dataset == datasets.FOLDER:
-        data = load_folder(settings, how)
     else:
-        data = load_in_memory(settings, how)
+        data = load_images(settings, how)
     _check_classes(run, settings, data)
     return data.prepared(how.mean, how.std, run.device)
 
@@ -149,28 +149,15 @@ def load_for(run: TrainingRun, settings: DataSettings, network: Network) -> Imag
     run.fill_in("size", how.size)
     if settings.input:
         data = images.without_examples(network.classes, how)
-    elif settings.dataset == datasets.FOLDER:
-        data = load_folder(settings, how)
-    elif how.channels != datasets.find(settings.dataset).channels:
+    elif settings.dataset != datasets.FOLDER and how.channels != datasets.find(settings.dataset).channels:
         colours = {1: "grey", 3: "coloured"}
         raise UserError(
             f"{network.name} takes {colours[how.channels]} images, and those of {settings.dataset} are not: "
             "give another --dataset, or --channels"
         )
-    elif how.channels == 1:
-        data = images.load(
-            settings.dataset,
-            settings.data_dir,
-            size=how.size,
-            limit=settings.limit,
-            holdout=settings.holdout or 0,
-            options=settings.choices,
-        )
     else:
-        data = load_in_memory(settings, how)
-    if not settings.input:
-        names, classes = _matched(network, data.classes)
-        data = data.relabelled(names, classes)
+        data = load_images(settings, how)
+        data = data.relabelled(*_matched(network, data.classes))
     return data.prepared(how.mean, how.std, run.device)
 
 
@@ -222,7 +209,7 @@ def _classes(run: TrainingRun, settings: DataSettings) -> Sequence[str]:
     return entry.classes(Path(settings.data_dir), entry.options(settings.choices))
 
 
-def load_in_memory(settings: DataSettings, how: Preprocessing) -> ImageData:
+def _load_in_memory(settings: DataSettings, how: Preprocessing) -> ImageData:
     """Load the data set of coloured images that the flags name; its pixels are in [0, 1]."""
     entry = datasets.find(settings.dataset)
     splits, names = entry.read(Path(settings.data_dir), entry.options(settings.choices))

@@ -59,19 +59,8 @@ def load(run: TrainingRun, settings: DataSettings) -> ImageData:
         data = images.without_examples(run.saved.get("classes", ()), how)
     elif settings.dataset == FACES:
         data = _faces(settings, how)
-    elif settings.dataset == datasets.FOLDER:
-        data = image_data.load_folder(settings, how)
-    elif datasets.find(settings.dataset).channels == 3:
-        data = image_data.load_in_memory(settings, how)
     else:
-        data = images.load(
-            settings.dataset,
-            settings.data_dir,
-            size=how.size,
-            limit=settings.limit,
-            holdout=settings.holdout or 0,
-            options=settings.choices,
-        )
+        data = image_data.load_images(settings, how)
     return _binarised(data.prepared(how.mean, how.std, run.device), settings.binarise)
 
 

@@ -16,6 +16,7 @@ from lib.explain.image_shapley import Found
 from lib.explain.methods import METHODS, Request
 from lib.explain.players import Players
 from lib.explain.progress import Watch
+from lib.figures import frames
 from lib.figures import shapley as pictures
 from lib.runtime import distributed
 from lib.runtime.errors import RunFailed, UserError, warn
@@ -187,7 +188,7 @@ def _figures(
         [*heading(question), said],
         question.score,
         box,
-        run.sheets.columns or pictures.COLUMNS,
+        run.sheets.columns or frames.COLUMNS,
     )
     names = [_title(panel.record()) for panel in panels]
     values, errors = estimate.values.numpy(), estimate.standard_errors
