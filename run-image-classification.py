@@ -99,6 +99,26 @@ def make_parser() -> cli.Parser:
         help="side of the images in pixels; default: the size that goes with --weights, otherwise 32, or 224 "
         "for torchvision's networks",
     )
+    add_network_flags(parser)
+    cli.add_network_option_flags(parser, OPTIONS.values())
+    cli.add_list_models_flag(cli.add_run_flags(parser))
+    cli.add_training_flags(parser, "the recipe of the model")
+    cli.add_augmentation_flags(parser, "color", "affine", "crop", "flip", "erase", "shift", "rotate", "scale")
+    cli.add_window_flag(parser)
+    views = cli.add_view_flags(parser)
+    views.add(
+        "--pool",
+        choices=("gap", "flatten"),
+        default="gap",
+        help="how --layers turns a feature map into a vector: global average pooling, or all values",
+    )
+    cli.add_thumbnail_flag(views)
+    cli.add_input_flags(parser)
+    cli.add_own_network_flags(parser, without=("size", "multi-label"))
+    return parser
+
+
+def add_network_flags(parser: cli.Parser) -> None:
     network = parser.group("network", cli.Scope.NETWORK)
     network.add(
         "--model",
@@ -129,22 +149,6 @@ def make_parser() -> cli.Parser:
         metavar="X",
         help="learning rate of all layers but the last",
     )
-    cli.add_network_option_flags(parser, OPTIONS.values())
-    cli.add_list_models_flag(cli.add_run_flags(parser))
-    cli.add_training_flags(parser, "the recipe of the model")
-    cli.add_augmentation_flags(parser, "color", "affine", "crop", "flip", "erase", "shift", "rotate", "scale")
-    cli.add_window_flag(parser)
-    views = cli.add_view_flags(parser)
-    views.add(
-        "--pool",
-        choices=("gap", "flatten"),
-        default="gap",
-        help="how --layers turns a feature map into a vector: global average pooling, or all values",
-    )
-    cli.add_thumbnail_flag(views)
-    cli.add_input_flags(parser)
-    cli.add_own_network_flags(parser, without=("size", "multi-label"))
-    return parser
 
 
 def recipe(flags) -> dict:

@@ -22,21 +22,14 @@ def add_dataset_flags(
         default: the data set used if the user names none.
         choices: further choices that data sets offer: flag, values (the first is the default), help.
     """
-    group = parser.group("data", Scope.DATA)
+    group = add_source_flags(
+        parser,
+        dataset_names,
+        default,
+        "the data set; digits needs no download, folder means your own images in --data-dir",
+        "your folder of images, or the folder that data sets are read from and downloaded to",
+    )
     add = group.add
-    add(
-        "--dataset",
-        choices=dataset_names,
-        default=default,
-        help="the data set; digits needs no download, folder means your own images in --data-dir",
-    )
-    add(
-        "--data-dir",
-        default="data",
-        metavar="DIR",
-        is_path=True,
-        help="your folder of images, or the folder that data sets are read from and downloaded to",
-    )
     for flag, values, text in choices:
         add(f"--{flag}", choices=values, help=f"{text}; default: {values[0]}")
     add(
@@ -48,6 +41,16 @@ def add_dataset_flags(
     )
     _add_folder_flags(group)
     add("--limit", type=integer(1), metavar="N", help="train on a fixed stratified subset of N examples")
+    return group
+
+
+def add_source_flags(
+    parser: Parser, dataset_names: Sequence[str], default: str, dataset_help: str, folder_help: str
+) -> Group:
+    """Add --dataset and --data-dir; return their group, for the flags that divide and choose the examples."""
+    group = parser.group("data", Scope.DATA)
+    group.add("--dataset", choices=dataset_names, default=default, help=dataset_help)
+    group.add("--data-dir", default="data", metavar="DIR", is_path=True, help=folder_help)
     return group
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lib.cli.image_flags import add_source_flags
 from lib.cli.parser import Group, Parser
 from lib.cli.scope import Scope
 from lib.cli.types import integer, names, number, subset_of
@@ -15,22 +16,15 @@ def add_masked_set_flags(parser: Parser, dataset_names: Sequence[str], default: 
         dataset_names: names of the data sets.
         default: the data set used if the user names none.
     """
-    group = parser.group("data", Scope.DATA)
+    group = add_source_flags(
+        parser,
+        dataset_names,
+        default,
+        "the data set; shapes are made on the fly, folder means your own images and masks in --data-dir",
+        "your folder with images/ and masks/ of the same names (or train/images/, train/masks/, …), or the "
+        "folder that data sets are read from",
+    )
     add = group.add
-    add(
-        "--dataset",
-        choices=dataset_names,
-        default=default,
-        help="the data set; shapes are made on the fly, folder means your own images and masks in --data-dir",
-    )
-    add(
-        "--data-dir",
-        default="data",
-        metavar="DIR",
-        is_path=True,
-        help="your folder with images/ and masks/ of the same names (or train/images/, train/masks/, …), or "
-        "the folder that data sets are read from",
-    )
     add(
         "--valid-fraction",
         type=number(0, 0.9, above=True),
