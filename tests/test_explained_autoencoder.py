@@ -9,9 +9,10 @@ from test_vae import make, some_images
 
 from lib import models
 from lib.data.preprocessing import Preprocessing
+from lib.explain.areas import output_box_target as box_target
 from lib.explain.explanation import Request
 from lib.explain.methods import METHODS
-from lib.explain.targets import area_target, unit_target
+from lib.explain.targets import unit_target
 from lib.models import explained_autoencoder
 from lib.models.network import Network
 from lib.runtime import checkpoint
@@ -34,14 +35,17 @@ def test_a_unit_and_an_area_are_scalars_of_these_outputs():
     model, images = make().eval(), some_images()
     assert torch.equal(unit_target(2).score(model.encode(images)[0]), model.encode(images)[0][:, 2])
     decoded = model.reconstruct(images)
-    assert torch.equal(area_target((1, 2, 4, 7)).score(decoded), decoded[:, :, 1:4, 2:7].mean((1, 2, 3)))
+    expected = decoded[:, :, 1:4, 2:7].sum((1, 2, 3))
+    torch.testing.assert_close(box_target((1, 2, 4, 7)).score(decoded), expected)
     with pytest.raises(UserError, match="no unit 3: the network has 3, from 0"):
         unit_target(3).score(model.encode(images)[0])
-    with pytest.raises(UserError, match="1,2,4,9 is not within the output of 8×8 px"):
-        area_target((1, 2, 4, 9)).score(decoded)
+    with pytest.raises(UserError, match="1,2,4,9 is not within the output of 8×8 pixels"):
+        box_target((1, 2, 4, 9)).score(decoded)
 
 
-@pytest.mark.parametrize("target", [unit_target(1), area_target((2, 2, 5, 6))], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "target", [unit_target(1), box_target((2, 2, 5, 6))], ids=lambda each: each.name
+)
 def test_integrated_gradients_add_up_to_the_difference_from_the_baseline(target):
     explained = network(reconstructs="area" in target.name)
     images = some_images(2)
@@ -52,7 +56,9 @@ def test_integrated_gradients_add_up_to_the_difference_from_the_baseline(target)
 
 
 def test_class_activation_maps_are_of_the_encoder_and_need_its_maps():
-    request = Request(network(reconstructs=True, net="conv"), some_images(1), [area_target((0, 0, 4, 4))])
+    request = Request(
+        network(reconstructs=True, net="conv"), some_images(1), [box_target((0, 0, 4, 4))]
+    )
     (layer,) = METHODS["grad-cam"].explain(request).values
     assert layer.startswith("encoder.maps")
     for reconstructs in (False, True):

@@ -105,7 +105,7 @@ def _add_question_flags(parser: Parser) -> None:
         nargs="+",
         type=box,
         metavar="Y0,X0,Y1,X1",
-        help="of an autoencoder: explain the mean brightness of these areas of the reconstruction, rows Y0 "
+        help="of an autoencoder: explain the summed brightness of these areas of the reconstruction, rows Y0 "
         "to Y1 - 1 and columns X0 to X1 - 1; of a segmentation: its classes summed over one such area",
     )
     add(

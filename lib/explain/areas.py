@@ -73,14 +73,7 @@ def area_of(region: Region, index: int, output: Tensor, truth: Tensor | None = N
     """
     height, width = output.shape[2:]
     if region.box:
-        top, left, bottom, right = region.box
-        if bottom > height or right > width:
-            raise UserError(
-                f"the area {region.name} is not within the output of {height}×{width} pixels (rows × columns)"
-            )
-        area = torch.zeros(height, width, dtype=torch.bool)
-        area[top:bottom, left:right] = True
-        return area
+        return box_area(region.box, height, width)
     if region.kind == "prediction":
         area = (output.argmax(1)[0] == index).cpu()
     elif region.kind == "truth":
@@ -89,6 +82,23 @@ def area_of(region: Region, index: int, output: Tensor, truth: Tensor | None = N
         area = truth == index
     else:
         area = torch.ones(height, width, dtype=torch.bool)
+    return area
+
+
+def box_area(box: Box, height: int, width: int) -> Tensor:
+    """Return the area (H, W), bool, of a box in an output of H×W pixels.
+
+    Raises:
+        UserError: the box is not within the output.
+    """
+    top, left, bottom, right = box
+    if bottom > height or right > width:
+        name = ",".join(map(str, box))
+        raise UserError(
+            f"the area {name} is not within the output of {height}×{width} pixels (rows × columns)"
+        )
+    area = torch.zeros(height, width, dtype=torch.bool)
+    area[top:bottom, left:right] = True
     return area
 
 
@@ -124,6 +134,16 @@ def class_area_target(index: int, area: Tensor, kind: str = "logit", name: str =
 def output_area_target(area: Tensor, name: str = "") -> Target:
     """Return y = Σ M · output of images (B, C, H, W), over all channels; arguments as `class_area_target`."""
     return Target(name or "area", lambda output: _summed(output.sum(1), area))
+
+
+def output_box_target(box: Box) -> Target:
+    """Return the sum of a box of an output of images (B, C, H, W), over all channels.
+
+    Raises:
+        UserError: later, when it is computed: the box is not within the output.
+    """
+    name = ",".join(map(str, box))
+    return Target(f"area {name}", lambda output: _summed(output.sum(1), box_area(box, *output.shape[2:])))
 
 
 def _summed(scores: Tensor, area: Tensor) -> Tensor:

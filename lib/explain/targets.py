@@ -59,28 +59,6 @@ def unit_target(index: int) -> Target:
     return Target(f"unit {index}", score)
 
 
-def area_target(area: tuple[int, int, int, int]) -> Target:
-    """Return the mean of an area of an output of images (B, C, H, W) as a target.
-
-    Args:
-        area: (top, left, bottom, right) in pixels; bottom and right lie just outside.
-
-    Raises:
-        UserError: later, when it is computed: the area is not within the images.
-    """
-    top, left, bottom, right = area
-
-    def score(output: Tensor) -> Tensor:
-        height, width = output.shape[2:]
-        if bottom > height or right > width:
-            raise UserError(
-                f"the area {top},{left},{bottom},{right} is not within the output of {height}×{width} px"
-            )
-        return output[:, :, top:bottom, left:right].mean((1, 2, 3))
-
-    return Target(f"area {top},{left},{bottom},{right}", score)
-
-
 def scores_of(targets: Sequence[Target]) -> Scores:
     """Return the function that computes the scores of T targets (T, B) from one output."""
     return lambda output: torch.stack([target.score(output) for target in targets])

@@ -19,8 +19,9 @@ from lib.cli.scope import spelled
 from lib.data import class_names, image_inputs, photographs
 from lib.data.fitting import Fit
 from lib.data.image_inputs import ImageInput, Reader
+from lib.explain.areas import output_box_target
 from lib.explain.baselines import KINDS, baseline
-from lib.explain.targets import Target, area_target, top_classes, unit_target
+from lib.explain.targets import Target, top_classes, unit_target
 from lib.models import explained_autoencoder, own_network
 from lib.models.network import Network, check_top, find_classes, load_checkpoint, load_pretrained
 from lib.models.own_network import OwnNetwork
@@ -100,7 +101,7 @@ class ImageQuestion(Settings):
     def others(self) -> list[Target]:
         """The targets that are no classes: latent units of an autoencoder, or areas of its reconstruction."""
         areas = () if self.dense else self.area or ()
-        return [*map(unit_target, self.unit or ()), *map(area_target, areas)]
+        return [*map(unit_target, self.unit or ()), *map(output_box_target, areas)]
 
     @property
     def fitting(self) -> Fit:
