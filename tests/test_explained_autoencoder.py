@@ -43,9 +43,7 @@ def test_a_unit_and_an_area_are_scalars_of_these_outputs():
         box_target((1, 2, 4, 9)).score(decoded)
 
 
-@pytest.mark.parametrize(
-    "target", [unit_target(1), box_target((2, 2, 5, 6))], ids=lambda each: each.name
-)
+@pytest.mark.parametrize("target", [unit_target(1), box_target((2, 2, 5, 6))], ids=lambda each: each.name)
 def test_integrated_gradients_add_up_to_the_difference_from_the_baseline(target):
     explained = network(reconstructs="area" in target.name)
     images = some_images(2)
@@ -56,9 +54,7 @@ def test_integrated_gradients_add_up_to_the_difference_from_the_baseline(target)
 
 
 def test_class_activation_maps_are_of_the_encoder_and_need_its_maps():
-    request = Request(
-        network(reconstructs=True, net="conv"), some_images(1), [box_target((0, 0, 4, 4))]
-    )
+    request = Request(network(reconstructs=True, net="conv"), some_images(1), [box_target((0, 0, 4, 4))])
     (layer,) = METHODS["grad-cam"].explain(request).values
     assert layer.startswith("encoder.maps")
     for reconstructs in (False, True):
