@@ -33,6 +33,18 @@ LAST = "checkpoint_last.pt"
 START = "checkpoint_start.pt"  # the initial weights of an ensemble's networks, if they are not random
 
 
+class OtherTaskError(UserError):
+    """A checkpoint was trained for another task than the one that is wanted.
+
+    Attributes:
+        content: the checkpoint.
+    """
+
+    def __init__(self, message: str, content: dict[str, Any]):
+        super().__init__(message)
+        self.content = content
+
+
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write `checkpoint` to `path` atomically: a crash leaves either the old file or the new one, complete.
 
@@ -51,7 +63,8 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
 
     Args:
         path: the file.
-        task: the task that the caller needs; a checkpoint of another task is refused. None accepts any.
+        task: the task that the caller needs; None accepts any. `lib.runtime.scripts.load` names the script
+            of a checkpoint of another task, too.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged, of another task or format, or a pickle that
@@ -68,7 +81,7 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path} has checkpoint format {found}; this version reads {FORMAT}")
     _check(path, content)
     if task is not None and content["task"] != task:
-        raise UserError(f"{path} was trained for {content['task']}, not for {task}")
+        raise OtherTaskError(f"{path} was trained for {content['task']}, not for {task}", content)
     return content
 
 

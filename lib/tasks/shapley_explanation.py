@@ -24,8 +24,9 @@ from lib.runtime.files import existing_file, writable_file
 from lib.runtime.settings import Settings
 from lib.tasks.evaluation_store import EvaluationStore
 from lib.tasks.explanation_job import Explained, Job, TooFew
+from lib.tasks.explanation_names import Naming
 from lib.tasks.explanation_panels import Panel, Question, panels_of, title_of
-from lib.tasks.explanation_run import ExplanationRun, Naming, baseline_of
+from lib.tasks.explanation_run import ExplanationRun, baseline_of
 from lib.tasks.explanation_sheet import heading, picture_of
 
 METHOD = METHODS["shapley"]

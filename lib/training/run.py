@@ -18,7 +18,7 @@ from lib.cli import CommandLine, config
 from lib.cli.scope import Scope, is_unset
 from lib.cli.settle import INSPECTIONS, Recipe, Settled, load_last, settle
 from lib.models import layers
-from lib.runtime import checkpoint, compilation, distributed, memory, run_folder, threads
+from lib.runtime import checkpoint, compilation, distributed, memory, run_folder, scripts, threads
 from lib.runtime.errors import RunFailed, UserError
 from lib.runtime.files import remove_abandoned, writable_folder
 from lib.runtime.runlog import RunLog
@@ -210,7 +210,9 @@ class TrainingRun:
         return model
 
     def _way_out(self, name: str) -> str:
-        """Return what to do with a checkpoint whose network has another number of classes than the data."""
+        """Return what to do with a checkpoint whose network has other classes or channels than the data."""
+        if name == "channels":
+            return scripts.way_out(self.source, self.saved)
         if name != "classes" or self.goes_on or "weights" not in self.flags:
             return ""
         return f": --weights {self.source} instead of --restore-file takes all but the last layer"
