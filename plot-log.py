@@ -235,13 +235,23 @@ def curve(label: str, run: Run, tag: str, key: str, x: str):
 
     from lib.figures.curves import Curve
 
-    steps, values = (np.array(numbers, dtype=float) for numbers in run.series(tag, key))
+    found = run.validations(key) if tag == "VALID" else run.series(tag, key)
+    steps, values = (np.array(numbers, dtype=float) for numbers in found)
+    ranks = np.array(ranks_of(run, steps)) if tag == "VALID" else None
     if x == "epoch":
         length = run.steps_per_epoch()
         if not length:
             raise UserError(f"{label} does not tell its epochs: leave out --x epoch")
         steps = steps / length
-    return Curve(label, steps, values)
+    return Curve(label, steps, values, ranks)
+
+
+def ranks_of(run: Run, steps) -> list[float]:
+    """Return ranks of validations: of equally good ones, that of [BEST] or of the lowest loss is the best."""
+    losses = dict(zip(*run.validations("Valid_loss"), strict=True))
+    chosen = run.events["BEST"][-1].get("Step") if run.events.get("BEST") else None
+    ranks = [float("inf") if step == chosen else -losses.get(step, float("inf")) for step in steps]
+    return [float("-inf") if rank != rank else rank for rank in ranks]  # a loss may be NaN
 
 
 def better(key: str) -> str | None:

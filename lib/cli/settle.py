@@ -125,7 +125,7 @@ def load_last(folder: Path, task: str) -> dict[str, Any]:
     if not last.exists():
         return {}
     saved = scripts.load(last, task)
-    missing = [key for key in ("run", "epoch", "update", "metrics", "training") if key not in saved]
+    missing = [key for key in ("run", "epochs", "update", "metrics", "training") if key not in saved]
     if missing:
         raise UserError(
             f"{last} cannot be resumed, because it lacks {', '.join(missing)}; "

@@ -60,7 +60,7 @@ def load(file: str | Path, device: torch.device | str = "cpu", *, reconstructs: 
     if model.classes:
         raise UserError(f"{file}: cvae must be told the class of each image, which the images do not say")
     checkpoint.restore_weights(model, saved["state_dict"], file)
-    epoch = saved.get("epoch")
+    epoch = saved.get("epochs")
     return Network(
         (Reconstruction if reconstructs else LatentMeans)(model).to(device),
         (),

@@ -10,7 +10,8 @@ A checkpoint is a dictionary of plain values and tensors:
     preprocessing  how a raw input becomes the network's input: {'size': 28, 'mean': [0.0], …}
     flags          the flags of the run
     run            the run's id in the log
-    epoch, update  how far training had come
+    epochs, update how far training had come: the epoch, counted from 1, and the number of updates
+                   (earlier versions wrote the epoch, counted from 0, as `epoch`)
     metrics        validation metrics of these weights; empty if they were not validated
     training       only in checkpoint_last.pt: the rest of the state that `--resume` needs
 """
@@ -80,6 +81,8 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
         found = str(content["format"])[:40]
         raise UserError(f"{path} has checkpoint format {found}; this version reads {FORMAT}")
     _check(path, content)
+    if "epoch" in content:
+        content.setdefault("epochs", content.pop("epoch") + 1)
     if task is not None and content["task"] != task:
         raise OtherTaskError(f"{path} was trained for {content['task']}, not for {task}", content)
     return content
@@ -166,6 +169,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "preprocessing": (_has_names, "a table of names"),
     "run": (_is_text, "a text"),
     "epoch": (is_count, "a number from 0 on"),
+    "epochs": (is_count, "a number from 0 on"),
     "update": (is_count, "a number from 0 on"),
     "metrics": (_are_numbers, "a table of numbers"),
     "training": (_has_names, "a table of names"),

@@ -68,10 +68,18 @@ def make_folders(settings: ViewSettings) -> None:
 def show_answers(
     run: TrainingRun, settings: ViewSettings, predictions: answers.Predictions, classes: Sequence[str]
 ) -> None:
-    """Log a table of the metrics of each class, and draw the confusion matrix."""
+    """Log a table of the metrics of the classes, and draw the confusion matrix.
+
+    Of many classes, it has the worst classes alone, and the largest confusions are drawn, too; of so many
+    that a matrix would show nothing, these alone.
+    """
     for line in answers.per_class(predictions, classes):
         run.log.text("CLASSES", line)
-    draw(run, settings, "confusion", pictures.confusion_matrix(answers.confusion(predictions), classes))
+    counts = answers.confusion(predictions)
+    if len(classes) <= pictures.MOST_CLASSES_WITH_NAMES:
+        draw(run, settings, "confusion", pictures.confusion_matrix(counts, classes))
+    if len(classes) > pictures.MOST_CLASSES_WITH_COUNTS:
+        draw(run, settings, "largest-confusions", pictures.largest_confusions(counts, classes))
 
 
 def show_features(

@@ -205,7 +205,8 @@ class TrainingRun:
         # Made in any case, because it refuses an input that the network does not take.
         table = layers.table(model, example.to(self.device))
         if not self._answers:
-            for line in layers.format_table(table):
+            whole = self.inspects or self.flags["log_interval"]
+            for line in layers.format_table(table if whole else layers.in_parts(table)):
                 self.log.text("MODEL", line)
         return model
 
@@ -250,6 +251,7 @@ class TrainingRun:
             resume=resume,
             **options,
         )
+        metrics: dict[str, float] = {}
         if distributed.is_main():
             best = checkpoint.load(checkpoints.best, task=self.task)
             if best.get("run") != self.id:
@@ -258,12 +260,14 @@ class TrainingRun:
                     f"{self.id} trained: give each its own --checkpoint-dir"
                 )
             checkpoint.restore_weights(model, best["state_dict"], checkpoints.best)
+            metrics = best.get("metrics", {})
         distributed.share_weights(model)
         length = len(training)
         self.log.event(
             "BEST",
-            Epoch=max(0, progress.best_update - 1) // length,
+            Epoch=loop.epoch_of(progress.best_update, length),
             Step=progress.best_update,
+            **{f"Valid_{name}": value for name, value in metrics.items()},
             file=checkpoints.best,
         )
 
