@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
 
@@ -77,7 +78,7 @@ def largest_confusions(counts: np.ndarray, class_names: Sequence[str]) -> Figure
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.tick_params(length=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for place, (row, column) in enumerate(pairs):
         share = wrong[row, column] / counts[row].sum()
         text = f" {wrong[row, column]:,} ({share:.0%} of {counts[row].sum():,})"

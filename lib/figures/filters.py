@@ -127,6 +127,6 @@ def _histogram(axes: Axes, row: LayerStatistics) -> None:
     axes.tick_params(labelsize=6.5, length=2)
     axes.minorticks_off()
     # Activations such as SiLU leave no zeros, of which nothing is said.
-    sparsity = f", {row.sparsity:.0%} zero behind it" if row.sparsity and row.sparsity >= 0.005 else ""
+    sparsity = f", {row.sparsity:.0%} set to zero" if row.sparsity and row.sparsity >= 0.005 else ""
     facts = f"{row.mean:.2g} ± {math.sqrt(row.variance):.2g}{sparsity}"
     axes.set_title(f"{style.literal(row.layer)}\n{facts}", fontsize=7, pad=3)

@@ -24,7 +24,6 @@ from lib.training.run import TrainingRun
 class ViewSettings(Settings):
     """The flags of `--eval-only`."""
 
-    dataset: str
     seed: int
     out_dir: str
     show: bool
@@ -112,5 +111,5 @@ def draw(
     run: TrainingRun, settings: ViewSettings, what: str, figure: Figure, *, colours: int | None = 256
 ) -> None:
     """Save a figure with a palette of `colours` (None for full colour), and log its path."""
-    path = Path(settings.out_dir) / f"{what}-{settings.dataset}.png"
+    path = Path(settings.out_dir) / run.picture_name(what)
     run.log.event("FIGURE", file=style.save(figure, path, show=settings.show, colours=colours))

@@ -1,6 +1,7 @@
 """Runs of the training scripts: settle the flags, start the log, build, train and restore networks."""
 
 import contextlib
+import re
 import secrets
 import sys
 import time
@@ -121,6 +122,22 @@ class TrainingRun:
     def is_typed(self, name: str) -> bool:
         """Whether the user gave the flag, on the command line or in `--config`."""
         return name in self._settled.line.typed
+
+    def picture_name(self, what: str) -> str:
+        """Return the name of a picture's file: what it shows, of which network, and of which data.
+
+        The script's usual network is not named; a folder of the user's own images is named by its own name.
+        """
+        network, data = self.settings.model, self.settings.dataset
+        own = self.flags.get("network")
+        if own:
+            network = own.rpartition(":")[2]
+        elif network == self._settled.line.defaults["model"]:
+            network = ""
+        if data == "folder":
+            data = Path(self.flags["data_dir"]).resolve().name or data
+        parts = [re.sub(r"[^\w.+]+", "-", each).strip("-.") for each in (what, network, data)]
+        return f"{'-'.join(filter(None, parts))[:200]}.png"
 
     def fill_in(self, name: str, value: Any) -> None:
         """Give a flag that the user left open the value that the data or the weights decide."""
