@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Plot training logs: the training loss, the validation loss and the validation accuracy.
 
-  python3 plot-log.py --log-file logs/mnist.log --out-dir ./imgs --prefix mnist
-  python3 plot-log.py --log-file logs/*.log --prefix all --x epoch --log-scale
+  python3 plot-log.py logs/mnist.log --out-dir ./imgs --prefix mnist
+  python3 plot-log.py logs/*.log --prefix all --x epoch --log-scale
 
 Every other Valid_… field of a log gets a figure as well. The paths of the figures are printed.
 """
@@ -44,7 +44,8 @@ HIGHER_IS_BETTER = re.compile("acc|iou|dice|f1|psnr", re.IGNORECASE)
 def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="plot-log.py", description=__doc__)
     add = parser.add_argument
-    add("--log-file", nargs="+", required=True, metavar="FILE", help="logs to overlay; - is standard input")
+    add("logs", nargs="*", metavar="LOG", help="logs to overlay; - is standard input")
+    add("--log-file", nargs="+", default=(), metavar="FILE", help="the same, for scripts of earlier versions")
     add(
         "--run",
         default="newest",
@@ -70,8 +71,11 @@ def make_parser() -> cli.Parser:
 
 def main(argv=None) -> None:
     flags = SimpleNamespace(**make_parser().parse(argv).values)
-    prefix = picture_prefix(flags.prefix, flags.log_file[0])
-    logs = {name: read_log(name) for name in dict.fromkeys(flags.log_file)}
+    files = [*flags.logs, *flags.log_file]
+    if not files:
+        raise UserError("no log given: name one or more, e.g. plot-log.py logs/mnist.log")
+    prefix = picture_prefix(flags.prefix, files[0])
+    logs = {name: read_log(name) for name in dict.fromkeys(files)}
     for name, log in logs.items():
         warn_of_mixture(name, log)
     chosen = choose_runs(logs, flags.run)
@@ -231,13 +235,23 @@ def curve(label: str, run: Run, tag: str, key: str, x: str):
 
     from lib.figures.curves import Curve
 
-    steps, values = (np.array(numbers, dtype=float) for numbers in run.series(tag, key))
+    found = run.validations(key) if tag == "VALID" else run.series(tag, key)
+    steps, values = (np.array(numbers, dtype=float) for numbers in found)
+    ranks = np.array(ranks_of(run, steps)) if tag == "VALID" else None
     if x == "epoch":
         length = run.steps_per_epoch()
         if not length:
             raise UserError(f"{label} does not tell its epochs: leave out --x epoch")
         steps = steps / length
-    return Curve(label, steps, values)
+    return Curve(label, steps, values, ranks)
+
+
+def ranks_of(run: Run, steps) -> list[float]:
+    """Return ranks of validations: of equally good ones, that of [BEST] or of the lowest loss is the best."""
+    losses = dict(zip(*run.validations("Valid_loss"), strict=True))
+    chosen = run.events["BEST"][-1].get("Step") if run.events.get("BEST") else None
+    ranks = [float("inf") if step == chosen else -losses.get(step, float("inf")) for step in steps]
+    return [float("-inf") if rank != rank else rank for rank in ranks]  # a loss may be NaN
 
 
 def better(key: str) -> str | None:

@@ -171,7 +171,7 @@ def add_regularisation_flags(parser: cli.Parser) -> None:
         "--neutral-words",
         type=cli.number(0),
         metavar="X",
-        help="weight of the loss that makes words neutral which the corpus never labels on their own",
+        help="weight of a loss that teaches that words are neutral if the corpus never labels them alone",
     )
 
 

@@ -250,7 +250,7 @@ def _weights_and_state(path: Path) -> dict:
     from lib.runtime import checkpoint
 
     content = checkpoint.load(path)
-    return {key: content.get(key) for key in ("state_dict", "training", "epoch", "update", "metrics")}
+    return {key: content.get(key) for key in ("state_dict", "training", "epochs", "update", "metrics")}
 
 
 def same(a, b) -> bool:

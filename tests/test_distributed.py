@@ -188,7 +188,7 @@ def test_two_ranks_see_every_example_once_an_epoch_and_once_a_validation(two_ran
 
 def test_only_the_first_rank_logs_and_saves(two_ranks):
     folder, _ = two_ranks
-    assert "[VALID] Epoch=1" in (folder / "log-0").read_text()
+    assert "[VALID] Epoch=2" in (folder / "log-0").read_text()
     assert (folder / "log-1").read_text() == ""
     assert sorted(path.name for path in (folder / "ckpts-0").iterdir()) == [checkpoint.BEST, checkpoint.LAST]
     assert not (folder / "ckpts-1").exists()
@@ -219,7 +219,7 @@ def test_the_script_under_torchrun_is_one_run_with_one_log_and_one_checkpoint(tm
     assert done.stdout.count("[RUN]") == done.stdout.count("[EVAL]") == done.stdout.count("[DONE]") == 1
     run = Ended(0, done.stdout, "").run()
     steps = [event["Step"] for event in run.events["VALID"]]
-    assert [event["Epoch"] for event in run.events["VALID"]] == list(range(8))
+    assert [event["Epoch"] for event in run.events["VALID"]] == list(range(1, 9))
     assert steps[-1] == 8 * 45  # 1,437 examples in batches of 32
     assert run.events["EVAL"][0]["Valid_accuracy"] > 0.85
     files = sorted(path.name for path in (tmp_path / "ckpts" / "mnist-classifier-digits").iterdir())

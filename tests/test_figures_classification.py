@@ -102,3 +102,33 @@ def test_the_legend_leaves_the_sheet_of_images_its_width(classes):
 def test_points_are_drawn_as_pixels_inside_vector_pictures(tmp_path):
     path = style.save(feature_picture(2, 10), tmp_path / "feature.svg")
     assert path.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_of_many_classes_the_largest_confusions_are_drawn_legibly(tmp_path, classes):
+    counts = np.diag(np.full(classes, 50)) + np.zeros((classes, classes), int)
+    rng = np.random.default_rng(0)
+    for value in range(1, 60):
+        counts[tuple(rng.integers(0, classes, 2))] += value
+    names = [f"a class of a long name, number {number}" for number in range(classes)]
+    figure = classification.largest_confusions(counts, names)
+    wrong = counts - np.diag(np.diag(counts))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert len(texts) == classification.MOST_CONFUSIONS
+    assert texts[0].startswith(f" {wrong.max()} (")
+    figure.draw_without_rendering()
+    labels = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert not any(boxes_overlap(a, b) for a, b in pairwise(labels))
+    path = style.save(figure, tmp_path / "confusions.png")
+    with Image.open(path) as image:
+        assert max(image.size) < 2000
+
+
+def test_of_perfect_answers_no_confusion_is_drawn():
+    figure = classification.largest_confusions(np.diag([3, 4]), ["a", "b"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no mistakes"]
+
+
+def test_mistakes_say_which_name_and_which_number_is_what():
+    figure = classification.mistakes(np.zeros((1, 4, 4)), ["cat"], ["dog"], [0.9])
+    assert figure.get_suptitle() == "true class → prediction, and its probability"

@@ -105,3 +105,31 @@ def test_a_histogram_keeps_what_is_beyond_its_limits_in_its_outermost_bins():
     assert row.counts.tolist() == [16, 16, 16, 80]
     titles = [axes.get_title() for axes in filters.activations([row]).axes]
     assert titles[0].startswith("0\n4.5 ± 4.5")
+
+
+@pytest.mark.parametrize("count", [1, 3, 64])
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+def test_few_small_filters_fill_their_figure_and_show_their_numbers(count, side):
+    weights = np.linspace(-1, 1, count * side * side).reshape(count, 1, side, side)
+    figure = filters.filters(weights, "conv")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    whole = figure.get_window_extent()
+    drawn = axes.get_window_extent()
+    assert max(drawn.height / whole.height, drawn.width / whole.width) > 0.4
+    assert min(drawn.height, drawn.width) > 0.5 * figure.dpi
+    written = [text.get_text() for text in axes.texts]
+    assert len(written) == (weights.size if count < 12 and weights.size <= 100 else 0)
+
+
+def test_nothing_is_said_of_zeros_where_there_are_none():
+    convolution = nn.Conv2d(1, 1, 1)
+    nn.init.ones_(convolution.weight)
+    nn.init.ones_(convolution.bias)
+    model = nn.Sequential(convolution, nn.ReLU())
+    (some,) = activation_statistics(model, [torch.ones(2, 1, 4, 4)])
+    nn.init.constant_(convolution.bias, -2)
+    (none,) = activation_statistics(model, [torch.ones(2, 1, 4, 4)])
+    titles = [filters.activations([each]).axes[0].get_title() for each in (some, none)]
+    assert "zero" not in titles[0]
+    assert "100% set to zero" in titles[1]

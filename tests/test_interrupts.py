@@ -50,7 +50,7 @@ def test_a_run_whose_log_cannot_be_written_trains_to_its_end(tmp_path, behind, s
     assert done.returncode == 0, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["epoch"] == 7
+    assert checkpoint.load(tmp_path / "run" / checkpoint.LAST)["epochs"] == 8
 
 
 PHRASE = b"a fine film\n"

@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SCRIPT, call
 
+from lib.cli import CommandLine
+from lib.cli.settle import Settled
 from lib.runtime import checkpoint, run_folder
+from lib.runtime.runlog import RunLog
+from lib.training.run import TrainingRun
 
 SHORT = ("--dataset", "digits", "--limit", "60", "--max-epoch", "2")
 
@@ -109,3 +114,20 @@ def test_a_resume_without_a_folder_takes_the_newest_run_of_the_model(run, tmp_pa
     again = run("--resume", "--dataset", "digits", "--max-epoch", "4")
     assert again.run().fields["checkpoint_dir"] == "ckpts/mnist-classifier"
     assert again.run().id == done.run().id
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"model": "usual", "dataset": "mnist"}, "confusion-mnist.png"),
+        ({"model": "other", "dataset": "mnist"}, "confusion-other-mnist.png"),
+        ({"model": "usual", "dataset": "folder", "data_dir": "a/my dogs/"}, "confusion-my-dogs.png"),
+        ({"model": "usual", "dataset": "folder", "data_dir": "/"}, "confusion-folder.png"),
+        ({"model": "usual", "dataset": "digits", "network": "n.py:make"}, "confusion-make-digits.png"),
+    ],
+)
+def test_pictures_are_named_by_their_network_and_data(flags, name):
+    values = {"seed": 1, "amp": False, "resume": False, "restore_file": None, "checkpoint_dir": "x"} | flags
+    settled = Settled(CommandLine({}, {"model": "usual"}, {}), values, {}, {})
+    run = TrainingRun("task", settled, torch.device("cpu"), RunLog("x"))
+    assert run.picture_name("confusion") == name

@@ -134,7 +134,7 @@ def test_checkpoints_are_a_filmstrip_in_the_order_of_their_epochs_about_the_clas
         "--restore-file", *files, "--input", "digits:7", subject_folder / "photo.png", "--animate", own=False
     )
     panels = panels_of(done, may_be_zero=True)
-    assert [panel["epoch"] for panel in panels] == [0, 0, 0, 2, 2, 2, 11, 11, 11] * 2
+    assert [panel["epoch"] for panel in panels] == [1, 1, 1, 3, 3, 3, 12, 12, 12] * 2
     assert [panel["image"] for panel in panels] == ["digits-7"] * 9 + ["photo"] * 9
     for first in (0, 9):
         targets = [panel["target"] for panel in panels[first : first + 9]]

@@ -194,7 +194,9 @@ def test_answers_about_several_views_are_reported_and_predicted_until_told_not_t
     losses = {}
     for count in (6, 2, 1):
         told = () if count == 6 else ("--test-views", count)
-        lines = run("--predict-only", "--restore-file", best, *told).stdout.splitlines()
+        predicted = run("--predict-only", "--restore-file", best, *told)
+        lines = predicted.stdout.splitlines()
+        assert f" Views={count} " in predicted.stderr
         header, *rows = [line.split("\t") for line in lines]
         p = [float(row[header.index(row[1])]) for row in rows]
         losses[count] = -sum(map(math.log, p)) / len(p)

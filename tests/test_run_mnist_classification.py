@@ -31,7 +31,7 @@ def test_a_run_logs_itself_from_its_flags_to_its_best_weights(trained):
     assert trained.ended.stderr == ""
     run = trained.ended.run()
     assert run.fields["dataset"] == "digits"
-    assert [event["Epoch"] for event in run.events["VALID"]] == [0, 1, 2, 3]
+    assert [event["Epoch"] for event in run.events["VALID"]] == [1, 2, 3, 4]
     assert {"Training_loss", "Learning_rate", "Examples_per_second"} <= set(run.events["TRAIN"][0])
     assert {"Train_loss", "Train_accuracy", "Valid_loss", "Valid_accuracy"} == set(run.events["EVAL"][0])
     assert run.events["EVAL"][0]["Valid_accuracy"] > 0.5

@@ -33,7 +33,7 @@ def test_the_tiny_data_set_is_learnt_in_seconds(sentiment_run):
 
 def test_without_a_hold_out_the_last_weights_are_kept(sentiment_run):
     run = sentiment_run[1].run()
-    assert run.events["BEST"][0]["Epoch"] == 14
+    assert run.events["BEST"][0]["Epoch"] == 15
     assert run.fields["keep"] == "last"
 
 

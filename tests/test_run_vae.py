@@ -55,7 +55,7 @@ def test_a_killed_run_ends_after_resume_at_the_same_weights_bit_for_bit(model, t
     assert done.status == 0, done.stderr
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
         whole, resumed = (checkpoint.load(tmp_path / folder / name) for folder in ("whole", "killed"))
-        for entry in ("state_dict", "training", "epoch", "update", "metrics"):
+        for entry in ("state_dict", "training", "epochs", "update", "metrics"):
             assert_same(resumed.get(entry), whole.get(entry), f"{name} {entry}")
 
 

@@ -125,14 +125,31 @@ def test_what_the_words_add_makes_up_the_answer_and_the_network_stays_as_it_was(
     model.load_state_dict(saved["state_dict"])
     reader = Reader(Vocabulary(**saved["vocabulary"]), tuple(saved["classes"]))
     words = words_of("a warm and funny film, but badly made!")
-    chosen, probability, found = text_explanation.attribute(model, reader, words, torch.device("cpu"))
+    chosen, probability, explained, found = text_explanation.attribute(
+        model, reader, words, torch.device("cpu")
+    )
+    assert explained == 1
     assert found.values.shape == (len(words), 128 + BIGRAM_SIZE)
     assert abs(found.gap) <= 0.01 * abs(found.score - found.baseline_score)
-    assert torch.tensor(found.score).sigmoid().item() == pytest.approx(probability, abs=1e-5)
+    explained_probability = probability if chosen == explained else 1 - probability
+    assert torch.tensor(found.score).sigmoid().item() == pytest.approx(explained_probability, abs=1e-5)
     answer = text_classification.answer(model, reader, [words], torch.device("cpu"))
     assert answer.probabilities[0, chosen].item() == pytest.approx(probability, abs=1e-5)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("phrase", ["a lovely , funny film", "a dreadful , boring film"])
+def test_words_have_the_same_sign_whatever_is_predicted(sentiment_best, sentiment, tmp_path, phrase):
+    done = sentiment("--explain", phrase, "--restore-file", sentiment_best)
+    *words, totals = done.stdout.splitlines()
+    named = dict(pair.split("=") for pair in totals.split())
+    assert named["explained"] == "positive"
+    assert named["prediction"] == ("positive" if "lovely" in phrase else "negative")
+    values = {row["word"]: float(row["attribution"]) for row in table("\n".join(words))}
+    assert values["lovely" if "lovely" in phrase else "dreadful"] * (1 if "lovely" in phrase else -1) > 0
+    (page,) = (tmp_path / "imgs").glob("*.html")
+    assert "red speaks for positive, blue for negative" in page.read_text()
 
 
 def test_an_explanation_is_numbers_a_picture_and_a_page(sentiment_best, sentiment, tmp_path):

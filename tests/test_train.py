@@ -337,7 +337,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_in_which_update(
     with pytest.raises(RunFailed) as failed:
         fit(tmp_path, objective=breaks_at(update, value), log_interval=log_interval)
     message = str(failed.value)
-    assert message.startswith(f"the loss is {value} in update {update} (epoch {(update - 1) // 5});")
+    assert message.startswith(f"the loss is {value} in update {update} (epoch {1 + (update - 1) // 5});")
     assert "smaller --learning-rate than 0.01" in message
     best = tmp_path / checkpoint.BEST
     assert (str(best) in message) == best.exists() == (update > 5)
@@ -375,6 +375,6 @@ def test_the_checkpoint_of_an_epoch_is_never_of_weights_that_are_not_finite(tmp_
 def test_the_log_tells_the_epoch_and_step_of_every_validation(tmp_path):
     run = fit(tmp_path).run
     events = [(event["Epoch"], event["Step"]) for event in run.events["VALID"]]
-    assert events == [(0, 5), (1, 10), (2, 15)]
+    assert events == [(1, 5), (2, 10), (3, 15)]
     assert {"Valid_loss", "Valid_accuracy"} <= set(run.events["VALID"][0])
     assert run.series("TRAIN", "Training_loss")[0] == [2, 4, 5, 6, 8, 10, 12, 14, 15]

@@ -9,7 +9,6 @@ The names of the tables are free, and there need not be any: a flag means the sa
 """
 
 import argparse
-import difflib
 import json
 import math
 import tomllib
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lib.cli import suggestions
 from lib.cli.scope import Flag, Scope, spelled
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_atomically
@@ -45,8 +45,8 @@ def read(path: str, options: Mapping[str, argparse.Action]) -> tuple[dict[str, l
     for key, value in _entries(path).items():
         action = options.get(spelled(key))
         if action is None or action.dest in _NOT_IN_FILES:
-            near = difflib.get_close_matches(spelled(key), options, 1)
-            hint = f" (did you mean {near[0].removeprefix('--')}?)" if near else ""
+            near = suggestions.meant(spelled(key), options)
+            hint = f" (did you mean {near.removeprefix('--')}?)" if near else ""
             raise UserError(f"{path}: {key} is no flag of this script{hint}")
         if action.dest in arguments or action.dest in switched_off:
             raise UserError(f"{path} sets {key} twice")

@@ -271,9 +271,9 @@ def _add_checkpoint_flags(group: Group) -> None:
         "--log-interval",
         scope=Scope.MACHINE,
         type=integer(1),
-        default=100,
         metavar="N",
-        help="number of updates between [TRAIN] lines",
+        help="log every N updates and at every validation, and list every layer; default: as many lines as "
+        "fit a screen, of the same numbers",
     )
     add(
         "--validate-interval-updates",

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lib.cli import suggestions
 from lib.cli.scope import Flag, Scope, is_unset, spelled
 from lib.cli.types import path
 from lib.runtime.errors import UserError, warn
@@ -119,7 +120,9 @@ class Parser(argparse.ArgumentParser):
 
     def _given(self, argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
         namespace = argparse.Namespace(**dict.fromkeys(defaults, _UNSET))
-        self.parse_args(argv, namespace)
+        _, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            self.error(suggestions.unknown(unknown, self._option_string_actions))
         return {name: value for name, value in vars(namespace).items() if value is not _UNSET}
 
     def _respelled(self, argv: Sequence[str]) -> list[str]:

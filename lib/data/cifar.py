@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy._core.multiarray import _reconstruct
 
+from lib.data import folders
 from lib.data.images import Split
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
@@ -154,6 +155,7 @@ def _download(data_dir: Path, name: str, needed: list[str]) -> None:
     from torchvision import datasets
 
     files = _DATASETS[name]
+    folders.refuse_to_download(data_dir, name)
     try:
         # torchvision prints to standard output, which belongs to the log. Its progress bar (stderr) stays.
         with redirect_stdout(io.StringIO()):

@@ -19,6 +19,7 @@ SPELLINGS = {
     "test": ("test", "testing"),
 }
 MOST_NAMED = 3
+_FEW_FOLDERS = 20  # are looked into for images
 
 
 class Files(NamedTuple):
@@ -172,6 +173,19 @@ def images_below(folder: str | Path) -> list[str]:
         with os.scandir(root) as entries:
             found += [entry.path for entry in entries if is_image_entry(entry)]
     return sorted(found)
+
+
+def refuse_to_download(data_dir: str | Path, name: str) -> None:
+    """Raise a UserError if a data set would be downloaded into a folder of the user's own images."""
+    folders = [Path(data_dir)]
+    for _ in range(3):  # images, CLASS/images, train/CLASS/images
+        entries = [each for folder in folders if folder.is_dir() for each in os.scandir(folder)]
+        if any(each.name.lower().endswith(SUFFIXES) and each.is_file() for each in entries):
+            raise UserError(
+                f"{data_dir} holds images, and not {name}: give --dataset folder for these images, or "
+                f"another --data-dir to download {name} into"
+            )
+        folders = [Path(each.path) for each in entries if each.is_dir()][:_FEW_FOLDERS]
 
 
 def _files(root: Path, classes: Sequence[str], strangers: list[str]) -> Files:

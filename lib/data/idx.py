@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.data import folders
 from lib.data.images import Split
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
@@ -149,6 +150,7 @@ def _download(data_set: IdxDataSet, data_dir: Path) -> None:
     from torchvision import datasets as torchvision_datasets
 
     raw = data_dir / data_set.folder / "raw"
+    folders.refuse_to_download(data_dir, data_set.name)
     made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     try:
         # torchvision prints to standard output, which belongs to the log. Its progress bar (stderr) stays.

@@ -83,6 +83,7 @@ def voc(folder: Path) -> Found:
 def _download_voc(folder: Path) -> None:
     from torchvision.datasets import VOCSegmentation
 
+    folders.refuse_to_download(folder, "VOC 2012")
     try:
         with distributed.main_first():
             VOCSegmentation(str(folder), "2012", "train", download=True)

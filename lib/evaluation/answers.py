@@ -15,6 +15,8 @@ from lib.runtime.errors import UserError
 
 # Of the standard normal distribution, 95 % lies within this many standard deviations of the mean.
 NORMAL_QUANTILE = 1.959964
+MOST_CLASSES_LISTED = 40
+WORST_CLASSES_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def confusion(predictions: Predictions) -> np.ndarray:
 def per_class(predictions: Predictions, class_names: Sequence[str]) -> list[str]:
     """Return precision, recall, F1 and number of examples of each class, as aligned lines of text.
 
+    Of more than `MOST_CLASSES_LISTED` classes, only those with the lowest F1 are listed.
+
     Classes without examples show dashes, and the macro average in the last line leaves them out. A class that
     is never predicted has precision 0.
     """
@@ -80,10 +84,17 @@ def per_class(predictions: Predictions, class_names: Sequence[str]) -> list[str]
     )
     scores = np.stack(scores, axis=1)
     present = support > 0
+    listed = list(range(len(class_names)))
+    if len(listed) > MOST_CLASSES_LISTED:
+        worst = sorted((number for number in listed if present[number]), key=lambda number: scores[number, 2])
+        listed = worst[:WORST_CLASSES_LISTED]
     rows = [
         (name, *(four_decimals(score) if known else "-" for score in row), str(count))
         for name, row, count, known in zip(class_names, scores, support, present, strict=True)
     ]
+    rows = [rows[number] for number in listed]
+    if len(listed) < len(class_names):
+        rows.append((f"… and {len(class_names) - len(listed)} more", "", "", "", ""))
     macro = ("macro average", *map(four_decimals, scores[present].mean(axis=0)), str(support.sum()))
     return aligned([("class", "precision", "recall", "F1", "examples"), *rows, macro])
 

@@ -45,6 +45,29 @@ def distinct_pairs(n: int, count: int, generator: torch.Generator) -> Tensor:
     return drawn[torch.randperm(count, generator=generator)]
 
 
+def pairs_among(coalitions: Tensor) -> Tensor:
+    """Return one coalition (P, n) of each complementary pair of which both are among `coalitions` (S, n)."""
+    rows = {row.tobytes(): number for number, row in enumerate(coalitions.numpy())}
+    empty = [not row.any() or bool(row.all()) for row in coalitions.numpy()]  # asked about in any case
+    partners = [rows.get(row.tobytes()) for row in ~coalitions.numpy()]
+    first = [i for i, other in enumerate(partners) if other is not None and i < other and not empty[i]]
+    return coalitions[torch.tensor(first, dtype=torch.long)]
+
+
+def known_first(drawn: Tensor, known: Tensor) -> Tensor:
+    """Return as many pairs as were drawn (P, n): the known ones (K, n), then drawn ones that are not known.
+
+    If all known pairs are among the drawn ones, e.g. those of a run that was stopped, these stay as they are,
+    in their order, and with them all digits of an estimate. Both samples follow the same law.
+    """
+    keys = [min(row.tobytes(), (~row).tobytes()) for row in drawn.numpy()]
+    known_keys = [min(row.tobytes(), (~row).tobytes()) for row in known.numpy()]
+    if set(known_keys) <= set(keys):
+        return drawn
+    rest = [number for number, key in enumerate(keys) if key not in set(known_keys)]
+    return torch.cat([known, drawn[torch.tensor(rest, dtype=torch.long)]])[: len(drawn)]
+
+
 def _size_weights(n: int) -> Tensor:
     """Return p(s) for s = 1, …, n − 1, not normalised."""
     sizes = torch.arange(1, n, dtype=torch.float64)
@@ -106,7 +129,8 @@ def contexts(n: int, count: int, generator: torch.Generator) -> Tensor:
     All sizes s of the n − 1 others are then equally likely, because C(n − 1, s) ∫₀¹ q^s (1 − q)^(n−1−s) dq =
     1/n. The mean gain of the player over such coalitions is the Shapley value (Owen 1972).
     """
-    probability = torch.rand(count, n, 1, generator=generator)
-    others = torch.rand(count, n, n, generator=generator) < probability
+    # Row after row: a larger `count` begins with the contexts of a smaller one, whose values may be known.
+    uniform = torch.rand(count, n, n + 1, generator=generator)
+    others = uniform[..., 1:] < uniform[..., :1]
     player = torch.eye(n, dtype=torch.bool)
     return torch.stack([others | player, others & ~player], dim=2)

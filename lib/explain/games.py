@@ -109,6 +109,9 @@ def float32_head(model: nn.Module) -> Iterator[None]:
 class KnownValues(Protocol):
     """Store of the values of a game, which keeps those of an earlier run and takes those of this one."""
 
+    def coalitions(self) -> Tensor:
+        """Return the coalitions (K, n) whose values are known."""
+
     def knows(self, coalitions: Tensor) -> Tensor:
         """Return a mask (S,) of the coalitions (S, n) whose values are known."""
 

@@ -135,6 +135,7 @@ def _of_image(request: Request, parts: Players, estimator: str, budget: int, ind
             settings["tolerance"],
             settings.get("seed", 42),
             report=watch.report or (lambda _half_width: None),
+            known=record.coalitions() if record else None,
             # All ranks must make the same estimates, whoever watches.
             watched=bool(distributed.max_over_ranks(int(watch.report is not None), network.device)),
         )

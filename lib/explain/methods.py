@@ -338,8 +338,8 @@ _TABLE = (
             Option("steps", "number of steps of the path, instead of --tolerance"),
             Option(
                 "tolerance",
-                "treble the steps until the gap is below this share of the difference and the map changes "
-                "by less",
+                "take more steps until the map changes by less than X, as a share, and its values add up to "
+                "the difference of the scores but for X of it",
                 float,
                 0.01,
                 minimum=0,
@@ -381,7 +381,11 @@ _TABLE = (
                 minimum=0,
                 above=True,
             ),
-            Option("max-context", "contexts per patch, with --estimator per-patch", short="m"),
+            Option(
+                "max-context",
+                "with --estimator per-patch: number of random coalitions in which each player is tried",
+                short="m",
+            ),
             Option("amp", "run forward passes in bfloat16, with the last layer in float32", bool, False),
         ),
         script="run-shapley-value.py",

@@ -43,6 +43,8 @@ class Plan:
             interval is within the tolerance.
         seed: seed of the random coalitions.
         report: called with the largest half width so far, whenever an estimate is made.
+        known: coalitions (K, n) whose values cost nothing, because an earlier run has paid for them; None if
+            there are none. `odd-gp` asks about them first.
         watched: whether to make estimates before the budget is spent even if there is no tolerance.
     """
 
@@ -50,6 +52,7 @@ class Plan:
     tolerance: float | None = None
     seed: int = 42
     report: Callable[[float], object] = lambda _half_width: None
+    known: Tensor | None = None
     watched: bool = False
 
 
@@ -133,6 +136,8 @@ def odd_gp(game: Game, positions: Tensor, plan: Plan) -> Estimate:
     """
     n = len(positions)
     pairs = draw.distinct_pairs(n, (plan.budget - 2) // 2, draw.generator_of(plan.seed))
+    if plan.known is not None:
+        pairs = draw.known_first(pairs, draw.pairs_among(plan.known))
     sample = _Sample(game, draw.with_complements(pairs))
 
     def posterior() -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lib.figures import style
 
@@ -15,6 +16,7 @@ MOST_CLASSES_WITH_COUNTS = 32
 # With more classes the names would be too small to read, and the axes show numbers.
 MOST_CLASSES_WITH_NAMES = 200
 NAME_CHARACTERS = 24
+MOST_CONFUSIONS = 30
 MOST_COLUMNS = 6  # of mistakes
 
 
@@ -53,6 +55,48 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], *, unit: st
     return figure
 
 
+def largest_confusions(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Return bars of the largest confusions, for classes too many for a matrix.
+
+    Args:
+        counts: the confusion matrix (C, C): rows are true classes, columns predicted classes.
+        class_names: names of the classes.
+    """
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    pairs = [(row, column) for row, column in np.transpose(np.unravel_index(order, wrong.shape))]
+    pairs = [(row, column) for row, column in pairs if wrong[row, column]]
+    figure = Figure(figsize=(7.5, 0.24 * max(4, len(pairs)) + 1.1))
+    axes = figure.subplots()
+    values = [int(wrong[pair]) for pair in pairs]
+    axes.barh(range(len(pairs)), values, color=style.PALETTE[0], height=0.7)
+    names = [
+        f"{_short(class_names[a], NAME_CHARACTERS)} → {_short(class_names[b], NAME_CHARACTERS)}"
+        for a, b in pairs
+    ]
+    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for place, (row, column) in enumerate(pairs):
+        share = wrong[row, column] / counts[row].sum()
+        text = f" {wrong[row, column]:,} ({share:.0%} of {counts[row].sum():,})"
+        axes.text(wrong[row, column], place, text, va="center", fontsize=8)
+    if not pairs:
+        axes.text(0.5, 0.5, "no mistakes", ha="center", va="center", transform=axes.transAxes)
+    axes.set_xlim(0, 1.25 * max(values, default=1))
+    axes.set_xlabel("examples")
+    accuracy, errors = np.trace(counts) / max(counts.sum(), 1), int(wrong.sum())
+    shown = f"the {len(pairs)} largest confusions" if len(pairs) > 1 else "the confusions"
+    axes.set_title(
+        f"{shown} (true class → prediction): {sum(values):,} of {errors:,} mistakes; accuracy {accuracy:.4f}",
+        fontsize=9,
+        loc="right",
+    )
+    return figure
+
+
 def _name_classes(axes: Axes, class_names: Sequence[str], fontsize: float, cell: float) -> None:
     names = [_short(name, NAME_CHARACTERS) for name in class_names]
     # A letter is about 0.6 of the font size wide; there are 72 points to the inch.
@@ -79,7 +123,7 @@ def mistakes(
     predicted_names: Sequence[str],
     probabilities: Sequence[float],
 ) -> Figure:
-    """Return a grid of wrongly classified images, each under "true → predicted, probability".
+    """Return a grid of wrongly classified images, each under "true → prediction, its probability".
 
     Args:
         images: (K, H, W) or (K, H, W, 3), floats in [0, 1] or uint8; K may be 0.
@@ -88,7 +132,7 @@ def mistakes(
     """
     columns = max(1, min(MOST_COLUMNS, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(1.5 * columns, 1.85 * rows))
+    figure = Figure(figsize=(max(3.0, 1.5 * columns), 1.85 * rows + 0.25))
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -98,6 +142,8 @@ def mistakes(
     for axes, (image, true, predicted, probability) in zip(panels.flat, facts, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
         axes.set_title(_caption(true, predicted, probability), fontsize=8, pad=4)
+    if len(images):
+        figure.suptitle("true class → prediction, and its probability", fontsize=8)
     return figure
 
 

@@ -22,11 +22,19 @@ _LARGEST_X, _LARGEST_Y = 1e12, 1e100
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity of one run: `xs` (N,) and `ys` (N,); values that cannot be drawn leave gaps."""
+    """One quantity of one run; values that cannot be drawn leave gaps.
+
+    Attributes:
+        label: its name in the legend.
+        xs, ys: (N,).
+        ranks: (N,), which of several equally good points is the best one: that of the highest rank, and of
+            equal ranks the latest, as in `lib.training.fit`. None if all have the same rank.
+    """
 
     label: str
     xs: np.ndarray
     ys: np.ndarray
+    ranks: np.ndarray | None = None
 
     def drawable(self, log_scale: bool = False) -> np.ndarray:
         """Return a mask (N,) of the drawable points: finite, not huge, and on a log scale positive."""
@@ -68,7 +76,7 @@ def draw_curves(
         if window > 1:
             heading = f"Faint: as logged. Strong: running mean over {smooth:g}% of the points."
         line = _draw_line(axes, curve.xs, ys, window, colour, marker if by_marker else None)
-        note = f" (★ best {_mark_best(axes, curve.xs, ys, best, colour, x)})" if best else ""
+        note = f" (★ best {_mark_best(axes, curve, ys, best, colour, x)})" if best else ""
         entries.append((line, curve.label + note))
     _add_legend(figure, entries, heading)
     return figure
@@ -155,9 +163,23 @@ def _draw_line(
     return axes.plot(xs, ys, color=colour, marker=marker, markevery=every)[0]
 
 
-def _mark_best(axes: Axes, xs: np.ndarray, ys: np.ndarray, best: str, colour: str, x: str) -> str:
-    """Mark the first of the best points with a star; return its value and position as text."""
-    i = np.nanargmin(ys) if best == "min" else np.nanargmax(ys)
+def best_point(ys: np.ndarray, best: str, ranks: np.ndarray | None = None) -> int:
+    """Return the index of the best point: of equal ones that of the highest rank, then the latest.
+
+    Args:
+        ys: the values (N,); NaN is never the best.
+        best: "min" or "max".
+        ranks: (N,); see `Curve`.
+    """
+    value = np.nanmin(ys) if best == "min" else np.nanmax(ys)
+    equal = np.flatnonzero(ys == value)
+    of_rank = np.zeros(len(equal)) if ranks is None else ranks[equal]
+    return int(equal[of_rank == of_rank.max()][-1])
+
+
+def _mark_best(axes: Axes, curve: Curve, ys: np.ndarray, best: str, colour: str, x: str) -> str:
+    """Mark the best point with a star; return its value and position as text."""
+    i, xs = best_point(ys, best, curve.ranks), curve.xs
     axes.plot(xs[i], ys[i], "*", color=colour, markeredgecolor=INK, markersize=13, zorder=5, clip_on=False)
     return f"{ys[i]:.4g} at {x} {xs[i]:,.{6 if x == 'step' else 3}g}"
 

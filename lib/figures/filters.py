@@ -13,6 +13,9 @@ from lib.figures import style
 MOST_FILTERS = 256
 MOST_PANELS = 60
 PANEL_INCHES = (1.9, 1.45)
+_TILE, _LARGE_TILE = 0.45, 0.9  # inches, the side of a filter: of many, and of fewer than _FEW_TILES
+_FEW_TILES = 12
+_MOST_NUMBERS = 100  # weights that are written into their squares
 
 
 class LayerStatistics(Protocol):
@@ -50,8 +53,8 @@ def filters(weights: np.ndarray, layer: str) -> Figure:
     columns = math.ceil(math.sqrt(1.6 * len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     mosaic = _mosaic(tiles, columns)
-    width = 0.45 * columns + 1
-    figure = Figure(figsize=(max(3.6, width), max(1.6, 0.45 * rows + 0.8)))
+    side = _TILE if len(tiles) >= _FEW_TILES else _LARGE_TILE
+    figure = Figure(figsize=(max(3.6, side * columns + 1), max(1.6, side * rows + 0.8)))
     axes = figure.subplots()
     axes.set_axis_off()
     if in_colour:
@@ -60,15 +63,29 @@ def filters(weights: np.ndarray, layer: str) -> Figure:
         limit = max(float(np.abs(tiles).max()), 1e-12)
         image = axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
         figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
+        if tiles.size <= _MOST_NUMBERS and len(tiles) < _FEW_TILES:
+            _write_weights(axes, mosaic, limit, inches=side / tiles.shape[1])
     axes.set_title(_heading(weights, layer, limit), fontsize=9, pad=6)
     return figure
+
+
+def _write_weights(axes: Axes, mosaic: np.ndarray, limit: float, inches: float) -> None:
+    """Write each weight into its square, whose side has a number of inches."""
+    for (row, column), value in np.ndenumerate(mosaic):
+        if not np.isnan(value):
+            colour = "white" if abs(value) > 0.6 * limit else style.INK
+            text = f"{value:.2g}".replace("-", "−")
+            size = min(9.0, 20 * inches)
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
 
 def _heading(weights: np.ndarray, layer: str, limit: float) -> str:
     number, channels, height, width = weights.shape
     which = f"the first {MOST_FILTERS} of {number}" if number > MOST_FILTERS else f"{number}"
     scale = f"black −{limit:.2g}, grey 0, full colour +{limit:.2g}" if channels == 3 else f"±{limit:.2g}"
-    return f"{style.literal(layer)}: {which} filters of {height}×{width}\n{scale}"
+    filters = "filter" if number == 1 else "filters"
+    mean = "" if channels in (1, 3) else f", mean of {channels} channels"
+    return f"{style.literal(layer)}: {which} {filters} of {height}×{width}{mean}\n{scale}"
 
 
 def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
@@ -84,7 +101,10 @@ def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
 
 
 def activations(rows: Sequence[LayerStatistics]) -> Figure:
-    """Return a histogram of each convolution's outputs, titled with mean, standard deviation and sparsity."""
+    """Return a histogram of each convolution's outputs, titled with mean, standard deviation and sparsity.
+
+    The sparsity is the share of zeros behind the activation function that follows.
+    """
     shown = rows[:MOST_PANELS]
     columns = max(1, min(6, math.ceil(math.sqrt(1.4 * len(shown)))))
     lines = max(1, math.ceil(len(shown) / columns))
@@ -106,6 +126,7 @@ def _histogram(axes: Axes, row: LayerStatistics) -> None:
     axes.set_yscale("log")
     axes.tick_params(labelsize=6.5, length=2)
     axes.minorticks_off()
-    sparsity = "" if row.sparsity is None else f", then {row.sparsity:.0%} zeros"
+    # Activations such as SiLU leave no zeros, of which nothing is said.
+    sparsity = f", {row.sparsity:.0%} set to zero" if row.sparsity and row.sparsity >= 0.005 else ""
     facts = f"{row.mean:.2g} ± {math.sqrt(row.variance):.2g}{sparsity}"
     axes.set_title(f"{style.literal(row.layer)}\n{facts}", fontsize=7, pad=3)

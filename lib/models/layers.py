@@ -92,6 +92,38 @@ def _count(module: nn.Module, counted: set[int]) -> int:
     return sum(parameter.numel() for parameter in fresh)
 
 
+def in_parts(rows: Iterable[LayerRow], most: int = 8) -> list[LayerRow]:
+    """Return a row for each of the model's own children, with the layers in it taken together.
+
+    A child of several layers has the output of its last one. Of more than `most` children, those in the
+    middle share a row.
+    """
+    parts: dict[str, list[LayerRow]] = {}
+    for row in rows:
+        parts.setdefault(row.name.split(".")[0], []).append(row)
+    names = list(parts)
+    if len(names) > most:
+        middle = names[most // 2 : len(names) - most // 2 + 1]
+        whole = [row for name in middle for row in parts[name]]
+        parts = {
+            name: parts[name] if name != middle[0] else whole
+            for name in names
+            if name == middle[0] or name not in middle
+        }
+        parts = {
+            f"{middle[0]} … {middle[-1]}" if name == middle[0] else name: part for name, part in parts.items()
+        }
+    return [_together(name, part) for name, part in parts.items()]
+
+
+def _together(name: str, part: Sequence[LayerRow]) -> LayerRow:
+    if len(part) == 1 and part[0].name == name:
+        return part[0]
+    shapes = [row.shape for row in part if row.shape is not None]
+    kind = f"{len(part)} layers" if len(part) > 1 else part[0].kind
+    return LayerRow(name, kind, shapes[-1] if shapes else None, sum(row.parameters for row in part))
+
+
 def format_table(rows: Iterable[LayerRow]) -> list[str]:
     """Return `rows` as aligned lines of text: a heading, one line per layer, and the total."""
     rows = list(rows)

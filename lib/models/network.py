@@ -14,7 +14,7 @@ from lib import models
 from lib.data.preprocessing import Preprocessing
 from lib.models import outputs, pretrained, pretrained_segmentation
 from lib.models.averaging import AveragedViews
-from lib.runtime import checkpoint
+from lib.runtime import checkpoint, scripts
 from lib.runtime.errors import UserError
 from lib.runtime.spelling import whole_number
 
@@ -31,7 +31,7 @@ class Network:
         classes: names of the classes; empty if they have none. One logit tells two classes apart.
         preprocessing: preprocessing that turns an image into an input.
         name: name in titles and file names, e.g. `resnet18`.
-        epoch: number of the epoch after which it was saved, counted from 0; None if unknown.
+        epoch: number of the epoch after which it was saved, counted from 1; None if unknown.
         independent: whether an image may have several of the classes.
         views: number of views of an image over which it averages its answers, see `AveragedViews`; explained
             is the answer to the image itself.
@@ -144,7 +144,7 @@ def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Net
     saved = checkpoint.load(file)
     dense = saved.get("task") == SEGMENTATION
     if not dense:
-        saved = checkpoint.load(file, task=TASK)
+        saved = scripts.load(file, TASK)
     if "model" not in saved:
         raise UserError(f"{file} is a bare state_dict: --ptm NAME --weights FILE says whose")
     network, classes = saved["model"], saved.get("classes")
@@ -155,7 +155,7 @@ def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Net
     preprocessing = Preprocessing.of(how, file)
     model = models.build(network["name"], **network["config"])
     checkpoint.restore_weights(model, saved["state_dict"], file)
-    epoch = saved.get("epoch")
+    epoch = saved.get("epochs")
     return Network(
         model.to(device),
         tuple(map(str, classes)),

@@ -10,7 +10,8 @@ A checkpoint is a dictionary of plain values and tensors:
     preprocessing  how a raw input becomes the network's input: {'size': 28, 'mean': [0.0], …}
     flags          the flags of the run
     run            the run's id in the log
-    epoch, update  how far training had come
+    epochs, update how far training had come: the epoch, counted from 1, and the number of updates
+                   (earlier versions wrote the epoch, counted from 0, as `epoch`)
     metrics        validation metrics of these weights; empty if they were not validated
     training       only in checkpoint_last.pt: the rest of the state that `--resume` needs
 """
@@ -33,6 +34,18 @@ LAST = "checkpoint_last.pt"
 START = "checkpoint_start.pt"  # the initial weights of an ensemble's networks, if they are not random
 
 
+class OtherTaskError(UserError):
+    """A checkpoint was trained for another task than the one that is wanted.
+
+    Attributes:
+        content: the checkpoint.
+    """
+
+    def __init__(self, message: str, content: dict[str, Any]):
+        super().__init__(message)
+        self.content = content
+
+
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write `checkpoint` to `path` atomically: a crash leaves either the old file or the new one, complete.
 
@@ -51,7 +64,8 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
 
     Args:
         path: the file.
-        task: the task that the caller needs; a checkpoint of another task is refused. None accepts any.
+        task: the task that the caller needs; None accepts any. `lib.runtime.scripts.load` names the script
+            of a checkpoint of another task, too.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged, of another task or format, or a pickle that
@@ -67,8 +81,10 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
         found = str(content["format"])[:40]
         raise UserError(f"{path} has checkpoint format {found}; this version reads {FORMAT}")
     _check(path, content)
+    if "epoch" in content:
+        content.setdefault("epochs", content.pop("epoch") + 1)
     if task is not None and content["task"] != task:
-        raise UserError(f"{path} was trained for {content['task']}, not for {task}")
+        raise OtherTaskError(f"{path} was trained for {content['task']}, not for {task}", content)
     return content
 
 
@@ -153,6 +169,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "preprocessing": (_has_names, "a table of names"),
     "run": (_is_text, "a text"),
     "epoch": (is_count, "a number from 0 on"),
+    "epochs": (is_count, "a number from 0 on"),
     "update": (is_count, "a number from 0 on"),
     "metrics": (_are_numbers, "a table of numbers"),
     "training": (_has_names, "a table of names"),

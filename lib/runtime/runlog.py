@@ -5,10 +5,12 @@ these keys, and the curves are drawn from them:
 
     [RUN] id=… dataset=… model=… seed=…                 a run begins; with Resume_step=N it is resumed
     [PLAN] Steps_per_epoch=469
-    [TRAIN] Epoch=0 Step=250 Training_loss=0.41231 Learning_rate=0.001 Examples_per_second=…
-    [VALID] Epoch=0 Step=250 Valid_loss=0.3811 Valid_accuracy=0.8831
+    [TRAIN] Epoch=1 Step=250 Training_loss=0.41231 Learning_rate=0.001 Examples_per_second=…
+    [VALID] Epoch=1 Step=250 Valid_loss=0.3811 Valid_accuracy=0.8831
+    [BEST] Epoch=1 Step=250 Valid_loss=0.3811 Valid_accuracy=0.8831 file=…
     [EVAL] …, [TEST] …, [MODEL] …                       numbers, or free text such as a table
 
+Epochs are counted from 1; earlier versions counted them from 0, and wrote no numbers into [BEST] lines.
 After a [RUN] line, every event ends with the run's id, `run=…`, because several runs may write into one file
 at the same time. Logs of earlier versions lack it.
 """
@@ -18,7 +20,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +28,7 @@ from typing import Any, TextIO
 from lib.runtime import interleaved, streams
 from lib.runtime.errors import warn
 from lib.runtime.interleaved import Event
+from lib.runtime.logged_run import Run
 from lib.runtime.spelling import printable
 from lib.runtime.tensorboard import Board, is_number
 from lib.runtime.text_lines import without_colours
@@ -79,6 +82,11 @@ class RunLog:
         self._write(tag, " ".join(f"{key}={_spell(value)}" for key, value in (fields | owner).items()))
         if self._board is not None:
             self._board.add(tag, fields)
+
+    def numbers(self, tag: str, /, **fields: Any) -> None:
+        """Give the numbers of an event to TensorBoard, without a line in the log."""
+        if self._enabled and self._board is not None:
+            self._board.add(tag, {key: _plain(value) for key, value in fields.items()})
 
     def text(self, tag: str, text: str) -> None:
         """Write `[TAG] text`, one log line for each line of `text`; TensorBoard gets nothing."""
@@ -138,57 +146,6 @@ def _spell(value: bool | int | float | str | None) -> str:
     # of all scripts stay as they are, unless the string has unprintable characters (a lone surrogate, a
     # newline): then it is escaped.
     return json.dumps(value, ensure_ascii=not value.isprintable()).replace("\x7f", "\\u007f")
-
-
-@dataclass
-class Run:
-    """One run of a log.
-
-    Attributes:
-        id: the id in its [RUN] line; `run 1`, `run 2`, … if the log has no [RUN] lines.
-        fields: the fields of its [RUN] line; empty if there is none.
-        events: for each tag, the fields of its events in the order of the log.
-    """
-
-    id: str
-    fields: dict = field(default_factory=dict)
-    events: dict[str, list[dict]] = field(default_factory=dict)
-
-    def add(self, tag: str, fields: dict) -> None:
-        """Add an event."""
-        self.events.setdefault(tag, []).append(fields)
-
-    def series(self, tag: str, key: str) -> tuple[list[float], list[float]]:
-        """Return `(steps, values)` of the events of `tag` in which both `Step` and `key` are numbers.
-
-        The values may be NaN or infinite; the steps are finite.
-        """
-        pairs = [
-            (event["Step"], event[key])
-            for event in self.events.get(tag, [])
-            if is_number(event.get(key)) and is_number(event.get("Step")) and math.isfinite(event["Step"])
-        ]
-        return [step for step, _ in pairs], [value for _, value in pairs]
-
-    def keys(self, tag: str) -> list[str]:
-        """Return the fields that hold a number in any event of `tag`, in order of first appearance."""
-        events = self.events.get(tag, [])
-        return list(dict.fromkeys(key for event in events for key in event if is_number(event[key])))
-
-    def steps_per_epoch(self) -> float | None:
-        """Return the number of steps in an epoch; None if no event has a field `Epoch`.
-
-        This is `Steps_per_epoch` of the last [PLAN] line, or else the smallest number n for which every event
-        lies within its epoch e, that is Step ≤ (e + 1) · n.
-        """
-        stated = [event.get("Steps_per_epoch") for event in self.events.get("PLAN", [])]
-        latest = stated[-1] if stated else None
-        if is_number(latest) and latest > 0:
-            return latest
-        pairs = [pair for tag in self.events for pair in zip(*self.series(tag, "Epoch"), strict=True)]
-        # Logs of other programs may count epochs from one.
-        first = 1 if not self.fields and all(epoch >= 1 for _, epoch in pairs) else 0
-        return max((step / (epoch + 1 - first) for step, epoch in pairs if epoch >= first), default=None)
 
 
 @dataclass(frozen=True)

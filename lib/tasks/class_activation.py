@@ -20,8 +20,9 @@ from lib.models.network import Network
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.tasks.explanation_job import Explained, Job
+from lib.tasks.explanation_names import Naming
 from lib.tasks.explanation_panels import Panel, Question, panels_of, targets_of
-from lib.tasks.explanation_run import ExplanationRun, Naming, baseline_of
+from lib.tasks.explanation_run import ExplanationRun, baseline_of
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,16 @@ class EvaluationStore:
     """
 
     def __init__(self, path: Path, key: str, shape: tuple[int, int]):
-        self._path, self._key = path, key
+        self._path, self._key, self._players = path, key, shape[0]
         self._others, self._values = _read_record(path, key, shape) if path.exists() else ({}, {})
         self._saved = time.monotonic()
         self._is_dirty = False
+
+    def coalitions(self) -> Tensor:
+        """Return the coalitions (K, n) in the store, in the order in which they were evaluated."""
+        packed = b"".join(self._values)
+        rows = np.frombuffer(packed, np.uint8).reshape(len(self._values), -(-self._players // 8))
+        return torch.from_numpy(np.unpackbits(rows, axis=1, count=self._players).astype(bool))
 
     def knows(self, coalitions: Tensor) -> Tensor:
         """Return whether each of the coalitions (S, n) is in the store, (S,) bool."""

@@ -2,12 +2,11 @@
 
 import itertools
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,44 +21,20 @@ from lib.data.image_inputs import ImageInput, Reader
 from lib.explain.areas import output_box_target
 from lib.explain.baselines import KINDS, baseline
 from lib.explain.targets import Target, top_classes, unit_target
-from lib.models import explained_autoencoder, own_network
+from lib.models import explained_autoencoder, own_network, pretrained
 from lib.models.network import Network, check_top, find_classes, load_checkpoint, load_pretrained
 from lib.models.own_network import OwnNetwork
 from lib.runtime import distributed, threads
+from lib.runtime.checkpoint import OtherTaskError
 from lib.runtime.errors import UserError, warn
 from lib.runtime.files import refuse_overwrite, writable_file, writable_folder
 from lib.runtime.memory import keep_freed_memory
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
 from lib.tasks import area_questions
+from lib.tasks.explanation_names import PLAIN, Naming
 from lib.tasks.explanation_panels import Question
 from lib.tasks.explanation_sheet import SheetSettings
-
-
-class Naming(NamedTuple):
-    """What the names of files say: the method, and in what this run differs from the usual one."""
-
-    method: str = ""
-    parts: tuple[str, ...] = ()
-
-    def stem(self, networks: Iterable[str], images: Iterable[str]) -> str:
-        """Return a file's name without its suffix."""
-        parts = [self.method, _joined(networks), _joined(images), *map(_plain, self.parts)]
-        return "-".join(parts)[:200]
-
-
-PLAIN = Naming()
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w.+]+", "-", name).strip("-.") or "image"
-
-
-def _joined(names: Iterable[str]) -> str:
-    """Return names as a part of a file name: all of them if there are at most three, else only the first."""
-    parts = list(dict.fromkeys(map(_plain, names)))
-    shown = parts if len(parts) <= 3 else [parts[0], f"and-{len(parts) - 1}-more"]
-    return "-".join(shown)[:100]
 
 
 @dataclass(frozen=True)
@@ -182,7 +157,7 @@ def start(name: str, line: CommandLine, words: Naming = PLAIN) -> Iterator["Expl
     _check_outputs(choice, asked, files, flags)
     if not asked.skip_bad:
         image_inputs.check(asked.input or ())
-    networks = _load(choice, asked, OwnNetwork.of(flags))
+    networks = _load(choice, asked, OwnNetwork.of(flags), lists_layers=files.list_layers)
     if asked.others:
         asked = replace(asked, score="μ" if asked.unit else "brightness")
     if "top_k" not in typed:
@@ -232,16 +207,20 @@ def _check_outputs(
         writable_folder(files.out_dir)
 
 
-def _load(choice: NetworkChoice, asked: ImageQuestion, own: OwnNetwork) -> list[Network]:
+def _load(
+    choice: NetworkChoice, asked: ImageQuestion, own: OwnNetwork, *, lists_layers: bool = False
+) -> list[Network]:
     """Return the networks, and choose the number of threads by their size."""
     device = distributed.pick_device(choice.device)
     if device.type == "cpu":
         keep_freed_memory()
     if choice.ptm:
-        found = load_pretrained(choice.ptm, choice.weights, device, seed=choice.seed)
-        networks = [_with_names(found, choice.classes)]
+        # Its layers are the same with any weights, so that those need not be there.
+        weights = pretrained.RANDOM if lists_layers else choice.weights
+        found = load_pretrained(choice.ptm, weights, device, seed=choice.seed)
+        networks = [found if lists_layers else _with_names(found, choice.classes)]
     elif choice.network:
-        networks = [own_network.load(own, device)]
+        networks = [own_network.load(replace(own, weights=None) if lists_layers else own, device)]
     else:
         networks = _by_age([_of_checkpoint(file, asked, device) for file in choice.restore_file or ()])
     small = all(models.is_small(each.name) for each in networks)
@@ -254,10 +233,12 @@ def _of_checkpoint(file: str, asked: ImageQuestion, device: torch.device) -> Net
         return explained_autoencoder.load(file, device, reconstructs=bool(asked.area))
     try:
         return load_checkpoint(file, device)
-    except UserError as error:
-        if explained_autoencoder.TASK not in str(error):
+    except OtherTaskError as error:
+        if error.content["task"] != explained_autoencoder.TASK:
             raise
-        raise UserError(f"{error}: say what to explain of it, --unit N or --area Y0,X0,Y1,X1") from None
+        raise UserError(
+            f"{file} holds an autoencoder: say what to explain of it, --unit N or --area Y0,X0,Y1,X1"
+        ) from None
 
 
 def _with_names(network: Network, classes: str | None) -> Network:

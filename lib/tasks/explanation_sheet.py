@@ -163,7 +163,7 @@ def heading(question: Question) -> list[str]:
     """
     network, image = question.network, question.image
     label = f" ({image.label})" if image.label else ""
-    epochs = "" if network.epoch is None else f", {network.epoch + 1} epoch{'s' if network.epoch else ''}"
+    epochs = "" if network.epoch is None else f", {network.epoch} epoch{'' if network.epoch == 1 else 's'}"
     views = "" if network.views == 1 else f", mean of {network.views} views"
     return [image.name + label, network.name + epochs + views]
 

@@ -10,6 +10,7 @@ from lib.data import datasets, folders, image_files, images
 from lib.data.images import ImageData
 from lib.data.preprocessing import Preprocessing
 from lib.models.network import Network
+from lib.runtime import scripts
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.training.run import TrainingRun
@@ -127,7 +128,10 @@ def load_photographs(run: TrainingRun, settings: DataSettings, usual: Preprocess
     if settings.input:
         data = images.without_examples(_classes(run, settings), how)
     elif how.channels != 3:
-        raise UserError(f"{run.source} takes grey images, and these are coloured")
+        raise UserError(
+            f"{run.source} takes grey images, and these are coloured{scripts.way_out(run.source, run.saved)}"
+            f"{_dataset_typed(run.saved)}"
+        )
     else:
         data = load_images(settings, how)
     _check_classes(run, settings, data)
@@ -198,6 +202,12 @@ def _preprocessing(run: TrainingRun, settings: DataSettings, usual: Preprocessin
         return found
     small = size <= images.LARGEST_IN_MEMORY
     return replace(found, size=size, resize=size if small else round(size * RESIZE_SHARE))
+
+
+def _dataset_typed(saved: Mapping[str, Any]) -> str:
+    """Return the flag that names the data set that the network of a checkpoint has learnt from."""
+    name = saved.get("flags", {}).get("dataset")
+    return f" --dataset {name}" if isinstance(name, str) and name in datasets.DATASETS else ""
 
 
 def _classes(run: TrainingRun, settings: DataSettings) -> Sequence[str]:

@@ -109,10 +109,11 @@ def _write(
         return
     if path:
         write_atomically(path, ("\n".join(lines) + "\n").encode())
-        size = data.preprocessing.size
-        run.log.event("PREDICT", Examples=len(predictions.labels), Size=size, Views=views, file=path)
     else:
         sys.stdout.write("\n".join(lines) + "\n")
+    # Probabilities are means over views, as in the titles of explanations; see `Network.probabilities`.
+    told = {"Examples": len(predictions.labels), "Size": data.preprocessing.size, "Views": views}
+    run.log.event("PREDICT", **told, file=path or "standard output")
 
 
 def _input_batches(

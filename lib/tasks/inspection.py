@@ -24,7 +24,6 @@ from lib.training.run import TrainingRun
 class ViewSettings(Settings):
     """The flags of `--eval-only`."""
 
-    dataset: str
     seed: int
     out_dir: str
     show: bool
@@ -68,10 +67,18 @@ def make_folders(settings: ViewSettings) -> None:
 def show_answers(
     run: TrainingRun, settings: ViewSettings, predictions: answers.Predictions, classes: Sequence[str]
 ) -> None:
-    """Log a table of the metrics of each class, and draw the confusion matrix."""
+    """Log a table of the metrics of the classes, and draw the confusion matrix.
+
+    Of many classes, it has the worst classes alone, and the largest confusions are drawn, too; of so many
+    that a matrix would show nothing, these alone.
+    """
     for line in answers.per_class(predictions, classes):
         run.log.text("CLASSES", line)
-    draw(run, settings, "confusion", pictures.confusion_matrix(answers.confusion(predictions), classes))
+    counts = answers.confusion(predictions)
+    if len(classes) <= pictures.MOST_CLASSES_WITH_NAMES:
+        draw(run, settings, "confusion", pictures.confusion_matrix(counts, classes))
+    if len(classes) > pictures.MOST_CLASSES_WITH_COUNTS:
+        draw(run, settings, "largest-confusions", pictures.largest_confusions(counts, classes))
 
 
 def show_features(
@@ -104,5 +111,5 @@ def draw(
     run: TrainingRun, settings: ViewSettings, what: str, figure: Figure, *, colours: int | None = 256
 ) -> None:
     """Save a figure with a palette of `colours` (None for full colour), and log its path."""
-    path = Path(settings.out_dir) / f"{what}-{settings.dataset}.png"
+    path = Path(settings.out_dir) / run.picture_name(what)
     run.log.event("FIGURE", file=style.save(figure, path, show=settings.show, colours=colours))

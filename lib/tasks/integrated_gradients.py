@@ -12,8 +12,9 @@ from lib.explain.progress import Stopped, Watch
 from lib.runtime.errors import warn
 from lib.runtime.settings import Settings
 from lib.tasks.explanation_job import Explained, Job
+from lib.tasks.explanation_names import Naming
 from lib.tasks.explanation_panels import Panel, Question, panels_of
-from lib.tasks.explanation_run import ExplanationRun, Naming, baseline_of
+from lib.tasks.explanation_run import ExplanationRun, baseline_of
 
 METHOD = METHODS["integrated-gradients"]
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 class ViewSettings(Settings):
     """The flags of `--eval-only`."""
 
-    dataset: str
     out_dir: str
     show: bool
     pictures: int
@@ -82,7 +81,7 @@ def look_inside(run: TrainingRun, model: nn.Module, data: MaskedData, settings: 
         )
     confusion = classification.confusion_matrix(scores.confusion.numpy(), data.classes, unit="pixels")
     for what, figure in (("segments", pictures.sheet(rows, data.classes)), ("confusion", confusion)):
-        path = folder / f"{what}-{settings.dataset}.png"
+        path = folder / run.picture_name(what)
         run.log.event("FIGURE", file=style.save(figure, path, show=settings.show))
 
 

@@ -24,8 +24,9 @@ from lib.runtime.files import existing_file, writable_file
 from lib.runtime.settings import Settings
 from lib.tasks.evaluation_store import EvaluationStore
 from lib.tasks.explanation_job import Explained, Job, TooFew
+from lib.tasks.explanation_names import Naming
 from lib.tasks.explanation_panels import Panel, Question, panels_of, title_of
-from lib.tasks.explanation_run import ExplanationRun, Naming, baseline_of
+from lib.tasks.explanation_run import ExplanationRun, baseline_of
 from lib.tasks.explanation_sheet import heading, picture_of
 
 METHOD = METHODS["shapley"]
@@ -162,7 +163,7 @@ def _stem(run: ExplanationRun, question: Question, number: int) -> str:
     """Return the first part of the names of the files about a question, to the network of that number."""
     network = question.network
     several_epochs = len({each.name for each in run.networks}) < len(run.networks)
-    epoch = f"-epoch-{network.epoch + 1}" if several_epochs and network.epoch is not None else ""
+    epoch = f"-epoch-{network.epoch}" if several_epochs and network.epoch is not None else ""
     names = [f"{each.name} {each.epoch}" for each in run.networks[: number + 1]]
     again = f"-{names.count(names[-1])}" if names.count(names[-1]) > 1 else ""
     return run.naming.stem([f"{network.name}{epoch}{again}"], [question.image.name])

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -35,7 +36,10 @@ class ExplanationSettings(Settings):
 
 
 def explain(run: TrainingRun, model: PhraseNetwork, reader: Reader, settings: ExplanationSettings) -> None:
-    """Print how much each word of `--explain` adds to the prediction, and draw it as a figure and as a page.
+    """Print how much each word of `--explain` adds to a class's score, and draw it as a figure and as a page.
+
+    The class is the last one (positive) of two, whatever the prediction, so that a colour means the same for
+    all phrases: red speaks for it, and blue for the other. Of more classes, it is the predicted one.
 
     Standard output shows the words in colour (only on a terminal), then a line per word and a line of totals.
     Words that are not in the network's vocabulary are marked.
@@ -45,9 +49,10 @@ def explain(run: TrainingRun, model: PhraseNetwork, reader: Reader, settings: Ex
     words = words_of(settings.explain)
     if not words:
         raise UserError(f"there is no word to explain in --explain {settings.explain!r}")
-    chosen, probability, found = attribute(model, reader, words, run.device)
-    values = found.values.sum(1).tolist()
-    name = reader.classes[chosen]
+    found = attribute(model, reader, words, run.device)
+    path = found.path
+    values = path.values.sum(1).tolist()
+    name, answer = reader.classes[found.explained], reader.classes[found.predicted]
     unknown = reader.vocabulary.unknown(words)
     explained = [
         text_pictures.Word(*each, is_known=each[0] not in unknown) for each in zip(words, values, strict=True)
@@ -56,9 +61,9 @@ def explain(run: TrainingRun, model: PhraseNetwork, reader: Reader, settings: Ex
     lines.append("word\tattribution\tin_vocabulary")
     lines += [f"{each.text}\t{each.value:+.6f}\t{'yes' if each.is_known else 'no'}" for each in explained]
     lines.append(
-        f"prediction={name} probability={probability:.6f} log_odds={found.score:.6f} "
-        f"baseline_log_odds={found.baseline_score:.6f} sum={sum(values):.6f} "
-        f"completeness_gap={found.gap:.2e} steps={found.steps} unknown_words={len(unknown)}"
+        f"prediction={answer} probability={found.probability:.6f} explained={name} "
+        f"log_odds={path.score:.6f} baseline_log_odds={path.baseline_score:.6f} sum={sum(values):.6f} "
+        f"completeness_gap={path.gap:.2e} steps={path.steps} out_of_vocabulary={len(unknown)}"
     )
     sys.stdout.write("\n".join(lines) + "\n")
     if unknown:
@@ -66,17 +71,21 @@ def explain(run: TrainingRun, model: PhraseNetwork, reader: Reader, settings: Ex
             f"{len(unknown)} of {len(words)} words are not in the vocabulary that this network learnt, so it "
             f"knows at most parts of them: {', '.join(dict.fromkeys(unknown))}"
         )
-    difference = float(found.score - found.baseline_score)
-    if abs(float(found.gap)) > TOLERANCE * abs(difference):
+    difference = float(path.score - path.baseline_score)
+    if abs(float(path.gap)) > TOLERANCE * abs(difference):
         warn(
-            f"{found.steps} steps do not bring the sum within {TOLERANCE:.0%} of the difference of the "
-            f"log-odds: it misses {found.gap:.2g} of {difference:.2g}"
+            f"{path.steps} steps do not bring the sum within {TOLERANCE:.0%} of the difference of the "
+            f"log-odds: it misses {path.gap:.2g} of {difference:.2g}"
         )
     folder = writable_folder(settings.out_dir)
     stem = f"explain-{re.sub(r'[^a-z0-9]+', '-', ' '.join(words))[:40].strip('-') or 'phrase'}"
-    heading = f"{name}, probability {probability:.3f}; completeness gap {found.gap:.1e}"
+    against = next((each for each in reader.classes if each != name), "") if len(reader.classes) == 2 else ""
+    heading = (
+        f"prediction: {answer}, probability {found.probability:.3f}; red speaks for {name}, blue "
+        f"{'for ' + against if against else 'against it'}; completeness gap {path.gap:.1e}"
+    )
     if unknown:
-        heading += f"; {len(unknown)} of {len(words)} words unknown (dashed)"
+        heading += f"; {len(unknown)} of {len(words)} words out of vocabulary (dashed)"
     page = folder / f"{stem}.html"
     write_atomically(page, text_pictures.coloured_html(explained, heading).encode())
     figure = text_pictures.attribution_lines(explained, heading, f"log-odds\nof {name}")
@@ -84,13 +93,28 @@ def explain(run: TrainingRun, model: PhraseNetwork, reader: Reader, settings: Ex
     run.log.event("FIGURE", file=picture, page=page)
 
 
-def attribute(
-    model: PhraseNetwork, reader: Reader, words: Sequence[str], device: torch.device
-) -> tuple[int, float, Attributions]:
-    """Return the class that `model` predicts, its probability, and its attributions (T, D) to word vectors.
+class Attributed(NamedTuple):
+    """Attributions of the words of a phrase.
 
-    They are the integrated gradients of the class's log-odds. The baseline is a phrase of as many unknown
-    words, which the network has seen in training because of word dropout; it has never seen zero vectors.
+    Attributes:
+        predicted: the class that the network predicts.
+        probability: the probability of that class.
+        explained: the class whose log-odds are explained.
+        path: the attributions (T, D) to the word vectors.
+    """
+
+    predicted: int
+    probability: float
+    explained: int
+    path: Attributions
+
+
+def attribute(model: PhraseNetwork, reader: Reader, words: Sequence[str], device: torch.device) -> Attributed:
+    """Return the integrated gradients of the log-odds of a class with respect to the word vectors.
+
+    The class is the last one of two, or of more the predicted one. The baseline is a phrase of as many
+    unknown words, which the network has seen in training because of word dropout; it has never seen zero
+    vectors.
     """
     encoded = reader.vocabulary.encode([words, [UNKNOWN] * len(words)]).to(device)
     phrases = encoded.phrases(encoded.rows(torch.arange(2, device=device)))
@@ -99,8 +123,9 @@ def attribute(
             vectors, baseline = model.embed(phrases)
             probabilities = model.classify(vectors[None]).softmax(1)[0]
         chosen = int(probabilities.argmax())
-        log_odds = class_scores([chosen], "log-odds")
+        explained = 1 if len(probabilities) == 2 else chosen
+        log_odds = class_scores([explained], "log-odds")
         found = integrated_gradients(
             lambda points: log_odds(model.classify(points))[0], vectors, baseline, tolerance=TOLERANCE
         )
-    return chosen, float(probabilities[chosen]), found
+    return Attributed(chosen, float(probabilities[chosen]), explained, found)

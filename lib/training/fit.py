@@ -23,6 +23,7 @@ from lib.runtime import checkpoint, distributed, run_folder
 from lib.runtime.errors import Interrupted, RunFailed, UserError
 from lib.runtime.interrupts import Signals
 from lib.runtime.runlog import RunLog
+from lib.training.log_schedule import LogSchedule
 from lib.training.objectives import Objective
 from lib.training.optimisation import Settings, WeightAverage, learning_rate_factor, unit_lr_multiplier
 from lib.training.pending import PendingSums
@@ -94,10 +95,10 @@ def fit(
         training: batches to train on.
         validation: batches on which the best checkpoint is chosen.
         settings: hyper-parameters, intervals and limits.
-        log: receives the `[TRAIN]` and `[VALID]` lines.
+        log: receives the `[TRAIN]` and `[VALID]` lines; see `lib.training.log_schedule`.
         checkpoints: folder of the checkpoints, and their entries besides weights.
         score: function from validation metrics to a tuple. The checkpoint with the largest tuple is the best;
-            of equal ones, the latest.
+            of equal ones, the latest. Curves mark the same one: see `lib.figures.curves.Curve`.
         summarise: function from validation sums to metrics.
         update: the training step, which owns the optimizers; None minimises `objective` by one optimizer.
         lr_multiplier: function from the name of a parameter to the multiplier of its learning rate, for the
@@ -115,6 +116,11 @@ def fit(
     update = update or OneObjective(model, objective, settings, lr_multiplier)
     run = _Run(model, objective, update, settings, log, checkpoints, score, summarise)
     return run.train(training, validation, resume)
+
+
+def epoch_of(update: int, length: int) -> int:
+    """Return the epoch of an update, both counted from 1, where an epoch has `length` updates."""
+    return -(-update // length)
 
 
 class _Run:
@@ -149,14 +155,16 @@ class _Run:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the latest update, counted from 0."""
-        return max(0, self.progress.update - 1) // self.length
+        """The epoch of the latest update, counted from 1; 0 before the first update."""
+        return epoch_of(self.progress.update, self.length)
 
     def train(self, training: Batches, validation: Iterable[Any], resume: dict | None) -> Progress:
         self.length = len(training)
         updates = self.settings.max_epoch * self.length
         if self.settings.max_update:
             updates = min(updates, self.settings.max_update)
+        period = self.settings.validate_interval_updates or self.length
+        self.schedule = LogSchedule(updates, period, self.settings.log_interval)
         if resume:
             self._resume(resume)
             if self.progress.update >= updates:
@@ -205,13 +213,15 @@ class _Run:
 
     def _log_validate_save(self, validation: Iterable[Any], last: bool) -> None:
         done, settings = self.progress.update, self.settings
-        validates = last or done % (settings.validate_interval_updates or self.length) == 0
+        validates = last or done % self.schedule.period == 0
         epochs, rest = divmod(done, self.length)
         keeps = rest == 0 and epochs in settings.save_epochs
-        if validates or keeps or done % settings.log_interval == 0:
-            self._log_training(self._training_numbers())
+        shows = not validates or keeps or self.schedule.shows(done)
+        numbers = self._training_numbers() if validates or keeps or self.schedule.takes(done) else {}
+        if shows:
+            self._log_training(numbers)
         if validates:
-            self._validate(validation)
+            self._validate(validation, {} if shows else numbers, shows=shows)
         if keeps:
             self._save(self.checkpoints.epoch(epochs))
         if validates:
@@ -266,24 +276,34 @@ class _Run:
     def _fail(self, update: int, loss: float, name: str = "loss") -> None:
         kept = "none yet" if self.progress.best_score is None else self.checkpoints.best
         raise RunFailed(
-            f"the {name} is {loss} in update {update} (epoch {(update - 1) // self.length}); "
+            f"the {name} is {loss} in update {update} (epoch {epoch_of(update, self.length)}); "
             f"last good checkpoint: {kept}; try a smaller --learning-rate than "
             f"{self.settings.learning_rate:g}, or --clip-norm 1"
         )
 
-    def _validate(self, validation: Iterable[Any]) -> None:
+    def _validate(self, validation: Iterable[Any], numbers: dict[str, float], *, shows: bool) -> None:
+        """Validate; if it `shows`, or ends the run, log it, and `numbers` of training that were held back."""
         distributed.share_buffers(self.evaluated)
         self.metrics = evaluate(
             self.evaluated, self.objective, validation, amp=self.settings.amp, summarise=self.summarise
         )
         named = {f"Valid_{name}": value for name, value in self.metrics.items()}
-        self.log.event("VALID", Epoch=self.epoch, Step=self.progress.update, **named)
-        if not math.isfinite(self.metrics["loss"]):
-            self._fail(self.progress.update, self.metrics["loss"])
+        named = {"Epoch": self.epoch, "Step": self.progress.update, **named}
+        is_finite = math.isfinite(self.metrics["loss"])
         score = list(self.score(self.metrics))
         self.progress.validations_since_best += 1
-        if self.progress.best_score is None or score >= self.progress.best_score:
+        is_best = self.progress.best_score is None or score >= self.progress.best_score
+        if is_finite and is_best:
             self.progress = Progress(self.progress.update, score, self.progress.update, 0)
+        if shows or not is_finite or self._out_of_patience():
+            self._log_training(numbers)
+            self.log.event("VALID", **named)
+        else:
+            self.log.numbers("TRAIN", **numbers)
+            self.log.numbers("VALID", **named)
+        if not is_finite:
+            self._fail(self.progress.update, self.metrics["loss"])
+        if is_best:
             self._save(self.checkpoints.best)
 
     def _out_of_patience(self) -> bool:
@@ -304,7 +324,7 @@ class _Run:
             {
                 **self.checkpoints.description,
                 "state_dict": self.evaluated.state_dict(),
-                "epoch": self.epoch,
+                "epochs": self.epoch,
                 "update": self.progress.update,
                 "metrics": self.metrics,
                 **({"training": training} if resumable else {}),

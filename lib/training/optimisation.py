@@ -34,7 +34,7 @@ class Settings(FromFlags):
     max_update: int | None = None
     ema: float | None = None
     patience: int | None = None
-    log_interval: int = 100
+    log_interval: int | None = None
     validate_interval_updates: int | None = None
     save_epochs: tuple[int, ...] = ()
     amp: bool = False

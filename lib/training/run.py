@@ -1,6 +1,7 @@
 """Runs of the training scripts: settle the flags, start the log, build, train and restore networks."""
 
 import contextlib
+import re
 import secrets
 import sys
 import time
@@ -18,7 +19,7 @@ from lib.cli import CommandLine, config
 from lib.cli.scope import Scope, is_unset
 from lib.cli.settle import INSPECTIONS, Recipe, Settled, load_last, settle
 from lib.models import layers
-from lib.runtime import checkpoint, compilation, distributed, memory, run_folder, threads
+from lib.runtime import checkpoint, compilation, distributed, memory, run_folder, scripts, threads
 from lib.runtime.errors import RunFailed, UserError
 from lib.runtime.files import remove_abandoned, writable_folder
 from lib.runtime.runlog import RunLog
@@ -122,6 +123,22 @@ class TrainingRun:
         """Whether the user gave the flag, on the command line or in `--config`."""
         return name in self._settled.line.typed
 
+    def picture_name(self, what: str) -> str:
+        """Return the name of a picture's file: what it shows, of which network, and of which data.
+
+        The script's usual network is not named; a folder of the user's own images is named by its own name.
+        """
+        network, data = self.settings.model, self.settings.dataset
+        own = self.flags.get("network")
+        if own:
+            network = own.rpartition(":")[2]
+        elif network == self._settled.line.defaults["model"]:
+            network = ""
+        if data == "folder":
+            data = Path(self.flags["data_dir"]).resolve().name or data
+        parts = [re.sub(r"[^\w.+]+", "-", each).strip("-.") for each in (what, network, data)]
+        return f"{'-'.join(filter(None, parts))[:200]}.png"
+
     def fill_in(self, name: str, value: Any) -> None:
         """Give a flag that the user left open the value that the data or the weights decide."""
         self._settled.values[name] = value
@@ -205,12 +222,15 @@ class TrainingRun:
         # Made in any case, because it refuses an input that the network does not take.
         table = layers.table(model, example.to(self.device))
         if not self._answers:
-            for line in layers.format_table(table):
+            whole = self.inspects or self.flags["log_interval"]
+            for line in layers.format_table(table if whole else layers.in_parts(table)):
                 self.log.text("MODEL", line)
         return model
 
     def _way_out(self, name: str) -> str:
-        """Return what to do with a checkpoint whose network has another number of classes than the data."""
+        """Return what to do with a checkpoint whose network has other classes or channels than the data."""
+        if name == "channels":
+            return scripts.way_out(self.source, self.saved)
         if name != "classes" or self.goes_on or "weights" not in self.flags:
             return ""
         return f": --weights {self.source} instead of --restore-file takes all but the last layer"
@@ -248,6 +268,7 @@ class TrainingRun:
             resume=resume,
             **options,
         )
+        metrics: dict[str, float] = {}
         if distributed.is_main():
             best = checkpoint.load(checkpoints.best, task=self.task)
             if best.get("run") != self.id:
@@ -256,12 +277,14 @@ class TrainingRun:
                     f"{self.id} trained: give each its own --checkpoint-dir"
                 )
             checkpoint.restore_weights(model, best["state_dict"], checkpoints.best)
+            metrics = best.get("metrics", {})
         distributed.share_weights(model)
         length = len(training)
         self.log.event(
             "BEST",
-            Epoch=max(0, progress.best_update - 1) // length,
+            Epoch=loop.epoch_of(progress.best_update, length),
             Step=progress.best_update,
+            **{f"Valid_{name}": value for name, value in metrics.items()},
             file=checkpoints.best,
         )
 

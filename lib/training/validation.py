@@ -15,7 +15,7 @@ Metrics = dict[str, float]
 
 
 def by_accuracy(metrics: Metrics) -> tuple[float, ...]:
-    """Score for `fit`: the higher accuracy is better; of equal ones, the lower loss."""
+    """Score for `fit`: the higher accuracy is better; of equal ones, the lower loss (then, the latest)."""
     return metrics["accuracy"], -metrics["loss"]
 
 
