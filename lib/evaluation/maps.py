@@ -26,7 +26,8 @@ def similarity(values: Tensor, other: Tensor) -> float:
 
     Weakness: for a pass or fail, not for a ranking: correlations of noisy maps are small whatever the method.
     """
-    return spearman(values.abs().flatten(), other.abs().flatten())
+    # If the other map is the same everywhere, e.g. zero, nothing is left of the first: 0, and not undefined.
+    return spearman(other.abs().flatten(), values.abs().flatten())
 
 
 def pointing(values: Tensor, inside: Tensor) -> float:
