@@ -120,12 +120,12 @@ def _table(table: Table) -> str:
         for each in table.measures
     )
     rows = []
-    for name, cells, seconds in zip(table.names, table.cells, table.seconds, strict=True):
+    for name, cells, passes in zip(table.names, table.cells, table.passes, strict=True):
         kind = ' class="control"' if name in CONTROLS else ""
         title = title_of(name)
         cost = "<td data-value=''>–</td>"
         if name not in CONTROLS:
-            cost = f'<td data-value="{seconds:.4f}">{seconds:.2f}</td>'
+            cost = f'<td data-value="{passes}">{passes}</td>'
         rows.append(
             f'<tr{kind}><th scope="row" data-value="{_text(title)}">{_text(title)}</th>'
             f"{''.join(map(_cell, cells))}{cost}</tr>"
@@ -138,7 +138,7 @@ def _table(table: Table) -> str:
         f"<h2>{_text(said)}</h2>\n"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(said)}"><table><thead><tr>'
         f'<th scope="col"><button>method</button></th>{heads}'
-        f'<th scope="col"><button title="mean seconds for the maps of an image">s</button></th>'
+        f'<th scope="col"><button title="passes of the network for the maps of an image">passes</button></th>'
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         + "".join(f"<p>{_text(note)}</p>" for note in notes if note)
     )

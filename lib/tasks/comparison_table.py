@@ -44,7 +44,8 @@ class Table:
         names: methods, then controls.
         measures: the measures that any of them has.
         cells: for each name, a cell for each measure.
-        seconds: mean seconds for the maps of an image, for each name; 0 for controls.
+        passes: passes of the network, forwards and backwards, for the maps of an image, for each name (not
+            seconds, which differ each time: the same command is to give the same table).
         truth: one sentence on how the Shapley values were found; empty if there are none.
         in_distribution: whether the network was trained with masked patches.
     """
@@ -54,7 +55,7 @@ class Table:
     names: list[str]
     measures: list[Measure]
     cells: list[list[Cell]]
-    seconds: list[float]
+    passes: list[int]
     truth: str
     in_distribution: bool
 
@@ -90,9 +91,7 @@ def _table(found: Found, network: int, masked: bool) -> Table:
         if asked.any():
             measures.append(measure)
             columns.append(_column(measure, values[asked], is_control))
-    seconds = [
-        sum(row.seconds for row in rows if row.method == name) / max(1, len(found.names)) for name in names
-    ]
+    passes = [max(row.passes for row in rows if row.method == name) for name in names]
     cells = [list(each) for each in zip(*columns, strict=True)] if columns else [[] for _ in names]
     return Table(
         found.run.networks[network].name,
@@ -100,7 +99,7 @@ def _table(found: Found, network: int, masked: bool) -> Table:
         names,
         measures,
         cells,
-        seconds,
+        passes,
         _truth(found, network),
         masked,
     )
@@ -199,11 +198,11 @@ def _line(cells: Sequence[str]) -> str:
 
 def _means(table: Table) -> str:
     heads = [f"{each.title} {'↑' if each.larger_is_better else '↓'}" for each in table.measures]
-    lines = [_line(["method", *heads, "s"]), _line(["---", *["---:"] * (len(heads) + 1)])]
-    for name, cells, seconds in zip(table.names, table.cells, table.seconds, strict=True):
+    lines = [_line(["method", *heads, "passes"]), _line(["---", *["---:"] * (len(heads) + 1)])]
+    for name, cells, passes in zip(table.names, table.cells, table.passes, strict=True):
         shown = [cell.text + (f" {NOT_BETTER}" if cell.is_marked else "") for cell in cells]
         title = f"*{title_of(name)}*" if name in CONTROLS else title_of(name)
-        lines.append(_line([title, *shown, _NONE if name in CONTROLS else f"{seconds:.2f}"]))
+        lines.append(_line([title, *shown, _NONE if name in CONTROLS else str(passes)]))
     return "\n".join(lines)
 
 
