@@ -29,7 +29,7 @@ from lib.evaluation.removal import Removal, random_squares  # noqa: E402
 from lib.models.network import load_pretrained  # noqa: E402
 from lib.runtime.errors import RunFailed  # noqa: E402
 
-QUICK = {"network": "shufflenet_v2_x0_5", "maps": 2, "squares": 4, "repetitions": 1}
+QUICK = {"network": "resnet18", "maps": 2, "squares": 4, "repetitions": 1}
 EQUAL = 1e-4  # largest relative difference of values
 _NOISE = 5  # disturbed images
 
