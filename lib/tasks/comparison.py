@@ -147,12 +147,19 @@ class Comparison:
         """For each number of a network, why some methods cannot explain it."""
         return {
             number: {
-                name: why
-                for name in self.settings.method_names
-                if (why := comparison_maps.check(network, name))
+                name: why for name in self.settings.method_names if (why := self._why_not(network, name))
             }
             for number, network in enumerate(self.run.networks)
         }
+
+    def _why_not(self, network: Network, method: str) -> str:
+        """Return why a method cannot explain a network, or nothing; kept, because to see it takes seconds."""
+        key = key_of("check", method, weights_digest(network), network.preprocessing)
+        saved = self.store.find(key)
+        if saved is None:
+            saved = {"why": comparison_maps.check(network, method)}
+            self.store.save(key, saved)
+        return str(saved["why"])
 
     def images(self, number: int) -> list[ImageInput]:
         """Return an image as each network sees it; a few are kept, since each is the other of another."""
