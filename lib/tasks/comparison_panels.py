@@ -118,9 +118,12 @@ def sheets(panels: Sequence[Shown], columns: int, folder: Path, *, show: bool) -
     for each in panels:
         tiles = [tile for name, tile in zip(each.names, each.tiles[1:], strict=True) if name not in CONTROLS]
         lines: list[list[pictures.Tile | None]] = []
-        for first in range(0, len(tiles), columns - 1):
+        # As many panels on each line of an image, so that none stands alone on the last.
+        count = -(-len(tiles) // (columns - 1))
+        length = -(-len(tiles) // max(1, count))
+        for first in range(0, len(tiles), length or 1):
             head = each.tiles[0] if first == 0 else None
-            lines.append([head, *tiles[first : first + columns - 1]])
+            lines.append([head, *tiles[first : first + length]])
         if pages[-1] and len(pages[-1]) + len(lines) > MOST_LINES:
             pages.append([])
         pages[-1] += lines
