@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from conftest import call, explaining
+from fuzz import Damage, boxes_door
 from test_distributed import torchrun
 
 from lib.data.boxes import ObjectBox, box_in_input
@@ -198,6 +199,12 @@ def test_boxes_locate_maps(compare, tmp_path):
     (tmp_path / "boxes.json").write_text('{"digits-7": [0, 0, 1, 1]}')
     assert compare("--boxes", "boxes.json", "--measures", "mass").status == 0
     assert float(rows_of((tmp_path / TABLE).read_text())["uniform noise"][0].split()[0]) < 0.02
+
+
+def test_damaged_files_of_boxes_are_read_or_refused_in_one_line(tmp_path):
+    ended = boxes_door(tmp_path, Damage(0), 300)
+    assert sum(ended.values()) == 300
+    assert len(ended) == 2
 
 
 def test_a_box_of_a_photograph_lies_where_the_input_shows_it():
