@@ -62,6 +62,10 @@ def add_comparison_flags(
         help='where the objects are, as JSON: {"IMAGE": [Y0, X0, Y1, X1], …}, in pixels of the photograph, '
         "by the image's name without its suffix",
     )
+    _add_report_flags(parser)
+
+
+def _add_report_flags(parser: Parser) -> None:
     add = parser.group("study", Scope.MODE).add
     add(
         "--study",
