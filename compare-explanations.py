@@ -12,19 +12,7 @@ that was stopped goes on.
 
 from lib import cli
 from lib.evaluation.measures import MEASURES
-from lib.explain.methods import METHODS
-
-# Methods of few passes of the network; --methods all adds those of many.
-USUAL = (
-    "grad-cam",
-    "hires-cam",
-    "layer-cam",
-    "grad-cam++",
-    "xgrad-cam",
-    "input-x-gradient",
-    "guided",
-    "integrated-gradients",
-)
+from lib.explain.methods import METHODS, QUICK
 
 
 def describe_measures() -> str:
@@ -36,7 +24,7 @@ def describe_measures() -> str:
 def make_parser() -> cli.Parser:
     parser = cli.Parser(prog="compare-explanations.py", description=__doc__, epilog=describe_measures())
     cli.add_explanation_flags(parser)
-    cli.add_comparison_flags(parser, tuple(METHODS), USUAL, tuple(MEASURES))
+    cli.add_comparison_flags(parser, tuple(METHODS), QUICK, tuple(MEASURES))
     parser.set_defaults(top_k=1, score="log-odds", out_dir="comparison")
     return parser
 

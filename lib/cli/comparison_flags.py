@@ -26,17 +26,15 @@ def add_comparison_flags(
         "--methods",
         nargs="+",
         choices=(*methods, "all"),
-        default=list(usual),
         metavar="NAME",
-        help=f"methods to compare, or all: {', '.join(methods)}",
+        help=f"methods to compare, or all: {', '.join(methods)}; default: {', '.join(usual)}",
     )
     add(
         "--measures",
         nargs="+",
         choices=(*measures, "all"),
-        default=["all"],
         metavar="NAME",
-        help=f"measures to compute, or all: {', '.join(measures)}",
+        help=f"measures to compute: {', '.join(measures)}; default: all",
     )
     add("--removal", choices=REMOVALS, default=REMOVALS[0], help="what removed parts of an image show")
     add("--grid", type=integer(2, 16), default=4, metavar="N", help="N × N patches have Shapley values")

@@ -33,7 +33,7 @@ _OF_PATCHES = 0.25  # the best patches of a map
 class MeasureSettings(Settings):
     """How is measured; see the flags of these names."""
 
-    measures: Collection[str]
+    measures: Collection[str] | None
     removal: str
     grid: int
     budget: int
@@ -42,7 +42,8 @@ class MeasureSettings(Settings):
 
     def wants(self, *names: str) -> bool:
         """Return whether one of these measures is asked for."""
-        return "all" in self.measures or any(name in self.measures for name in names)
+        asked = self.measures or ("all",)
+        return "all" in asked or any(name in asked for name in names)
 
     @property
     def names(self) -> list[str]:
