@@ -28,7 +28,7 @@ from PIL import Image, features
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lib.data import idx, photographs, text_files  # noqa: E402
+from lib.data import boxes, idx, photographs, text_files  # noqa: E402
 from lib.runtime import checkpoint  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 
@@ -267,6 +267,16 @@ def weights_door(folder: Path, damage: Damage, count: int) -> Counter:
     return ended
 
 
+def boxes_door(folder: Path, damage: Damage, count: int) -> Counter:
+    """Damaged files of boxes."""
+    whole = json.dumps({"cat": [0, 10, 20.5, 1e3], "Hündchen": [1, 2, 3, 4]}, ensure_ascii=False).encode()
+    ended, path = Counter(), folder / "a.json"
+    for number in range(count):
+        path.write_bytes(damage.of(whole))
+        attempt(lambda: boxes.read_boxes(path), ended, f"boxes {number}")
+    return ended
+
+
 DOORS = {
     "images": images_door,
     "exif": exif_door,
@@ -274,6 +284,7 @@ DOORS = {
     "text": text_door,
     "idx": idx_door,
     "weights": weights_door,
+    "boxes": boxes_door,
 }
 
 

@@ -1,5 +1,6 @@
 """Command lines of the scripts: the parser, the exit statuses, types of flags, and shared groups of flags."""
 
+from lib.cli.comparison_flags import add_comparison_flags
 from lib.cli.exits import run
 from lib.cli.explanation_flags import add_explanation_flags, add_method_options, add_smoothing_flags
 from lib.cli.flags import (
@@ -40,6 +41,7 @@ __all__ = [
     "Parser",
     "Scope",
     "add_augmentation_flags",
+    "add_comparison_flags",
     "add_config_flags",
     "add_dataset_flags",
     "add_explanation_flags",

@@ -197,12 +197,12 @@ class Reader:
 
     def _of_folder(self, folder: str, index: int, name: str) -> ImageInput:
         found = folders.find(folder)
-        files = found.splits[_unseen(found.splits)]
+        files = found.splits[unseen(found.splits)]
         _check_index(f"{FOLDER}:{folder}", index, len(files.paths))
         return self._of_file(files.paths[index], name, found.classes[files.labels[index]])
 
     def _example(self, data: datasets.Labelled, dataset: str, index: int, name: str) -> ImageInput:
-        split = data.splits[_unseen(data.splits)]
+        split = data.splits[unseen(data.splits)]
         _check_index(dataset, index, len(split.labels))
         image, label = split.images[index], int(split.labels[index])
         pixels = images.resize(image[None], self._preprocessing.size)[0]
@@ -212,7 +212,7 @@ class Reader:
         return ImageInput(name, pixels, data.classes[label])
 
 
-def _unseen(splits: Collection[str]) -> str:
+def unseen(splits: Collection[str]) -> str:
     """Return the name of the split to show: validation or test, which networks are not trained on, if any."""
     return next(name for name in ("valid", "test", "train") if name in splits)
 

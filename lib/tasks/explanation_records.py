@@ -23,7 +23,8 @@ Records = list[dict[str, Any]]
 
 
 @cache
-def _weights_digest(network: Network) -> str:
+def weights_digest(network: Network) -> str:
+    """Return a hash of the name and the weights of a network."""
     digest = hashlib.sha256(network.name.encode())
     for name, tensor in network.module.state_dict().items():
         digest.update(name.encode())
@@ -47,7 +48,7 @@ def fingerprint(run: ExplanationRun, images: Sequence[ImageInput], settings: obj
         digest.update(Path(asked.baseline).read_bytes())
     for network, image in zip(run.networks, images, strict=True):
         how = (image.name, network.preprocessing, network.epoch, network.classes)
-        digest.update(f"{_weights_digest(network)} {how}".encode())
+        digest.update(f"{weights_digest(network)} {how}".encode())
         digest.update(image.pixels.contiguous().numpy().data)
     return digest.hexdigest()[:32]
 

@@ -1,0 +1,93 @@
+"""The game of removal: the score of an image in which some pixels show a baseline; and grids of cells.
+
+Measures of faithfulness ask how the score changes if parts of the image are taken away. They do so only
+through a `Game`, so that one measure serves any network, and values that several measures need are computed
+once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Function from masks (N, H, W) bool of the pixels that are shown to the scores (N,) float64.
+Game = Callable[[Tensor], Tensor]
+
+_PIXELS_A_BATCH = 16 * 224 * 224
+
+
+@dataclass
+class Removal:
+    """The game of one image: a pixel that is not shown has the baseline's value.
+
+    Attributes:
+        score: function from images (N, C, H, W) to scores (N,), or (T, N) of T targets.
+        image, baseline: (C, H, W), in whatever scale `score` takes.
+        evaluations: number of images scored so far.
+    """
+
+    score: Callable[[Tensor], Tensor]
+    image: Tensor
+    baseline: Tensor
+    evaluations: int = 0
+
+    @torch.no_grad()
+    def __call__(self, shown: Tensor) -> Tensor:
+        """Return the scores, (N,) or (T, N) float64 on the CPU, for masks (N, H, W) bool.
+
+        The size of batches depends on the size of the image alone: rounding errors depend on the batch, and
+        the same masks must have the same scores whenever they are asked for.
+        """
+        size = max(1, _PIXELS_A_BATCH // self.image[0].numel())
+        self.evaluations += len(shown)
+        parts = []
+        for masks in shown.split(min(size, 256)):
+            mixed = torch.where(masks[:, None].to(self.image.device), self.image, self.baseline)
+            if mixed.device.type == "cpu":
+                # With channels last, convolutions on a CPU are faster.
+                mixed = mixed.contiguous(memory_format=torch.channels_last)
+            parts.append(self.score(mixed).cpu().double())
+        return torch.cat(parts, dim=-1)
+
+
+def grid(size: tuple[int, int], across: int) -> Tensor:
+    """Return the number of the cell (H, W) of each pixel, in a grid of `across` × `across` equal cells.
+
+    An image with fewer pixels than that on a side has a cell for each row and column of pixels.
+    """
+    rows, columns = (torch.arange(side) * min(across, side) // side for side in size)
+    return min(across, size[1]) * rows[:, None] + columns
+
+
+def cell_sums(values: Tensor, cells: Tensor) -> Tensor:
+    """Return the sum of a map (H, W) over each cell, (n,) float64."""
+    count = int(cells.max()) + 1
+    return torch.bincount(cells.flatten(), values.double().flatten(), minlength=count)
+
+
+def shown_without(removed: Tensor, cells: Tensor) -> Tensor:
+    """Return the masks (N, H, W) of the pixels shown if the cells of `removed` (N, n) bool are not."""
+    return ~removed[:, cells.flatten()].view(len(removed), *cells.shape)
+
+
+def random_cells(count: int, sizes: list[int], samples: int, seed: int) -> Tensor:
+    """Draw `samples` sets of cells of each size, (len(sizes), samples, count) bool."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.rand(len(sizes), samples, count, generator=generator).argsort(-1).argsort(-1)
+    return places < torch.tensor(sizes)[:, None, None]
+
+
+def random_squares(size: tuple[int, int], samples: int, seed: int) -> Tensor:
+    """Draw squares of an eighth to a half of the shorter side, (samples, H, W) bool: true inside."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    share, top, left = torch.rand(3, samples, generator=generator)
+    sides = ((0.125 + 0.375 * share) * min(size)).round().clamp(min=1)
+    first_row, first_column = (top * (height - sides + 1)).floor(), (left * (width - sides + 1)).floor()
+
+    def inside(places: Tensor, first: Tensor) -> Tensor:
+        return (places >= first[:, None]) & (places < (first + sides)[:, None])
+
+    rows = inside(torch.arange(height), first_row)
+    return rows[:, :, None] & inside(torch.arange(width), first_column)[:, None, :]

@@ -1,0 +1,349 @@
+"""The work of compare-explanations.py: explain each image by every method, measure the maps, keep them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from lib.data import image_inputs
+from lib.data.boxes import box_in_input, read_boxes
+from lib.data.image_inputs import ImageInput
+from lib.evaluation.maps import box_mask
+from lib.evaluation.measures import CONTROLS, MEASURES
+from lib.explain.methods import METHODS, QUICK
+from lib.models.network import Network
+from lib.runtime import distributed
+from lib.runtime.errors import Interrupted, RunFailed, UserError, warn
+from lib.runtime.interrupts import Signals
+from lib.runtime.settings import Settings
+from lib.tasks import comparison_maps, comparison_measures
+from lib.tasks.comparison_measures import Judge, MeasureSettings, Shared
+from lib.tasks.comparison_store import Store, key_of
+from lib.tasks.explanation_panels import Question
+from lib.tasks.explanation_records import weights_digest
+from lib.tasks.explanation_run import ExplanationRun
+
+
+@dataclass(frozen=True)
+class ComparisonSettings(Settings):
+    """What is compared, on how many images, and where the report goes; see the flags of these names."""
+
+    methods: Sequence[str] | None
+    probed: int
+    boxes: str | None
+    report: str | None
+    format: str
+    shown: int
+    study: str | None
+    images: int
+    seed: int
+
+    @property
+    def method_names(self) -> list[str]:
+        """The methods, in the order of the table of methods."""
+        asked = self.methods or QUICK
+        return [name for name in METHODS if "all" in asked or name in asked]
+
+
+class Row(NamedTuple):
+    """What a method or a control says of one image: plain values, which can be sent to another rank.
+
+    Attributes:
+        image, network: their numbers.
+        method: its name.
+        key: the name of the kept result.
+        numbers: for each target, the measures by name; None where one is not defined.
+        passes, seconds: what the maps cost.
+    """
+
+    image: int
+    network: int
+    method: str
+    key: str
+    numbers: list[dict[str, float | None]]
+    passes: int
+    seconds: float
+
+
+class Told(NamedTuple):
+    """What a network says of one image.
+
+    Attributes:
+        image, network: their numbers.
+        targets: names of the targets.
+        answers: their scores.
+        truth: how the Shapley values were found, and the mean standard error as a share of their spread.
+    """
+
+    image: int
+    network: int
+    targets: list[str]
+    answers: list[float]
+    truth: tuple[str, float]
+
+
+@dataclass
+class Found:
+    """The results of a comparison, on rank 0.
+
+    Attributes:
+        run: the run.
+        rows: the rows of all images, in order.
+        told: what the networks say of the images.
+        names: names of the images.
+    """
+
+    run: ExplanationRun
+    rows: list[Row] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+class _Ended(Exception):
+    """A signal came; what was computed is kept."""
+
+
+@dataclass
+class Comparison:
+    """A comparison, on each rank.
+
+    Attributes:
+        run: the networks, and what is asked about which images.
+        settings: what is compared.
+        asked: how is measured.
+        store: the kept results.
+        masked: for each network, whether it was trained with masked patches.
+    """
+
+    run: ExplanationRun
+    settings: ComparisonSettings
+    asked: MeasureSettings
+    store: Store
+    masked: Sequence[bool] = ()
+    signals: Signals = field(default_factory=Signals)
+
+    def __post_init__(self) -> None:
+        self._readers = self.run.readers()
+        self._read: dict[int, list[ImageInput]] = {}
+        self._boxes = read_boxes(self.settings.boxes) if self.settings.boxes else {}
+        unknown = sorted(set(self._boxes) - set(self.names))
+        if unknown:
+            raise UserError(f"--boxes {self.settings.boxes}: no image is called {unknown[0]!r}")
+
+    @cached_property
+    def sources(self) -> Sequence[str]:
+        """The image files and examples."""
+        return self.run.asked.input or ()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Their names."""
+        return image_inputs.names(self.sources)
+
+    @cached_property
+    def refused(self) -> dict[int, dict[str, str]]:
+        """For each number of a network, why some methods cannot explain it."""
+        return {
+            number: {
+                name: why for name in self.settings.method_names if (why := self._why_not(network, name))
+            }
+            for number, network in enumerate(self.run.networks)
+        }
+
+    def _why_not(self, network: Network, method: str) -> str:
+        """Return why a method cannot explain a network, or nothing; kept, because to see it takes seconds."""
+        key = key_of("check", method, weights_digest(network), network.preprocessing)
+        saved = self.store.find(key)
+        if saved is None:
+            saved = {"why": comparison_maps.check(network, method)}
+            self.store.save(key, saved)
+        return str(saved["why"])
+
+    def images(self, number: int) -> list[ImageInput]:
+        """Return an image as each network sees it; a few are kept, since each is the other of another."""
+        if number not in self._read:
+            given, name = self.sources[number], self.names[number]
+            while len(self._read) > 2:
+                del self._read[next(iter(self._read))]
+            self._read[number] = [reader.read(given, name) for reader in self._readers]
+            for network, image in zip(self.run.networks, self._read[number], strict=True):
+                network.check_takes(image.size)
+        return self._read[number]
+
+    def do(self) -> Found | None:
+        """Compare on all images; return the results on rank 0.
+
+        Ranks share the images.
+
+        Raises:
+            UserError: an image cannot be read or explained.
+            Interrupted: a signal came; results are kept, and the same command goes on.
+        """
+        found = Found(self.run, names=self.names)
+        world, rank = distributed.world_size(), distributed.rank()
+        device = self.run.networks[0].device
+        with self.signals, self._progress() as bar:
+            for first in range(0, len(self.names), world):
+                number = first + rank
+                result: tuple[list[Row], list[Told]] = ([], [])
+                error: Exception | None = None
+                with distributed.alone():
+                    try:
+                        if number < len(self.names):
+                            result = self._of_image(number, bar)
+                    except _Ended:
+                        pass
+                    except (UserError, RunFailed) as caught:
+                        error = caught
+                everyone = distributed.gathered((result, error))
+                for (rows, told), _ in everyone:
+                    found.rows += rows
+                    found.told += told
+                if distributed.max_over_ranks(int(error is not None), device):
+                    raise next((each for _, each in everyone if each), error or RunFailed("a rank failed"))
+                received = distributed.max_over_ranks(self.signals.received, device)
+                if received:
+                    raise Interrupted("interrupted: the same command goes on where it was", received)
+            self._readers[-1].warn()
+        return found if distributed.is_main() else None
+
+    @contextmanager
+    def _progress(self) -> Iterator[tqdm]:
+        """Show a bar of the maps to make, with the time left, on rank 0."""
+        each = len(self.run.networks) * (len(self.settings.method_names) + len(CONTROLS))
+        own = -(-len(self.names) // distributed.world_size())
+        disable = None if distributed.is_main() else True
+        with tqdm(total=own * each, unit=" maps", disable=disable, leave=False) as bar:
+            yield bar
+
+    def _of_image(self, number: int, bar: tqdm) -> tuple[list[Row], list[Told]]:
+        others = self.images((number + 1) % len(self.names)) if len(self.names) > 1 else None
+        own = self.images(number)
+        (questions,) = self.run.questions([own])
+        (asked_of_others,) = self.run.questions([others]) if others else ([None] * len(own),)
+        rows, told = [], []
+        for index, pair in enumerate(zip(questions, asked_of_others, strict=True)):
+            one = _One(self, number, index, *pair)
+            rows += one.rows(bar)
+            told.append(one.told)
+        return rows, told
+
+    def box(self, number: int, image: ImageInput) -> Any:
+        """Return the box of the object in an image's input, as a mask (H, W); None if it is not known."""
+        given = self._boxes.get(self.names[number])
+        if given is None:
+            return None
+        mask = box_mask(box_in_input(given, image), image.size)
+        if not mask.any():
+            raise UserError(f"--boxes {self.settings.boxes}: the box of {image.name} lies outside the image")
+        return mask
+
+
+@dataclass
+class _One:
+    """A network and an image: finds kept results, or computes them."""
+
+    whole: Comparison
+    number: int
+    index: int
+    question: Question
+    other: Question | None
+
+    def __post_init__(self) -> None:
+        asked = self.whole.asked
+        self._identity = self._identity_of(self.question)
+        self._asked = comparison_maps.MapSettings(asked.removal, asked.seed)
+        key = key_of("shared", *self._identity, {**asdict(asked), "steps": 0, "measures": asked.names})
+        saved = self.whole.store.find(key)
+        if saved is None:
+            made = comparison_measures.shared(self.question, asked)
+            saved = asdict(made)
+            self.whole.store.save(key, saved)
+        self._shared: Shared = comparison_measures.shared_of(saved)
+        self._box = self.whole.box(self.number, self.question.image)
+        self._judge = Judge(self.question, asked, self._shared, self._box)
+
+    def _identity_of(self, question: Question) -> tuple[object, ...]:
+        network: Network = question.network
+        image = question.image.pixels.contiguous().numpy()
+        targets = (tuple(question.classes), question.score, [each.name for each in question.targets])
+        areas = [area.numpy().tobytes() for area in question.areas]
+        pixels = key_of(image.shape, image.tobytes())
+        # The name of an image is the seed of its noise.
+        name = question.image.name
+        return (weights_digest(network), network.preprocessing, name, pixels, targets, areas)
+
+    @property
+    def told(self) -> Told:
+        """What the network says of the image."""
+        known = self._shared
+        share = 0.0
+        if known.truth:
+            spread = max(max(row) - min(row) for row in known.truth) or 1.0
+            errors = [error for row in known.errors for error in row]
+            share = sum(errors) / len(errors) / spread
+        names = [each.name for each in self.question.targets]
+        return Told(self.number, self.index, names, known.full, (known.estimator, share))
+
+    def rows(self, bar: tqdm) -> list[Row]:
+        """Return the rows of all methods and controls; a signal ends it after one of them."""
+        found = []
+        refused = self.whole.refused[self.index]
+        for name in (*self.whole.settings.method_names, *CONTROLS):
+            if self.whole.signals.received:
+                raise _Ended
+            if name not in refused:
+                row = self._row(name)
+                found += [] if row is None else [row]
+            bar.set_description(self.question.image.name)
+            bar.update()
+        return found
+
+    def _row(self, name: str) -> Row | None:
+        whole = self.whole
+        is_shown = self.number < whole.settings.shown and whole.settings.format == "html"
+        probed = self.number < whole.settings.probed and whole.asked.wants(
+            "max-sensitivity", "randomisation", "randomisation-smooth"
+        )
+        if name == "control-other" and self.other is None:
+            return None
+        is_method = name not in CONTROLS
+        depends = [
+            name,
+            comparison_maps.settings_of(name),
+            probed and is_method,
+            self._identity_of(self.other) if name == "control-other" and self.other else None,
+            {**asdict(whole.asked), "measures": whole.asked.names},
+            None if self._box is None else self._box.numpy().tobytes(),
+        ]
+        key = key_of(*self._identity, *depends)
+        saved = whole.store.find(key, with_maps=is_shown)
+        if saved is None:
+            saved = self._computed(name, key, is_shown=is_shown, probed=probed)
+        return Row(self.number, self.index, name, key, saved["numbers"], saved["passes"], saved["seconds"])
+
+    def _computed(self, name: str, key: str, *, is_shown: bool, probed: bool) -> dict[str, Any]:
+        if name in CONTROLS:
+            found = comparison_maps.of_control(self.question, name, self._asked, self.other)
+            assert found is not None  # `_row` has looked
+        else:
+            found = comparison_maps.of_method(self.question, name, self._asked, probed=probed)
+        numbers = []
+        for target, own in enumerate(found.numbers):
+            judged = self._judge.judge(found.maps[target], target)
+            kept = {each: value for each, value in own.items() if self.whole.asked.wants(each)}
+            numbers.append({each: ({**judged, **kept}).get(each) for each in MEASURES})
+        result = {"numbers": numbers, "passes": found.passes, "seconds": round(found.seconds, 4)}
+        maps = found.maps.float().cpu().numpy() if is_shown else None
+        self.whole.store.save(key, result, maps)
+        return result
+
+
+def warn_of_refused(refused: Mapping[int, Mapping[str, str]], networks: Sequence[Network]) -> None:
+    """Warn of methods that cannot explain a network."""
+    for number, reasons in refused.items():
+        for name, why in reasons.items():
+            warn(f"{METHODS[name].title} is left out for {networks[number].name}: {why}")

@@ -1,0 +1,222 @@
+"""Tables of a comparison: means over images with intervals, marks and ranks, as rows of text and Markdown."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib.evaluation.measures import CONTROLS, MEASURES, PASSES_BELOW, Measure
+from lib.evaluation.resampling import Means, summarise
+from lib.explain.methods import METHODS
+from lib.runtime.spelling import printable
+from lib.tasks.comparison import Found
+
+NOT_BETTER = "✗"
+_NONE = "–"
+_PASS_OR_FAIL = ("randomisation", "randomisation-smooth")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: its text, the number it is sorted by, and whether it is marked.
+
+    Attributes:
+        text: the mean with its interval.
+        number: the mean; NaN if there is none.
+        rank: the rank and the share of draws in which it holds, as text; empty if it has none.
+        is_marked: whether the method does not beat the best control.
+    """
+
+    text: str
+    number: float
+    rank: str = ""
+    is_marked: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of one network.
+
+    Attributes:
+        network: its name.
+        images: number of images.
+        names: methods, then controls.
+        measures: the measures that any of them has.
+        cells: for each name, a cell for each measure.
+        passes: passes of the network, forwards and backwards, for the maps of an image, for each name (not
+            seconds, which differ each time: the same command is to give the same table).
+        truth: one sentence on how the Shapley values were found; empty if there are none.
+        in_distribution: whether the network was trained with masked patches.
+    """
+
+    network: str
+    images: int
+    names: list[str]
+    measures: list[Measure]
+    cells: list[list[Cell]]
+    passes: list[int]
+    truth: str
+    in_distribution: bool
+
+
+def title_of(name: str) -> str:
+    """Return the heading of the row of a method or a control."""
+    return CONTROLS.get(name) or METHODS[name].title
+
+
+def tables_of(found: Found, masked: Sequence[bool]) -> list[Table]:
+    """Return a table for each network.
+
+    Args:
+        found: the results.
+        masked: for each network, whether it was trained with masked patches.
+    """
+    return [_table(found, number, masked[number]) for number in range(len(found.run.networks))]
+
+
+def _table(found: Found, network: int, masked: bool) -> Table:
+    rows = [row for row in found.rows if row.network == network]
+    names = list(dict.fromkeys(row.method for row in sorted(rows, key=lambda row: _place(row.method))))
+    is_control = np.array([name in CONTROLS for name in names])
+    column = {name: place for place, name in enumerate(names)}
+    measures, columns = [], []
+    for measure in MEASURES.values():
+        values = np.full((len(found.names), len(names)), np.nan)
+        for row in rows:
+            known = [each[measure.name] for each in row.numbers if each.get(measure.name) is not None]
+            if known:
+                values[row.image, column[row.method]] = sum(known) / len(known)  # type: ignore[arg-type]
+        asked = ~np.isnan(values).all(1)
+        if asked.any():
+            measures.append(measure)
+            columns.append(_column(measure, values[asked], is_control))
+    passes = [max(row.passes for row in rows if row.method == name) for name in names]
+    cells = [list(each) for each in zip(*columns, strict=True)] if columns else [[] for _ in names]
+    return Table(
+        found.run.networks[network].name,
+        len(found.names),
+        names,
+        measures,
+        cells,
+        passes,
+        _truth(found, network),
+        masked,
+    )
+
+
+def _place(name: str) -> tuple[bool, int]:
+    order = list(CONTROLS if name in CONTROLS else METHODS)
+    return name in CONTROLS, order.index(name)
+
+
+def _column(measure: Measure, values: np.ndarray, is_control: np.ndarray) -> list[Cell]:
+    found = summarise(values, is_control, larger_is_better=measure.larger_is_better)
+    return [_cell(measure, found, place, is_control[place]) for place in range(len(is_control))]
+
+
+def _cell(measure: Measure, found: Means, place: int, is_control: bool) -> Cell:
+    mean = float(found.means[place])
+    if math.isnan(mean):
+        return Cell(_NONE, mean)
+    if measure.name in _PASS_OR_FAIL:
+        return Cell(f"{'pass' if mean < PASSES_BELOW else 'fail'} ({_spelled(mean)})", mean)
+    low, high = found.low[place], found.high[place]
+    text = _spelled(mean) + ("" if math.isnan(low) else f" [{_spelled(low)}, {_spelled(high)}]")
+    if is_control or not measure.ranked:
+        return Cell(text, mean)
+    holds = float(found.holds[place])
+    rank = f"{found.ranks[place]}" + ("" if math.isnan(low) else f" ({100 * holds:.0f} %)")
+    beats = found.beats[place]
+    return Cell(text, mean, rank, bool(not math.isnan(beats) and beats <= 0))
+
+
+def _spelled(value: float) -> str:
+    text = f"{value:.2f}".replace("-", "−")
+    return "0.00" if text == "−0.00" else text
+
+
+def _truth(found: Found, network: int) -> str:
+    told = [each for each in found.told if each.network == network and each.truth[0]]
+    if not told:
+        return ""
+    if all(each.truth[0] == "exact" for each in told):
+        return "Shapley values are exact: all coalitions of the patches were evaluated."
+    share = 100 * sum(each.truth[1] for each in told) / len(told)
+    return (
+        f"Shapley values are estimates ({told[0].truth[0]}) whose standard error is {share:.0f} % of the "
+        "range of an image's values, on average."
+    )
+
+
+def single_deletion_note(table: Table) -> str:
+    """Return what single deletion is for this network."""
+    if table.in_distribution:
+        return "Single deletion is in distribution (IDSDS): the network was trained with erased patches."
+    return (
+        "Single deletion leaves the distribution: nothing says that the network was trained with masked "
+        "patches (`--augment erase`)."
+    )
+
+
+def markdown(tables: Sequence[Table], settings: Sequence[str]) -> str:
+    """Return the tables as Markdown, with what each number means."""
+    parts = ["# Explanations compared", "\n".join(f"- {line}" for line in settings)]
+    for table in tables:
+        parts.append(f"## {_escaped(table.network)}, {table.images} image{'s' * (table.images != 1)}")
+        parts += [_means(table), _ranks(table)] if table.measures else ["Nothing was measured."]
+        notes = [table.truth]
+        if any(measure.name == "single-deletion" for measure in table.measures):
+            notes.append(single_deletion_note(table))
+        parts += [note for note in notes if note]
+    known = {measure.name: measure for table in tables for measure in table.measures}
+    parts.append("## How to read the numbers")
+    parts.append(
+        "Means over images with 95 % intervals by bootstrap over images, as is the share of draws in which a "
+        f"rank holds. {NOT_BETTER} marks a method that does not beat the best control by its interval (of "
+        "paired differences). Controls know nothing of the network's answer."
+    )
+    parts.append("\n".join(f"- **{each.title}** {_direction(each)} {about(each)}" for each in known.values()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _direction(measure: Measure) -> str:
+    return "(large is good)." if measure.larger_is_better else "(small is good)."
+
+
+def about(measure: Measure) -> str:
+    """Return how to read a measure, and what it does not show."""
+    return (
+        f"{measure.reads} Perfect: {measure.best}; knows nothing: {measure.worst}. {measure.weakness} "
+        f"({measure.paper})"
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _means(table: Table) -> str:
+    heads = [f"{each.title} {'↑' if each.larger_is_better else '↓'}" for each in table.measures]
+    lines = [_line(["method", *heads, "passes"]), _line(["---", *["---:"] * (len(heads) + 1)])]
+    for name, cells, passes in zip(table.names, table.cells, table.passes, strict=True):
+        shown = [cell.text + (f" {NOT_BETTER}" if cell.is_marked else "") for cell in cells]
+        title = f"*{title_of(name)}*" if name in CONTROLS else title_of(name)
+        lines.append(_line([title, *shown, _NONE if name in CONTROLS else str(passes)]))
+    return "\n".join(lines)
+
+
+def _ranks(table: Table) -> str:
+    ranked = [place for place, measure in enumerate(table.measures) if measure.ranked]
+    lines = [
+        _line(["rank (share of draws)", *(table.measures[place].title for place in ranked)]),
+        _line(["---", *["---:"] * len(ranked)]),
+    ]
+    for name, cells in zip(table.names, table.cells, strict=True):
+        if name not in CONTROLS:
+            lines.append(_line([title_of(name), *(cells[place].rank or _NONE for place in ranked)]))
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return printable(text).replace("|", "\\|")

@@ -1,0 +1,301 @@
+"""compare-explanations.py from flags to tables: kept results, resumption, ranks, the page, refusals."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import call, explaining
+from fuzz import Damage, boxes_door
+from test_distributed import torchrun
+
+from lib.data.boxes import ObjectBox, box_in_input
+from lib.data.fitting import Box, Original
+from lib.data.image_inputs import ImageInput
+from lib.evaluation.measures import CONTROLS, MEASURES
+from lib.tasks import comparison_maps, comparison_measures
+from lib.tasks.comparison_store import Store
+
+SCRIPT = "compare-explanations.py"
+FEW = (
+    *("--input", "digits:7", "digits:12", "--grid", 2, "--budget", 16, "--steps", 2, "--probed", 1),
+    *("--methods", "grad-cam", "input-x-gradient"),
+)
+TABLE = "comparison/comparison.md"
+explain = explaining(SCRIPT)
+
+
+@pytest.fixture
+def compare(explain, subject_folder):
+    """Compare two cheap methods on two digits; write the table alone."""
+    return lambda *flags: explain(
+        "--restore-file", subject_folder / "own.pt", *FEW, "--format", "md", *flags, own=False
+    )
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Names of the methods whose maps are computed, and `shared` for what maps of an image share."""
+    names = []
+    of_method, shared = comparison_maps.of_method, comparison_measures.shared
+
+    def noted(question, method, *rest, **more):
+        names.append(method)
+        return of_method(question, method, *rest, **more)
+
+    def noted_shared(*arguments):
+        names.append("shared")
+        return shared(*arguments)
+
+    monkeypatch.setattr(comparison_maps, "of_method", noted)
+    monkeypatch.setattr(comparison_measures, "shared", noted_shared)
+    return names
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The cells of the table of means, by the heading of their row."""
+    lines = text.partition("| method |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return {first.strip("*"): others for first, *others in cells}
+
+
+def test_the_same_command_computes_nothing_and_another_method_only_itself(compare, made, tmp_path):
+    assert compare("--json", "r.json").status == 0
+    assert sorted(made) == [
+        "grad-cam",
+        "grad-cam",
+        "input-x-gradient",
+        "input-x-gradient",
+        "shared",
+        "shared",
+    ]
+    table = (tmp_path / TABLE).read_bytes()
+    rows = rows_of(table.decode())
+    assert list(rows) == ["Grad-CAM", "input × gradient", *CONTROLS.values()]
+    records = json.loads((tmp_path / "r.json").read_text())
+    values = [r["agreement"] for r in records if r["method"] == "input-x-gradient"]
+    assert float(rows["input × gradient"][0].split()[0].replace("−", "-")) == pytest.approx(
+        np.mean(values), abs=0.006
+    )
+    del made[:]
+    assert compare("--json", "r.json").status == 0
+    assert made == []
+    assert (tmp_path / TABLE).read_bytes() == table
+    assert compare("--methods", "grad-cam", "input-x-gradient", "layer-cam").status == 0
+    assert made == ["layer-cam"] * 2
+
+
+@pytest.mark.parametrize("damage", [b"\xff\x00", None])
+def test_a_damaged_result_is_told_of_and_computed_again(compare, made, tmp_path, damage):
+    assert compare().status == 0
+    table = (tmp_path / TABLE).read_bytes()
+    del made[:]
+    for path in (tmp_path / "comparison" / "kept").rglob("*.json"):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"0.", b"1.", 1) if damage is None else damage)
+    done = compare()
+    assert done.status == 0
+    assert len(made) == 6
+    assert re.search("warning: the kept result .* is damaged: it is computed again", done.stderr)
+    assert (tmp_path / TABLE).read_bytes() == table
+
+
+class Killed(BaseException):
+    """As a killed process does, it lets nothing be tidied up that asks for less."""
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(compare, made, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        judge = comparison_measures.Judge.judge
+        calls = []
+
+        def killed(*arguments):
+            calls.append(1)
+            if len(calls) == 4:
+                raise Killed
+            return judge(*arguments)
+
+        patch.setattr(comparison_measures.Judge, "judge", killed)
+        with pytest.raises(Killed):
+            compare()
+    assert not (tmp_path / TABLE).exists()
+    del made[:]
+    assert compare().status == 0
+    assert made == ["shared", "grad-cam", "input-x-gradient"]  # of the second image
+    table = (tmp_path / TABLE).read_bytes()
+    assert compare("--out-dir", "new", "--report", TABLE).status == 0
+    assert (tmp_path / TABLE).read_bytes() == table
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_table_of_one(process, subject_folder, tmp_path):
+    flags = ("--restore-file", subject_folder / "own.pt", *FEW, "--format", "md", "--device", "cpu")
+    done = torchrun(SCRIPT, *flags, "--out-dir", "two", folder=tmp_path)
+    assert done.status == 0, done.stderr
+    assert process(SCRIPT, *flags, "--out-dir", "one").status == 0
+    assert (tmp_path / "two" / "comparison.md").read_bytes() == (
+        tmp_path / "one" / "comparison.md"
+    ).read_bytes()
+
+
+class Page(HTMLParser):
+    """Tags that are open, attributes by tag, and the text."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_stands_alone_and_says_how_to_read_each_number(compare, tmp_path):
+    done = compare("--format", "html", "--save-values", "v.npz", "--report", "page/")
+    assert done.status == 0, done.stderr
+    text = (tmp_path / "page" / "comparison.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe")
+        assert "href" not in attributes
+        if tag == "img" and attributes.get("alt"):
+            assert attributes["src"].startswith("data:image/jpeg;base64,")
+    assert not re.search(r"https?://|@import|url\(", text)
+    figures = [attributes for tag, attributes in page.tags if tag == "figure"]
+    assert len(figures) == 2 * (1 + 2 + len(CONTROLS))
+    assert json.loads(figures[1]["data-numbers"])[0][0] == "agreement with Shapley values"
+    for name in ("agreement", "infidelity", "randomisation"):
+        assert MEASURES[name].reads in page.text
+        assert MEASURES[name].weakness in page.text
+    with np.load(tmp_path / "v.npz") as values:
+        assert values["maps"].shape == (14, 28, 28)
+        assert values["methods"][0] == "grad-cam"
+    sheet = (tmp_path / "comparison" / "comparison.png").read_bytes()
+
+    again = compare("--format", "html", "--report", "page/")
+    assert again.status == 0
+    (tmp_path / "comparison" / "comparison.png").write_bytes(b"")
+    assert compare("--format", "html", "--report", "page/").status == 0
+    assert (tmp_path / "comparison" / "comparison.png").read_bytes() == sheet
+
+
+def test_boxes_locate_maps(compare, tmp_path):
+    (tmp_path / "boxes.json").write_text('{"digits-7": [0, 0, 28, 28]}')
+    assert compare("--boxes", "boxes.json", "--measures", "mass", "pointing").status == 0
+    rows = rows_of((tmp_path / TABLE).read_text())
+    assert rows["input × gradient"][:2] == ["1.00", "1.00"]
+    (tmp_path / "boxes.json").write_text('{"digits-7": [0, 0, 1, 1]}')
+    assert compare("--boxes", "boxes.json", "--measures", "mass").status == 0
+    assert float(rows_of((tmp_path / TABLE).read_text())["uniform noise"][0].split()[0]) < 0.02
+
+
+def test_damaged_files_of_boxes_are_read_or_refused_in_one_line(tmp_path):
+    ended = boxes_door(tmp_path, Damage(0), 300)
+    assert sum(ended.values()) == 300
+    assert len(ended) == 2
+
+
+def test_a_box_of_a_photograph_lies_where_the_input_shows_it():
+    original = Original(np.zeros((100, 200, 3), np.uint8), Box(50, 0, 150, 100), Box(50, 0, 150, 100))
+    image = ImageInput("a", np.zeros((1, 10, 10)), None, original)
+    assert box_in_input(ObjectBox(20, 70, 60, 150), image) == ObjectBox(2, 2, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--methods", "gradcam"), "gradcam"),
+        (("--study", "digits"), "--study and --input"),
+        (("--images", 3), "--images goes with --study alone"),
+        (("--report", "page.txt"), "ends in .md"),
+        (("--boxes", "none.json"), "there is no file none.json"),
+        (("--boxes", "list.json"), "is not of the form"),
+        (("--boxes", "other.json"), "no image is called 'cat'"),
+        (("--boxes", "wrong.json"), "that of 'digits-7' is no box"),
+        (("--boxes", "outside.json"), "lies outside the image"),
+        (("--boxes", "text.json"), "is not JSON"),
+        (("--budget", 12, "--grid", 16), "768 or more"),
+        (("--unit", 0), "not for reconstruction"),
+    ],
+)
+def test_bad_input_is_one_line(compare, tmp_path, flags, said):
+    for name, content in (
+        ("list", "[1]"),
+        ("other", '{"cat": [0, 0, 1, 1]}'),
+        ("wrong", '{"digits-7": [0, 0, NaN, 1]}'),
+        ("outside", '{"digits-7": [100, 0, 200, 1]}'),
+        ("text", "no"),
+    ):
+        (tmp_path / f"{name}.json").write_text(content)
+    done = compare(*flags)
+    assert done.status == 2
+    assert done.is_one_line_error(), done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / TABLE).exists()
+
+
+def test_a_study_draws_the_same_images_each_time(explain, subject_folder, tmp_path):
+    few = ("--study", "digits", "--images", 3, "--methods", "grad-cam", "--measures", "single-deletion")
+    tables = []
+    for folder in ("a", "b"):
+        done = explain(
+            *("--restore-file", subject_folder / "own.pt", *few, "--format", "md", "--out-dir", folder),
+            own=False,
+        )
+        assert done.status == 0, done.stderr
+        tables.append((tmp_path / folder / "comparison.md").read_bytes())
+    assert tables[0] == tables[1]
+    assert "3 images of digits, drawn with the seed 42" in tables[0].decode()
+
+
+def test_maps_that_change_on_the_disk_are_found_out(tmp_path):
+    store = Store(tmp_path)
+    maps = np.arange(12.0, dtype=np.float32).reshape(1, 3, 4)
+    store.save("ab", {"numbers": [1]}, maps)
+    assert np.array_equal(store.find("ab", with_maps=True)["maps"], maps)
+    (file,) = tmp_path.rglob("*.npz")
+    with file.open("wb") as other:
+        np.savez_compressed(other, maps=maps + 1)
+    assert store.find("ab", with_maps=True) is None
+    assert store.damaged == 1
+    assert store.find("ab") == {"numbers": [1], "sha256_of_maps": store.find("ab")["sha256_of_maps"]}
+    store.save("cd", {"numbers": [2]})
+    assert store.find("cd", with_maps=True) is None
+    assert store.damaged == 1
+
+
+def test_a_method_that_does_not_suit_a_network_is_left_out_with_a_warning(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nSIZE, MEAN, STD = 12, 0.0, 1.0\n"
+        "def make(): return nn.Sequential(nn.Conv2d(3, 2, 3), nn.SiLU(), nn.Flatten(), nn.Linear(200, 3))\n"
+    )
+    from PIL import Image
+
+    Image.new("RGB", (12, 12), (200, 90, 10)).save(tmp_path / "a.png")
+    flags = (
+        "--network",
+        "net.py:make",
+        "--input",
+        "a.png",
+        "--methods",
+        "guided",
+        "grad-cam",
+        "--format",
+        "md",
+    )
+    done = call(SCRIPT, *flags, folder=tmp_path)
+    assert done.status == 0, done.stderr
+    assert "guided backprop is left out for make" in done.stderr
+    assert "map of another image" not in (tmp_path / TABLE).read_text()
