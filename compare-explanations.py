@@ -12,7 +12,13 @@ that was stopped goes on.
 
 from lib import cli
 from lib.evaluation.measures import MEASURES
-from lib.explain.methods import METHODS, QUICK
+from lib.explain.methods import METHODS
+
+# Methods of few passes of the network, which are compared by default.
+QUICK = (
+    *("grad-cam", "hires-cam", "layer-cam", "grad-cam++", "xgrad-cam"),
+    *("input-x-gradient", "guided", "integrated-gradients"),
+)
 
 
 def describe_measures() -> str:

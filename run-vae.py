@@ -70,7 +70,12 @@ ON_FACES: dict[str, Any] = {
     "shift_pixels": 2,
     "augmented_share": 0.9,
 }
-CHANGES = {"mnist": ON_MNIST, "digits": ON_DIGITS, "faces": ON_FACES, datasets.FOLDER: ON_FACES}
+CHANGES: dict[str, dict[str, Any]] = {
+    "mnist": ON_MNIST,
+    "digits": ON_DIGITS,
+    "faces": ON_FACES,
+    datasets.FOLDER: ON_FACES,
+}
 
 OPTIONS = models.options(tuple(RECIPES))
 

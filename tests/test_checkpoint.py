@@ -43,7 +43,7 @@ def content(model) -> dict:
         "classes": ["no", "yes"],
         "flags": {"learning_rate": 0.1, "augment": ("shift",), "limit": None},
         "run": "r1",
-        "epoch": 2,
+        "epochs": 2,
         "update": 7,
         "metrics": {"loss": 0.5},
     }

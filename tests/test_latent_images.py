@@ -131,7 +131,7 @@ def test_all_pictures_are_drawn_and_logged(trained_vae, tmp_path):
 
 
 def test_two_latent_units_are_drawn_as_a_plane_and_classes_as_styles(tmp_path):
-    for flags, name in ((("--latent", "2"), "manifold"), (("--model", "cvae"), "styles")):
+    for flags, name in ((("--latent", "2"), "manifold"), (("--model", "cvae"), "styles-cvae")):
         done = call(VAE_SCRIPT, *SMALL_VAE, *flags, "--max-epoch", "1", folder=tmp_path)
         best = done.run().events["BEST"][0]["file"]
         again = call(VAE_SCRIPT, "--eval-only", "--restore-file", best, "--samples", "60", folder=tmp_path)

@@ -65,14 +65,14 @@ def test_a_run_on_a_folder_learns_its_classes_and_restores_from_its_checkpoint_a
     assert saved["model"]["config"]["bn"] is True
 
 
-def test_looking_inside_draws_filters_activations_and_thumbnails_and_writes_sprites(trained, run, tmp_path):
+def test_looking_inside_draws_and_writes_sprites(trained, photos, run, tmp_path):
     _, best = trained
     views = ("--thumbnails", "--projector", "projector", "--samples", 8, "--perplexity", 3)
     done = run("--eval-only", "--restore-file", best, *views)
     assert (done.status, done.stderr) == (0, "")
     drawn = sorted(path.stem for path in (tmp_path / "imgs").iterdir())
     names = ("activations", "confusion", "feature", "filters", "mistakes", "thumbnails")
-    assert drawn == [f"{name}-folder" for name in names]
+    assert drawn == [f"{name}-simple-cnn-{photos.name}" for name in names]
     table = [line for line in done.stdout.splitlines() if "[ACTIVATIONS]" in line]
     assert [line.split("] ")[1].split()[0] for line in table] == [
         "convolution",

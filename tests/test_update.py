@@ -286,7 +286,7 @@ def test_a_loss_of_either_that_is_not_finite_stops_the_run_and_says_in_which_upd
     with pytest.raises(RunFailed) as failed:
         fit_gan(tmp_path, function=function)
     message = str(failed.value)
-    assert message.startswith(f"the {name} is {value} in update {at} (epoch {(at - 1) // 5}); last good")
+    assert message.startswith(f"the {name} is {value} in update {at} (epoch {(at - 1) // 5 + 1}); last good")
     assert "smaller --learning-rate than 0.01" in message
     assert checkpoint.load(tmp_path / checkpoint.LAST)["update"] == (at - 1) // 5 * 5
 

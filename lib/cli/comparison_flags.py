@@ -26,6 +26,7 @@ def add_comparison_flags(
         "--methods",
         nargs="+",
         choices=(*methods, "all"),
+        default=usual,
         metavar="NAME",
         help=f"methods to compare, or all: {', '.join(methods)}; default: {', '.join(usual)}",
     )

@@ -395,13 +395,6 @@ _TABLE = (
 METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
 
 
-# Methods of few passes of the network, which are compared by default.
-QUICK = (
-    *("grad-cam", "hires-cam", "layer-cam", "grad-cam++", "xgrad-cam"),
-    *("input-x-gradient", "guided", "integrated-gradients"),
-)
-
-
 def drawn_by(script: str) -> dict[str, Method]:
     """Return the methods that a script draws, by name."""
     return {name: method for name, method in METHODS.items() if method.script == script}

@@ -13,7 +13,7 @@ from lib.data.boxes import box_in_input, read_boxes
 from lib.data.image_inputs import ImageInput
 from lib.evaluation.maps import box_mask
 from lib.evaluation.measures import CONTROLS, MEASURES
-from lib.explain.methods import METHODS, QUICK
+from lib.explain.methods import METHODS
 from lib.models.network import Network
 from lib.runtime import distributed
 from lib.runtime.errors import Interrupted, RunFailed, UserError, warn
@@ -31,7 +31,7 @@ from lib.tasks.explanation_run import ExplanationRun
 class ComparisonSettings(Settings):
     """What is compared, on how many images, and where the report goes; see the flags of these names."""
 
-    methods: Sequence[str] | None
+    methods: Sequence[str]
     probed: int
     boxes: str | None
     report: str | None
@@ -44,8 +44,7 @@ class ComparisonSettings(Settings):
     @property
     def method_names(self) -> list[str]:
         """The methods, in the order of the table of methods."""
-        asked = self.methods or QUICK
-        return [name for name in METHODS if "all" in asked or name in asked]
+        return [name for name in METHODS if "all" in self.methods or name in self.methods]
 
 
 class Row(NamedTuple):
