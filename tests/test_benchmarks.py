@@ -219,6 +219,7 @@ def test_the_bare_loop_sends_exactly_so_many_images_through_the_network(count, s
     assert max(sent) <= size
 
 
+@pytest.mark.slow
 def test_few_evaluations_of_few_players_are_timed(tmp_path):
     flags = ("--quick", "--count", 1, "--contexts", 1, "-lp", 75, "--reference", 2)
     assert_has_table(benchmark("shapley_throughput.py", *flags, folder=tmp_path))

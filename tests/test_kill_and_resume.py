@@ -9,9 +9,14 @@ from kill_and_resume import MODES, kill_and_resume, same
 
 from lib.runtime import checkpoint
 
+# Ways to train that share the least: weight averages, images read by workers, several networks on phrases.
+VARIED = ("ema", "files", "ensemble")
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "plain"])  # "ema" is the same and more
+
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=pytest.mark.slow if mode in VARIED else pytest.mark.long) for mode in MODES],
+)
 def test_a_run_killed_at_any_instant_and_resumed_ends_as_one_never_stopped(mode, tmp_path):
     trials = kill_and_resume(1, (), tmp_path, mode=mode)  # tests/kill_and_resume.py tries more
     assert all(trial.equal for trial in trials), trials

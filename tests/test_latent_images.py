@@ -116,6 +116,7 @@ def test_names_of_rows_and_columns_and_any_title_are_drawn(rows, tmp_path):
     assert style.save(figure, tmp_path / "sheet.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_all_pictures_are_drawn_and_logged(trained_vae, tmp_path):
     flags = ("--eval-only", "--restore-file", trained_vae[0], "--interpolate", "3", "8", "--samples", "60")
     more = ("--impute", "8,8,20,20", "--thumbnails", "--projector", "runs", "--layers", "encoder.layers.0")
@@ -130,6 +131,7 @@ def test_all_pictures_are_drawn_and_logged(trained_vae, tmp_path):
     assert (tmp_path / "runs" / "projector_config.pbtxt").exists()
 
 
+@pytest.mark.slow
 def test_two_latent_units_are_drawn_as_a_plane_and_classes_as_styles(tmp_path):
     for flags, name in ((("--latent", "2"), "manifold"), (("--model", "cvae"), "styles-cvae")):
         done = call(VAE_SCRIPT, *SMALL_VAE, *flags, "--max-epoch", "1", folder=tmp_path)

@@ -91,11 +91,16 @@ FAMILIES = {
     "alexnet": ("features.11", 0.5),
 }
 QUICK = ("squeezenet1_1", "mobilenet_v2")
+SIZES = ((224, 224), (256, 320))
 
 
-@pytest.mark.parametrize("size", [(224, 224), (256, 320)])
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+    ("name", "size"),
+    [
+        *((name, size) for name in QUICK for size in SIZES),
+        *(pytest.param(name, SIZES[1], marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK),
+        *(pytest.param(name, SIZES[0], marks=pytest.mark.long) for name in FAMILIES if name not in QUICK),
+    ],
 )
 def test_torchvisions_networks_look_where_their_layers_say(name, size):
     from torchvision.models import get_model

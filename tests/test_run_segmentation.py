@@ -160,7 +160,7 @@ def test_two_ranks_give_the_metrics_of_one(trained, tmp_path):
                 assert two[tag][0][name] == pytest.approx(value, rel=1e-6), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_learns_the_shapes(tmp_path):
     done = call(SCRIPT, "--dataset", "shapes", folder=tmp_path)
     assert done.run().events["TEST"][0]["Test_miou"] >= 0.9

@@ -38,7 +38,7 @@ def test_a_run_logs_the_loss_and_its_parts_in_nats(trained_vae):
     assert int(found["Latent"]) == 4
 
 
-@pytest.mark.parametrize("model", ["vae", "vae-gan"])
+@pytest.mark.parametrize("model", ["vae", pytest.param("vae-gan", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_after_resume_at_the_same_weights_bit_for_bit(model, tmp_path, monkeypatch):
     flags = (*SMALL_VAE, "--model", model, "--net", "linear", "--dropout", "0.1", "--binarise", "dynamic")
     assert run_vae(*flags, "--checkpoint-dir", "whole", folder=tmp_path).status == 0
@@ -59,6 +59,7 @@ def test_a_killed_run_ends_after_resume_at_the_same_weights_bit_for_bit(model, t
             assert_same(resumed.get(entry), whole.get(entry), f"{name} {entry}")
 
 
+@pytest.mark.slow
 def test_a_vae_gan_logs_its_discriminator_and_its_feature_matching(tmp_path):
     done = run_vae(*SMALL_VAE, "--model", "vae-gan", "--hidden", "32", "--max-epoch", "1", folder=tmp_path)
     assert done.status == 0, done.stderr

@@ -33,7 +33,7 @@ def network(path: Path) -> Vae:
     return model.eval()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_denoising_one_reconstructs_noisy_images_better(tmp_path):
     errors = {}
     for name in ("vae", "dvae"):
@@ -44,7 +44,7 @@ def test_a_denoising_one_reconstructs_noisy_images_better(tmp_path):
     assert errors["dvae"] < 0.9 * errors["vae"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_conditional_one_draws_the_class_that_it_is_told(tmp_path):
     model = network(train(*DIGITS, "--model", "cvae", "--max-epoch", "100", folder=tmp_path))
     data = images.load("digits", "data")
@@ -55,7 +55,7 @@ def test_a_conditional_one_draws_the_class_that_it_is_told(tmp_path):
     assert classifier.score(made.flatten(1), labels) >= 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_vae_gan_does_not_collapse_in_20_epochs_and_is_sharper_than_a_vae(tmp_path):
     flags = ("--net", "linear", "--max-epoch", "20", "--batch-size", "32")
     real = images.load("digits", "data").valid.images[:300]
@@ -83,7 +83,7 @@ def write_attributes(root: Path) -> Path:
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_linear_probe_moves_monotonically_along_the_walk_between_two_attributes(tmp_path):
     from lib.data import faces
     from lib.data.preprocessing import Preprocessing
