@@ -128,6 +128,21 @@ def test_the_counterfactual_is_what_speaks_against_the_class(images, by_hand):
     torch.testing.assert_close(found.maps["second"], REPLICAS["grad-cam"](features, -gradients))
 
 
+def test_a_layer_is_given_by_name_or_as_a_module_and_a_class_by_its_number(images):
+    model = small()
+    expected = grad_cam(model, ["second"], images, class_scores([3])).maps["second"]
+    for layers in ("second", model.second, ["second"], [model.second]):
+        for classes in (3, [3], torch.tensor(3), torch.full((1, len(images)), 3)):
+            found = grad_cam(model, layers, images, classes).maps
+            assert list(found) == ["second"]
+            assert torch.equal(found["second"], expected)
+    both = grad_cam(model, ["first", model.second], images, [3, 1]).maps
+    assert torch.equal(both["second"][:1], expected)
+    assert list(both) == ["first", "second"]
+    for explain in (input_gradients, guided_backprop):
+        assert torch.equal(explain(model, images, 3).values, explain(model, images, class_scores([3])).values)
+
+
 def test_all_layers_and_targets_share_one_forward_pass(images):
     model, calls = small(), []
     handle = model.register_forward_hook(lambda *_: calls.append(1))
@@ -297,6 +312,9 @@ def test_what_cannot_be_is_said(images):
         "do not depend on the images": lambda: input_gradients(
             model, images, lambda output: torch.ones_like(output.T)
         ),
+        "this Conv2d is not a layer of the Small": lambda: grad_cam(model, nn.Conv2d(1, 1, 1), images, 0),
+        "this Small is not a layer of the Small": lambda: grad_cam(model, model, images, 0),
+        "there is no class 9: the network tells 5 apart": lambda: grad_cam(model, "first", images, 9),
         "no rule 'gradient'; choose from guided": lambda: guided_backprop(
             model, images, scores, rule="gradient"
         ),

@@ -1,7 +1,9 @@
 """The rooms of `lib/`: which may import which, and what some of them never do."""
 
 import ast
+import tomllib
 from collections import defaultdict
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,11 @@ def test_figures_import_no_network(file):
     assert not [
         name for name in imports(file) if name.split(".")[0] == "torch" or name.startswith("lib.models")
     ]
+
+
+def test_an_installation_of_the_project_has_every_room():
+    settings = tomllib.loads((LIB.parent / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["packages"]["find"]["include"]
+    for folder in {path.parent.relative_to(LIB.parent) for path in (LIB.parent / "lib").rglob("*.py")}:
+        assert (LIB.parent / folder / "__init__.py").is_file(), folder
+        assert any(fnmatch(".".join(folder.parts), pattern) for pattern in patterns), folder

@@ -1,8 +1,8 @@
 """Explanations by one backward pass: class activation maps of a layer, saliency of the input.
 
 Images are (B, C, H, W), normalised for the network. Scores (see `lib.explain.targets`) map the network's
-output to T numbers per image, one for each target. All targets and all layers share one forward pass.
-Afterwards the network's modes, weights and `.grad` are as they were before.
+output to T numbers per image, one for each target; a class's number stands for its logit. All targets and all
+layers share one forward pass. Afterwards the network's modes, weights and `.grad` are as they were before.
 """
 
 import zlib
@@ -18,7 +18,8 @@ from lib.explain import activations
 from lib.explain.methods import METHODS, Formula
 from lib.explain.progress import Stopped
 from lib.explain.rectifiers import RectifierRule
-from lib.explain.targets import Scores
+from lib.explain.targets import Classes, Scores, scores_for
+from lib.models.layers import Layers, names_of
 from lib.models.spatial_maps import Layouts, follow
 from lib.runtime.errors import UserError
 
@@ -50,9 +51,18 @@ class Saliency(NamedTuple):
 
 
 def grad_cam(
-    model: nn.Module, layers: Sequence[str], images: Tensor, scores: Scores, *, method: str = "grad-cam"
+    model: nn.Module, layers: Layers, images: Tensor, scores: Classes | Scores, *, method: str = "grad-cam"
 ) -> Cam:
     """Return the class activation maps of the method that `lib.explain.methods` lists under this name.
+
+    `grad_cam(resnet, "layer4", images, 3).maps["layer4"]` are the maps of class 3, (1, B, 7, 7) at 224 px.
+
+    Args:
+        model: network.
+        layers: one layer or several, each by its dotted name or as a module of the network.
+        images: (B, C, H, W), normalised.
+        scores: the number of a class, several, or scores; see `lib.explain.targets.scores_for`.
+        method: name of the method.
 
     Raises:
         UserError: no such method, or an error of `class_activation`.
@@ -64,21 +74,21 @@ def grad_cam(
 
 
 def class_activation(
-    model: nn.Module, layers: Sequence[str], images: Tensor, scores: Scores, formula: Formula
+    model: nn.Module, layers: Layers, images: Tensor, scores: Classes | Scores, formula: Formula
 ) -> Cam:
     """Return ReLU(formula(A, G)) at `layers`, where A is a layer's output and G = ∂y/∂A.
 
     Args:
         model: network.
-        layers: dotted names of modules; the tokens of a transformer are arranged as their grid.
+        layers: as for `grad_cam`; the tokens of a transformer are arranged as their grid.
+        scores: y, as for `grad_cam`. With −y, the map shows what speaks against the class.
         images: (B, C, H, W), normalised.
-        scores: y, (B, classes) → (T, B). With −y, the map shows what speaks against the class.
         formula: see `lib.explain.methods`.
 
     Raises:
         UserError: no such layer, a layer without a spatial map, or one that the scores do not depend on.
     """
-    images = images.detach()
+    images, layers, scores = images.detach(), names_of(model, layers), scores_for(scores)
     with activations.explaining(model), activations.capture_activations(model, layers) as captured:
         with follow(model, images) as layouts:
             output = model(images)
@@ -149,7 +159,7 @@ def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     return large.view(*maps.shape[:-2], *large.shape[-2:])
 
 
-def input_gradients(model: nn.Module, images: Tensor, scores: Scores) -> Saliency:
+def input_gradients(model: nn.Module, images: Tensor, scores: Classes | Scores) -> Saliency:
     """Return the gradient of each score with respect to the images (Simonyan et al. 2013, arXiv:1312.6034).
 
     Raises:
@@ -158,13 +168,15 @@ def input_gradients(model: nn.Module, images: Tensor, scores: Scores) -> Salienc
     return _saliency(model, images, scores, nullcontext())
 
 
-def guided_backprop(model: nn.Module, images: Tensor, scores: Scores, *, rule: str = "guided") -> Saliency:
+def guided_backprop(
+    model: nn.Module, images: Tensor, scores: Classes | Scores, *, rule: str = "guided"
+) -> Saliency:
     """Return gradients with respect to the images, computed so that ReLUs pass back no negative values.
 
     Args:
         model: network.
         images: (B, C, H, W), normalised.
-        scores: see `lib.explain.targets`.
+        scores: as for `grad_cam`.
         rule: what a ReLU makes of the gradient g at its output. `guided`: ReLU(g) where its input was
             positive, else 0 (Springenberg et al. 2014, arXiv:1412.6806). `deconvnet`: ReLU(g) everywhere
             (Zeiler & Fergus 2013, arXiv:1311.2901).
@@ -179,10 +191,10 @@ def guided_backprop(model: nn.Module, images: Tensor, scores: Scores, *, rule: s
 
 
 def _saliency(
-    model: nn.Module, images: Tensor, scores: Scores, mode: AbstractContextManager[Any]
+    model: nn.Module, images: Tensor, scores: Classes | Scores, mode: AbstractContextManager[Any]
 ) -> Saliency:
     """Return the gradients of the scores with respect to the images; the forward pass runs under `mode`."""
-    source = images.detach().requires_grad_()
+    source, scores = images.detach().requires_grad_(), scores_for(scores)
     with activations.explaining(model):
         with mode:
             # A clone, because the network may begin with an in-place operation.

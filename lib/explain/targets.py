@@ -13,6 +13,8 @@ from lib.runtime.errors import UserError
 
 # Function from (B, classes) to (T, B): one number for each of T targets and each image.
 Scores = Callable[[Tensor], Tensor]
+# One class for all images, T classes for all images, or (T, B) classes, T for each image, by their numbers.
+Classes = int | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ def unit_target(index: int) -> Target:
 def scores_of(targets: Sequence[Target]) -> Scores:
     """Return the function that computes the scores of T targets (T, B) from one output."""
     return lambda output: torch.stack([target.score(output) for target in targets])
+
+
+def scores_for(asked: Classes | Scores) -> Scores:
+    """Return scores as they are, and for numbers of classes their logits."""
+    if isinstance(asked, int):
+        return class_scores([asked])
+    return class_scores(asked) if isinstance(asked, Tensor | Sequence) else asked
 
 
 def class_scores(

@@ -13,6 +13,9 @@ from lib.runtime.errors import UserError
 
 MOST_NAMES_IN_AN_ERROR = 24
 
+# One layer of a network or several, each by its dotted name or as a module of the network.
+Layers = str | nn.Module | Sequence[str | nn.Module]
+
 
 class CallInterceptor(TorchFunctionMode):
     """Context in which `intercept` is called in place of every function of PyTorch."""
@@ -150,6 +153,23 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
         if name not in modules:
             raise UserError(f"there is no layer {name!r}; choose from {_nearest(name, modules)}")
     return {name: modules[name] for name in names}
+
+
+def names_of(model: nn.Module, layers: Layers) -> list[str]:
+    """Return the dotted names of layers, which may be given by name or as modules of the network.
+
+    Raises:
+        UserError: a module is not one of the network's.
+    """
+    each = [layers] if isinstance(layers, str | nn.Module) else layers
+    return [layer if isinstance(layer, str) else _name_in(model, layer) for layer in each]
+
+
+def _name_in(model: nn.Module, layer: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if module is layer and name:
+            return name
+    raise UserError(f"this {type(layer).__name__} is not a layer of the {type(model).__name__}")
 
 
 def _is_callable(module: nn.Module) -> bool:
