@@ -320,3 +320,26 @@ def test_what_a_command_needs_is_seen_from_its_flags(call, needs, tmp_path):
         (tmp_path / name).write_text("")
     assert obstacle(("python3", *call.split()), tmp_path) == needs
     assert obstacle(("torchrun", *call.split()), tmp_path) == "torchrun"
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{each.name}" for each in ROOT.glob("docs/*.md"))],
+)
+def test_links_within_the_repository_lead_somewhere(document):
+    path = ROOT / document
+    targets = re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8"))
+    for target in targets:
+        if not target.startswith(("http:", "https:")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_pictures_of_the_documents_are_small_enough_and_shown_somewhere():
+    pictures = [path for path in (ROOT / "imgs" / "docs").iterdir() if path.is_file()]
+    texts = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+    )
+    assert pictures
+    assert all(path.stat().st_size <= 300_000 for path in pictures)
+    assert sum(path.stat().st_size for path in pictures) <= 5_000_000
+    assert [path.name for path in pictures if f"imgs/docs/{path.name})" not in texts] == []
