@@ -91,6 +91,8 @@ FAMILIES = {
     "alexnet": ("features.11", 0.5),
 }
 QUICK = ("squeezenet1_1", "mobilenet_v2")
+LARGE = ("vgg11", "convnext_tiny", "densenet121", "inception_v3")
+SMALL = tuple(name for name in FAMILIES if name not in (*QUICK, *LARGE))
 SIZES = ((224, 224), (256, 320))
 
 
@@ -98,8 +100,9 @@ SIZES = ((224, 224), (256, 320))
     ("name", "size"),
     [
         *((name, size) for name in QUICK for size in SIZES),
-        *(pytest.param(name, SIZES[1], marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK),
-        *(pytest.param(name, SIZES[0], marks=pytest.mark.long) for name in FAMILIES if name not in QUICK),
+        *(pytest.param(name, SIZES[1], marks=pytest.mark.slow) for name in SMALL),
+        *(pytest.param(name, SIZES[0], marks=pytest.mark.long) for name in SMALL),
+        *(pytest.param(name, size, marks=pytest.mark.long) for name in LARGE for size in SIZES),
     ],
 )
 def test_torchvisions_networks_look_where_their_layers_say(name, size):
