@@ -328,10 +328,20 @@ def test_what_a_command_needs_is_seen_from_its_flags(call, needs, tmp_path):
 )
 def test_links_within_the_repository_lead_somewhere(document):
     path = ROOT / document
-    targets = re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8"))
+    targets = re.findall(r"\]\(([^)\s]+)", path.read_text(encoding="utf-8"))
     for target in targets:
-        if not target.startswith(("http:", "https:")):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+        if target.startswith(("http:", "https:")):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = path.parent / file if file else path
+        assert linked.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in anchors_of(linked), f"{path.name} links to {target}"
+
+
+def anchors_of(document: Path) -> set[str]:
+    """The anchors that code hosts give to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def test_pictures_of_the_documents_are_small_enough_and_shown_somewhere():
