@@ -22,6 +22,8 @@ from lib.explain.shapley import shapley_weights
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if 'if __name__ == "__main__"' in path.read_text())
 QUICK_SECONDS = 20
+# on_gpu.py trains and explains in one: its parts have tests of their own; run_all.py runs the others.
+LONG = dict.fromkeys(("on_gpu.py", "run_all.py"), pytest.mark.long)
 
 
 def load(script: str) -> ModuleType:
@@ -66,8 +68,9 @@ def benchmark(script: str, *flags, folder: Path) -> Ended:
     return call(f"benchmarks/{script}", *flags, folder=folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script", [pytest.param(each, marks=LONG.get(each, pytest.mark.slow)) for each in SCRIPTS]
+)
 def test_the_quick_form_of_every_benchmark_prints_a_table_in_time_and_offline(script, process, tmp_path):
     # A download would meet a port at which nobody listens.
     nobody = "http://127.0.0.1:9"

@@ -86,7 +86,7 @@ def centre_of(heat: Tensor) -> list[float]:
     return [float((heat.sum(1 - a) * torch.arange(n)).sum() / heat.sum()) for a, n in enumerate(heat.shape)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_planted_in_one_corner_is_drawn_there(name):
     network = load_pretrained(name, "random")
