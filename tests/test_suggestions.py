@@ -4,10 +4,10 @@ import pytest
 from conftest import ROOT, call, module_of, write_checkpoint
 from PIL import Image
 
-from lib.cli import suggestions
+from lib.cli import scripts, suggestions
 from lib.data import folders
-from lib.runtime import checkpoint, scripts
-from lib.runtime.errors import UserError
+from lib.runtime import checkpoint
+from lib.runtime.errors import OtherTaskError, UserError
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 TRAINING = [name for name in SCRIPTS if name in {*scripts._SCRIPTS.values(), *scripts._OF_IMAGES.values()}]
@@ -105,8 +105,8 @@ def test_damaged_checkpoints_are_told_no_script():
 
 def test_the_error_of_another_task_keeps_what_was_read(tmp_path):
     file = write_checkpoint(tmp_path / "c.pt", task="segmentation")
-    with pytest.raises(checkpoint.OtherTaskError) as refused:
-        scripts.load(file, "reconstruction")
+    with pytest.raises(OtherTaskError) as refused:
+        checkpoint.load(file, task="reconstruction")
     assert refused.value.content["task"] == "segmentation"
 
 

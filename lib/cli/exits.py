@@ -6,8 +6,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from lib.cli import scripts
 from lib.runtime import launch, streams, threads
-from lib.runtime.errors import Interrupted, RunFailed, UserError, say
+from lib.runtime.errors import Interrupted, OtherTaskError, RunFailed, UserError, say
 
 # What PyTorch, NumPy and the C++ library say where memory does not suffice, or where so much was asked for
 # that its number of bytes is no 64-bit number. On the CPU, PyTorch raises a plain RuntimeError.
@@ -53,6 +54,8 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
         main(sys.argv[1:])
         sys.stdout.flush()
         _leave(0)
+    except OtherTaskError as error:
+        _leave(2, f"error: {error}{scripts.way_out(error.path, error.content)}")
     except UserError as error:
         _leave(2, f"error: {error}")
     except RunFailed as error:

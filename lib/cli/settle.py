@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.cli.parser import CommandLine
 from lib.cli.scope import Flag, Scope, spelled
-from lib.runtime import checkpoint, run_folder, scripts
+from lib.runtime import checkpoint, run_folder
 from lib.runtime.errors import UserError
 from lib.runtime.files import refuse_overwrite
 
@@ -108,7 +108,7 @@ def _check_files(flags: Mapping[str, Any], inspection: str | None, usual_dataset
 
 def _saved(task: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags["restore_file"]:
-        return scripts.load(flags["restore_file"], task)
+        return checkpoint.load(flags["restore_file"], task=task)
     if not flags["resume"]:
         return {}
     folder = Path(flags["checkpoint_dir"])
@@ -124,7 +124,7 @@ def load_last(folder: Path, task: str) -> dict[str, Any]:
     last = folder / checkpoint.LAST
     if not last.exists():
         return {}
-    saved = scripts.load(last, task)
+    saved = checkpoint.load(last, task=task)
     missing = [key for key in ("run", "epochs", "update", "metrics", "training") if key not in saved]
     if missing:
         raise UserError(

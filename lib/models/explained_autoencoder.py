@@ -10,7 +10,7 @@ from lib import models
 from lib.data.preprocessing import Preprocessing
 from lib.models.network import Network
 from lib.models.vae import Vae
-from lib.runtime import checkpoint, scripts
+from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
 
 TASK = "reconstruction"
@@ -48,7 +48,7 @@ def load(file: str | Path, device: torch.device | str = "cpu", *, reconstructs: 
     Raises:
         UserError: the file is missing, damaged, of another task, or of a network that is told the class.
     """
-    saved = scripts.load(file, TASK)
+    saved = checkpoint.load(file, task=TASK)
     if "model" not in saved:
         raise UserError(f"{file} is a bare state_dict, which does not say of which autoencoder it is")
     network, how = saved["model"], saved.get("preprocessing")

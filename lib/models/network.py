@@ -14,7 +14,7 @@ from lib import models
 from lib.data.preprocessing import Preprocessing
 from lib.models import outputs, pretrained, pretrained_segmentation
 from lib.models.averaging import AveragedViews
-from lib.runtime import checkpoint, scripts
+from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
 from lib.runtime.spelling import whole_number
 
@@ -141,10 +141,8 @@ def load_checkpoint(file: str | Path, device: torch.device | str = "cpu") -> Net
     Raises:
         UserError: the file is missing, damaged, of another task, or has no network or class names.
     """
-    saved = checkpoint.load(file)
+    saved = checkpoint.load(file, task=(TASK, SEGMENTATION))
     dense = saved.get("task") == SEGMENTATION
-    if not dense:
-        saved = scripts.load(file, TASK)
     if "model" not in saved:
         raise UserError(f"{file} is a bare state_dict: --ptm NAME --weights FILE says whose")
     network, classes = saved["model"], saved.get("classes")

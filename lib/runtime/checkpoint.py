@@ -17,7 +17,7 @@ A checkpoint is a dictionary of plain values and tensors:
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,13 @@ import torch
 from torch import nn
 
 from lib.runtime import weights
-from lib.runtime.errors import UserError
+from lib.runtime.errors import OtherTaskError, UserError
 from lib.runtime.files import write_atomically
 
 FORMAT = 1
 BEST = "checkpoint_best.pt"
 LAST = "checkpoint_last.pt"
 START = "checkpoint_start.pt"  # the initial weights of an ensemble's networks, if they are not random
-
-
-class OtherTaskError(UserError):
-    """A checkpoint was trained for another task than the one that is wanted.
-
-    Attributes:
-        content: the checkpoint.
-    """
-
-    def __init__(self, message: str, content: dict[str, Any]):
-        super().__init__(message)
-        self.content = content
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -59,17 +47,17 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
-def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
+def load(path: str | Path, *, task: str | Collection[str] = ()) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; a state_dict, see `weights`, is returned as `{'state_dict': …}`.
 
     Args:
         path: the file.
-        task: the task that the caller needs; None accepts any. `lib.runtime.scripts.load` names the script
-            of a checkpoint of another task, too.
+        task: the task that the caller needs, or several of which one will do; empty if any will.
 
     Raises:
-        UserError: no such file, not a checkpoint, damaged, of another task or format, or a pickle that
-            would run code (the code is never run).
+        OtherTaskError: it is of another task.
+        UserError: no such file, not a checkpoint, damaged, of another format, or a pickle that would run code
+            (the code is never run).
     """
     path = Path(path)
     content = weights.read(path)
@@ -83,8 +71,9 @@ def load(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
     _check(path, content)
     if "epoch" in content:
         content.setdefault("epochs", content.pop("epoch") + 1)
-    if task is not None and content["task"] != task:
-        raise OtherTaskError(f"{path} was trained for {content['task']}, not for {task}", content)
+    wanted = (task,) if isinstance(task, str) else task
+    if wanted and content["task"] not in wanted:
+        raise OtherTaskError(path, content, " or ".join(wanted))
     return content
 
 

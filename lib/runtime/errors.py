@@ -2,12 +2,28 @@
 
 import contextlib
 import sys
+from pathlib import Path
+from typing import Any
 
 from lib.runtime.spelling import printable
 
 
 class UserError(Exception):
     """The user's input is wrong. The message says what was found and what would be right (exit 2)."""
+
+
+class OtherTaskError(UserError):
+    """A checkpoint was trained for another task than the one that is wanted.
+
+    Attributes:
+        path: its file.
+        content: what is in it.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any], wanted: str):
+        super().__init__(f"{path} was trained for {content['task']}, not for {wanted}")
+        self.path = path
+        self.content = content
 
 
 class RunFailed(Exception):

@@ -25,8 +25,7 @@ from lib.models import explained_autoencoder, own_network, pretrained
 from lib.models.network import Network, check_top, find_classes, load_checkpoint, load_pretrained
 from lib.models.own_network import OwnNetwork
 from lib.runtime import distributed, threads
-from lib.runtime.checkpoint import OtherTaskError
-from lib.runtime.errors import UserError, warn
+from lib.runtime.errors import OtherTaskError, UserError, warn
 from lib.runtime.files import refuse_overwrite, writable_file, writable_folder
 from lib.runtime.memory import keep_freed_memory
 from lib.runtime.runlog import RunLog

@@ -18,7 +18,7 @@ from lib.data.preprocessing import Preprocessing
 from lib.models import layers, pretrained, transfer
 from lib.models.averaging import AveragedViews
 from lib.models.small import FastCNN
-from lib.runtime import distributed, scripts
+from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.training.fit import Batches
@@ -71,7 +71,7 @@ def initial_weights(run: TrainingRun, weights: str | None) -> InitialWeights | N
     if run.saved or weights in (None, pretrained.RANDOM):
         return None
     is_own = models.is_own(model)
-    saved = scripts.load(weights, run.task) if is_own or os.path.isfile(weights) else {}
+    saved = checkpoint.load(weights, task=run.task) if is_own or os.path.isfile(weights) else {}
     if "model" in saved:
         if saved["model"]["name"] != model:
             raise UserError(f"{weights} holds the weights of {saved['model']['name']}, not of {model}")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from lib import models
+from lib.cli import scripts
 from lib.data import datasets, folders, image_files, images
 from lib.data.images import ImageData
 from lib.data.preprocessing import Preprocessing
 from lib.models.network import Network
-from lib.runtime import scripts
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.training.run import TrainingRun

@@ -13,7 +13,7 @@ from lib.data.tokens import words_never_alone
 from lib.evaluation import answers
 from lib.evaluation.answers import wilson_interval
 from lib.models.phrase_classifiers import Dropout, Ensemble, PhraseClassifier
-from lib.runtime import checkpoint, distributed, scripts
+from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.settings import Settings
 from lib.tasks.text_data import Reader
@@ -159,7 +159,7 @@ def _objective(run: TrainingRun, data: TextData, reader: Reader, settings: Learn
 
 
 def _teacher(run: TrainingRun, reader: Reader, file: str) -> nn.Module:
-    saved = scripts.load(file, run.task)
+    saved = checkpoint.load(file, task=run.task)
     if {name: saved.get(name) for name in reader.plain()} != reader.plain():
         raise UserError(f"the teacher {file} reads other words: train it on the same phrases")
     teacher = models.build(saved["model"]["name"], **saved["model"]["config"])

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from lib import models
-from lib.cli import CommandLine, config
+from lib.cli import CommandLine, config, scripts
 from lib.cli.scope import Scope, is_unset
 from lib.cli.settle import INSPECTIONS, Recipe, Settled, load_last, settle
 from lib.models import layers
-from lib.runtime import checkpoint, compilation, distributed, memory, run_folder, scripts, threads
+from lib.runtime import checkpoint, compilation, distributed, memory, run_folder, threads
 from lib.runtime.errors import RunFailed, UserError
 from lib.runtime.files import remove_abandoned, writable_folder
 from lib.runtime.runlog import RunLog

@@ -4,26 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.runtime import checkpoint
-
 _SCRIPTS = {
     "reconstruction": "run-vae.py",
     "segmentation": "run-segmentation.py",
     "text-classification": "run-sst2-classification.py",
 }
 _OF_IMAGES = {1: "run-mnist-classification.py", 3: "run-image-classification.py"}
-
-
-def load(file: str | Path, task: str) -> dict[str, Any]:
-    """Read a checkpoint of a task, as `lib.runtime.checkpoint.load` does.
-
-    Raises:
-        UserError: as there; where it is an `OtherTaskError`, the message names the script of its task.
-    """
-    try:
-        return checkpoint.load(file, task=task)
-    except checkpoint.OtherTaskError as error:
-        raise checkpoint.OtherTaskError(f"{error}{way_out(file, error.content)}", error.content) from None
 
 
 def way_out(file: str | Path, saved: Mapping[str, Any]) -> str:
