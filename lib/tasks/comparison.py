@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from lib.data import image_inputs
 from lib.data.boxes import box_in_input, read_boxes
 from lib.data.image_inputs import ImageInput
 from lib.evaluation.maps import box_mask
@@ -92,13 +91,16 @@ class Found:
         run: the run.
         rows: the rows of all images, in order.
         told: what the networks say of the images.
-        names: names of the images.
     """
 
     run: ExplanationRun
     rows: list[Row] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the images."""
+        return self.run.names
 
 
 class _Ended(Exception):
@@ -128,19 +130,9 @@ class Comparison:
         self._readers = self.run.readers()
         self._read: dict[int, list[ImageInput]] = {}
         self._boxes = read_boxes(self.settings.boxes) if self.settings.boxes else {}
-        unknown = sorted(set(self._boxes) - set(self.names))
+        unknown = sorted(set(self._boxes) - set(self.run.names))
         if unknown:
             raise UserError(f"--boxes {self.settings.boxes}: no image is called {unknown[0]!r}")
-
-    @cached_property
-    def sources(self) -> Sequence[str]:
-        """The image files and examples."""
-        return self.run.asked.input or ()
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Their names."""
-        return image_inputs.names(self.sources)
 
     @cached_property
     def refused(self) -> dict[int, dict[str, str]]:
@@ -151,6 +143,15 @@ class Comparison:
             }
             for number, network in enumerate(self.run.networks)
         }
+
+    @cached_property
+    def references(self) -> list[str]:
+        """For each network, the method whose maps stand for all in the controls that need one."""
+        usual = comparison_maps.REFERENCES
+        return [
+            next((name for name in usual if not self._why_not(network, name)), usual[-1])
+            for network in self.run.networks
+        ]
 
     def _why_not(self, network: Network, method: str) -> str:
         """Return why a method cannot explain a network, or nothing; kept, because to see it takes seconds."""
@@ -164,7 +165,7 @@ class Comparison:
     def images(self, number: int) -> list[ImageInput]:
         """Return an image as each network sees it; a few are kept, since each is the other of another."""
         if number not in self._read:
-            given, name = self.sources[number], self.names[number]
+            given, name = self.run.sources[number], self.run.names[number]
             while len(self._read) > 2:
                 del self._read[next(iter(self._read))]
             self._read[number] = [reader.read(given, name) for reader in self._readers]
@@ -181,17 +182,17 @@ class Comparison:
             UserError: an image cannot be read or explained.
             Interrupted: a signal came; results are kept, and the same command goes on.
         """
-        found = Found(self.run, names=self.names)
+        found = Found(self.run)
         world, rank = distributed.world_size(), distributed.rank()
         device = self.run.networks[0].device
         with self.signals, self._progress() as bar:
-            for first in range(0, len(self.names), world):
+            for first in range(0, len(self.run.names), world):
                 number = first + rank
                 result: tuple[list[Row], list[Told]] = ([], [])
                 error: Exception | None = None
                 with distributed.alone():
                     try:
-                        if number < len(self.names):
+                        if number < len(self.run.names):
                             result = self._of_image(number, bar)
                     except _Ended:
                         pass
@@ -213,13 +214,13 @@ class Comparison:
     def _progress(self) -> Iterator[tqdm]:
         """Show a bar of the maps to make, with the time left, on rank 0."""
         each = len(self.run.networks) * (len(self.settings.method_names) + len(CONTROLS))
-        own = -(-len(self.names) // distributed.world_size())
+        own = -(-len(self.run.names) // distributed.world_size())
         disable = None if distributed.is_main() else True
         with tqdm(total=own * each, unit=" maps", disable=disable, leave=False) as bar:
             yield bar
 
     def _of_image(self, number: int, bar: tqdm) -> tuple[list[Row], list[Told]]:
-        others = self.images((number + 1) % len(self.names)) if len(self.names) > 1 else None
+        others = self.images((number + 1) % len(self.run.names)) if len(self.run.names) > 1 else None
         own = self.images(number)
         (questions,) = self.run.questions([own])
         (asked_of_others,) = self.run.questions([others]) if others else ([None] * len(own),)
@@ -232,7 +233,7 @@ class Comparison:
 
     def box(self, number: int, image: ImageInput) -> Any:
         """Return the box of the object in an image's input, as a mask (H, W); None if it is not known."""
-        given = self._boxes.get(self.names[number])
+        given = self._boxes.get(self.run.names[number])
         if given is None:
             return None
         mask = box_mask(box_in_input(given, image), image.size)
@@ -326,15 +327,17 @@ class _One:
 
     def _computed(self, name: str, key: str, *, is_shown: bool, probed: bool) -> dict[str, Any]:
         if name in CONTROLS:
-            found = comparison_maps.of_control(self.question, name, self._asked, self.other)
+            found = comparison_maps.of_control(
+                self.question, name, self._asked, self.other, self.whole.references[self.index]
+            )
             assert found is not None  # `_row` has looked
         else:
             found = comparison_maps.of_method(self.question, name, self._asked, probed=probed)
         numbers = []
         for target, own in enumerate(found.numbers):
-            judged = self._judge.judge(found.maps[target], target)
-            kept = {each: value for each, value in own.items() if self.whole.asked.wants(each)}
-            numbers.append({each: ({**judged, **kept}).get(each) for each in MEASURES})
+            known = self._judge.judge(found.maps[target], target)
+            known |= {each: value for each, value in own.items() if self.whole.asked.wants(each)}
+            numbers.append({each: known.get(each) for each in MEASURES})
         result = {"numbers": numbers, "passes": found.passes, "seconds": round(found.seconds, 4)}
         maps = found.maps.float().cpu().numpy() if is_shown else None
         self.whole.store.save(key, result, maps)

@@ -18,7 +18,7 @@ from lib.runtime.errors import UserError
 from lib.tasks.explanation_panels import Question
 
 # Methods whose maps stand for all in the controls that need one; the first that the network allows.
-_REFERENCES = ("grad-cam", "input-x-gradient", "occlusion")
+REFERENCES = ("grad-cam", "input-x-gradient", "occlusion")
 # Fixed settings instead of measured ones, because the same command must give the same numbers.
 _SETTINGS: dict[str, dict[str, Any]] = {"integrated-gradients": {"steps": 24, "batch-size": 8}}
 # Methods that take more passes than this for a map are not asked a dozen times what noise does to it.
@@ -48,11 +48,6 @@ def check(network: Network, method: str) -> str:
     except UserError as error:
         return str(error)
     return ""
-
-
-def reference_of(network: Network) -> str:
-    """Return the method whose maps are the controls' for this network."""
-    return next((name for name in _REFERENCES if not check(network, name)), _REFERENCES[-1])
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,9 @@ def _layers(network: Network) -> int:
     return sum(bool(list(module.parameters(recurse=False))) for module in network.module.modules())
 
 
-def of_control(question: Question, control: str, asked: MapSettings, other: Question | None) -> Found | None:
+def of_control(
+    question: Question, control: str, asked: MapSettings, other: Question | None, reference: str
+) -> Found | None:
     """Return the maps of a control, the same for all targets where it knows of none.
 
     Args:
@@ -145,10 +142,10 @@ def of_control(question: Question, control: str, asked: MapSettings, other: Ques
         control: name of the control.
         asked: the settings.
         other: the question about another image, for the map of that; None if there is only one.
+        reference: the method whose maps are the controls'.
     """
     count, (pixels,) = len(question.targets), question.pixels.cpu()
     own = asked.seed + zlib.crc32(question.image.name.encode())  # noise of its own for each image
-    reference = reference_of(question.network)
     if control == "control-other":
         if other is None:
             return None

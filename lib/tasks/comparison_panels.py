@@ -15,7 +15,6 @@ from lib.figures import explanations as pictures
 from lib.figures import frames, style
 from lib.runtime.errors import RunFailed
 from lib.tasks.comparison import Comparison, Found, Row
-from lib.tasks.comparison_maps import reference_of
 from lib.tasks.comparison_table import title_of
 from lib.tasks.explanation_sheet import MOST_LINES, picture_of
 
@@ -59,7 +58,7 @@ def shown(whole: Comparison, found: Found) -> list[Shown]:
             kept = [_maps(whole, row) for row in rows]
             for target, (name, score) in enumerate(zip(told.targets, told.answers, strict=True)):
                 says = f"{name}, {found.run.asked.score} {score:.2f}"
-                is_signed = METHODS[reference_of(network)].signed
+                is_signed = METHODS[whole.references[told.network]].signed
                 tiles = [
                     _tile(row, maps[target], images[told.network], target, found, is_signed)
                     for row, maps in zip(rows, kept, strict=True)

@@ -121,13 +121,13 @@ def _settings(whole: Comparison) -> list[str]:
         targets = "the likeliest class"
     return [
         f"Networks: {', '.join(network.name for network in run.networks)}. "
-        f"{len(whole.names)} image{'s' * (len(whole.names) != 1)}"
+        f"{len(whole.run.names)} image{'s' * (len(whole.run.names) != 1)}"
         + (f" of {whole.settings.study}, drawn with the seed {asked.seed}." if whole.settings.study else "."),
         f"Explained: the {what.score} of {'the units or areas given' if what.others else targets}.",
         f"Removed parts show: {asked.removal} (black for single deletion), as do methods that have a "
         f"baseline. Shapley values: {asked.grid} × "
         f"{asked.grid} patches, {asked.budget} evaluations at most. Deletion and insertion: {asked.steps} "
-        f"steps. Noise and random weights: {min(whole.settings.probed, len(whole.names))} images.",
+        f"steps. Noise and random weights: {min(whole.settings.probed, len(whole.run.names))} images.",
     ]
 
 

@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from lib.data import image_inputs
 from lib.data.image_inputs import ImageInput
 from lib.explain.progress import Stopped, Watch
 from lib.figures import style
@@ -80,20 +78,10 @@ class Job:
     share_images: bool = True
     own_figures: bool = False
 
-    @cached_property
-    def sources(self) -> Sequence[str]:
-        """The image files and examples."""
-        return self.run.asked.input or ()
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Their names."""
-        return image_inputs.names(self.sources)
-
     @property
     def many(self) -> bool:
         """Whether there are more images than a sheet has room for, or results are written image by image."""
-        return len(self.sources) > MOST_ON_A_SHEET or self.run.files.resumable
+        return len(self.run.sources) > MOST_ON_A_SHEET or self.run.files.resumable
 
     def do(self) -> None:
         """Explain all images, and write what is found.
@@ -105,7 +93,7 @@ class Job:
         files = self.run.files
         lines = Path(files.json) if files.json and files.json.endswith(".jsonl") else None
         written = WrittenRecords(lines, files.values_folder)
-        output = Output(self.run, written, self.names, self.many)
+        output = Output(self.run, written, self.run.names, self.many)
         worker = _Worker(self, written, _Images(self))
         started = time.perf_counter()
         with Signals() as signals, _watching(self, signals) as (watch, bar):
@@ -143,7 +131,7 @@ class Job:
         for first in range(0, len(parts), world):
             mine = parts[first + rank] if first + rank < len(parts) else []
             if mine:
-                bar.set_description(self.names[mine[0].start])
+                bar.set_description(self.run.names[mine[0].start])
             results, error = worker.attempt(mine, signals, watch)
             everyone = distributed.gathered((results, error)) if world > 1 else [(results, error)]
             if distributed.is_main():
@@ -160,7 +148,7 @@ class Job:
 
     def _parts(self, world: int) -> list[list[range]]:
         """Return the batches, as numbers of images, that a rank explains before it hears of the others."""
-        count = len(self.names)
+        count = len(self.run.names)
         batches = [range(i, min(i + self.batch, count)) for i in range(0, count, self.batch)]
         # The slowest rank of a round is waited for: over several batches, ranks differ less.
         each = _BATCHES_A_ROUND if world > 1 and len(batches) >= 4 * world * _BATCHES_A_ROUND else 1
@@ -177,7 +165,7 @@ class Job:
         )
 
     def _how_far(self, output: Output, last: Result | None) -> str:
-        of = f"{output.done + output.reused} of {len(self.names)} images"
+        of = f"{output.done + output.reused} of {len(self.run.names)} images"
         if self.run.files.resumable:
             return f"interrupted: {of} are written; the same command goes on where it was"
         if last is not None and last.note:
@@ -196,7 +184,7 @@ class _Images:
 
     def read_all(self) -> None:
         """Read all images, so that a bad one is told of before any work is done."""
-        for number in range(len(self._job.names)):
+        for number in range(len(self._job.run.names)):
             try:
                 self._read[number] = self[number]
             except UserError as error:
@@ -210,7 +198,7 @@ class _Images:
             raise UserError(self._bad[number])
         if number in self._read:
             return self._read[number]
-        given, name = self._job.sources[number], self._job.names[number]
+        given, name = self._job.run.sources[number], self._job.run.names[number]
         images = [reader.read(given, name) for reader in self._readers]
         for network, image in zip(self._job.run.networks, images, strict=True):
             if (network, image.size) not in self._taken:
@@ -253,12 +241,12 @@ class _Worker:
         job, run = self.job, self.job.run
         fresh: dict[int, tuple[list[ImageInput], str]] = {}
         for number in numbers:
-            name = job.names[number]
+            name = job.run.names[number]
             try:
                 images = self.images[number]
             except UserError as error:
                 if not run.asked.skip_bad:
-                    advice = "" if len(job.names) == 1 else "; --skip-bad goes on without such images"
+                    advice = "" if len(job.run.names) == 1 else "; --skip-bad goes on without such images"
                     raise UserError(f"{error}{advice if job.many else ''}") from None
                 results[number] = Result(name, skipped=str(error))
                 continue
@@ -299,8 +287,8 @@ class _Worker:
             result.figures = draw_sheet(run, rows, stem_of(run, [name]))
         else:
             result.rows = rows
-        if job.many and len(job.names) > 1:
-            save_thumbnail(thumbnail_file(run, job.names, name), thumbnail(panels[0], run.sheets))
+        if job.many and len(job.run.names) > 1:
+            save_thumbnail(thumbnail_file(run, job.run.names, name), thumbnail(panels[0], run.sheets))
         return result
 
 
@@ -316,7 +304,7 @@ def _watching(job: Job, signals: Signals) -> Iterator[tuple[Watch, tqdm]]:
     the explanation of each consists of.
     """
     disable = None if distributed.is_main() else True
-    total, unit = (len(job.names), "images") if job.many else (0, job.unit)
+    total, unit = (len(job.run.names), "images") if job.many else (0, job.unit)
     with tqdm(total=total, unit=f" {unit}", disable=disable, leave=False) as bar:
 
         def expect(count: int) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,16 @@ class ExplanationRun:
     files: OutputFiles
     sheets: SheetSettings
     naming: Naming = PLAIN
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The image files and examples."""
+        return self.asked.input or ()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Their names."""
+        return image_inputs.names(self.sources)
 
     def readers(self) -> list[Reader]:
         """Return a reader of images for each network."""
