@@ -12,11 +12,9 @@ Loading the data is left out of both. Validation is timed apart: as a share of t
 """
 
 import io
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,14 +26,12 @@ from benchmarks import common  # noqa: E402
 common.before_torch()
 
 import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
-from torchvision.datasets import MNIST  # noqa: E402
-from torchvision.transforms import ToTensor  # noqa: E402
 
+from benchmarks import epochs  # noqa: E402
 from lib import cli, models  # noqa: E402
 from lib.data import images  # noqa: E402
-from lib.data.batches import InOrder  # noqa: E402
 from lib.models.shifted_convolution import ShiftedConv2d  # noqa: E402
 from lib.runtime.runlog import RunLog  # noqa: E402
 from lib.training.fit import Checkpoints, fit  # noqa: E402
@@ -44,26 +40,13 @@ from lib.training.optimisation import Settings  # noqa: E402
 
 SEED = 42
 LEARNING_RATE = 1e-3
-DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")  # what the network takes: grey, of ten classes
 QUICK = {"dataset": "digits", "batch_size": [64, 128], "repetitions": 1}
 
 
 def make_parser() -> cli.Parser:
     parser = common.make_parser("mnist_training.py", __doc__, repetitions=3)
     add = parser.add_argument_group("what is trained").add_argument
-    add(
-        "--dataset",
-        choices=DATASETS,
-        default="mnist",
-        help="train on these images; digits need no download",
-    )
-    add(
-        "--data-dir",
-        default="data",
-        metavar="DIR",
-        help="read MNIST/raw/… in this folder; what is missing there is downloaded",
-    )
-    add("--limit", type=cli.integer(1), metavar="N", help="train on a fixed stratified subset of N images")
+    epochs.add_data_flags(add)
     add(
         "-bs",
         "--batch-size",
@@ -74,15 +57,6 @@ def make_parser() -> cli.Parser:
         help="compare at each of these batch sizes",
     )
     return parser
-
-
-class TutorialImages(MNIST):
-    """Images in memory as torchvision's MNIST gives them out: one PIL image and one `ToTensor` an example."""
-
-    def __init__(self, split: images.Split):
-        self.data = (split.images[:, 0] * 255).round().to(torch.uint8)
-        self.targets = split.labels
-        self.transform, self.target_transform = ToTensor(), None
 
 
 def make_network(library_convolutions: bool) -> nn.Module:
@@ -99,7 +73,7 @@ def make_network(library_convolutions: bool) -> nn.Module:
 
 def tutorial_epoch(data: images.ImageData, batch_size: int) -> Callable[[], None]:
     """Return a function that trains one epoch as the tutorials do."""
-    loader = DataLoader(TutorialImages(data.train), batch_size=batch_size, shuffle=True)
+    loader = DataLoader(epochs.TutorialImages(data.train), batch_size=batch_size, shuffle=True)
     model = make_network(library_convolutions=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     criterion = nn.CrossEntropyLoss()
@@ -117,22 +91,8 @@ def tutorial_epoch(data: images.ImageData, batch_size: int) -> Callable[[], None
     return epoch
 
 
-class TimedValidation:
-    """Validation batches that note the wall-clock and CPU seconds of a validation, its network included."""
-
-    def __init__(self, batches: InOrder):
-        self.batches = batches
-        self.seconds = (0.0, 0.0)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # fit() draws the batches one after the other, with the network's work between them.
-        wall, cpu = time.perf_counter(), time.process_time()
-        yield from self.batches
-        self.seconds = time.perf_counter() - wall, time.process_time() - cpu
-
-
 def our_epoch(
-    data: images.ImageData, batch_size: int, folder: Path, validations: list[tuple[float, float]]
+    data: images.ImageData, batch_size: int, folder: Path, validations: list[epochs.Seconds]
 ) -> Callable[[], None]:
     """Return a function that trains one epoch with `lib.training.fit.fit`.
 
@@ -144,7 +104,7 @@ def our_epoch(
     training = data.train.shuffled((), lambda _names: None, batch_size=batch_size, seed=SEED)
 
     def epoch() -> None:
-        validation = TimedValidation(data.valid.in_order())
+        validation = epochs.TimedValidation(data.valid.in_order())
         fit(
             make_network(library_convolutions=False),
             classification(),
@@ -160,52 +120,15 @@ def our_epoch(
 
 
 def compare(options: SimpleNamespace, data: images.ImageData, batch_size: int) -> dict:
-    """Time both ways `options.repetitions` times in turn; return the medians, as a row of the table."""
-    times: dict[str, list[tuple[float, float]]] = {"tutorial": [], "this": []}
-    validations: list[tuple[float, float]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        ways = {
-            "tutorial": tutorial_epoch(data, batch_size),
-            "this": our_epoch(data, batch_size, Path(folder), validations),
-        }
-        for _ in range(options.repetitions):
-            for name, epoch in ways.items():
-                times[name].append(common.timed(epoch))
-    # fit() validates once, at the end of the epoch: what is left of its time is training.
-    times["this"] = [
-        (wall - validation[0], cpu - validation[1])
-        for (wall, cpu), validation in zip(times["this"], validations, strict=True)
-    ]
-    medians = {
-        f"{name}_{unit}_seconds": statistics.median(pair[index] for pair in pairs)
-        for name, pairs in times.items()
-        for index, unit in enumerate(("wall", "cpu"))
-    }
-    validation = statistics.median(wall for wall, _ in validations)
+    """Time both ways; return a row of the table."""
+    ours = partial(our_epoch, data, batch_size)
+    row = epochs.compare(tutorial_epoch(data, batch_size), ours, options.repetitions)
     return {
         "batch_size": batch_size,
         "examples": len(data.train.labels),
         "threads": options.threads,
-        **medians,
-        "wall_ratio": medians["tutorial_wall_seconds"] / medians["this_wall_seconds"],
-        "cpu_ratio": medians["tutorial_cpu_seconds"] / medians["this_cpu_seconds"],
-        "validation_share": validation / medians["this_wall_seconds"],
+        **row,
     }
-
-
-def table(rows: Sequence[dict]) -> list[str]:
-    lines = [
-        "| batch size | tutorial, s (CPU) | this, s (CPU) | ratio (CPU) | validation / training |",
-        "|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        pairs = [
-            f"{row[f'{name}_wall_seconds']:.2f} ({row[f'{name}_cpu_seconds']:.2f})"
-            for name in ("tutorial", "this")
-        ]
-        pairs.append(f"{row['wall_ratio']:.2f} ({row['cpu_ratio']:.2f})")
-        lines.append(f"| {row['batch_size']} | {' | '.join(pairs)} | {row['validation_share']:.1%} |")
-    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -215,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for batch_size in options.batch_size:
         rows.append(compare(options, data, batch_size))
-        print("\n".join(table(rows)) if len(rows) == 1 else table(rows)[-1], flush=True)
+        print("\n".join(epochs.table(rows)) if len(rows) == 1 else epochs.table(rows)[-1], flush=True)
     print(
         f"\n{options.dataset}, {rows[0]['examples']:,} examples an epoch, {options.threads} thread(s), "
         f"torch {torch.__version__}; "

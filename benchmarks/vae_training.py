@@ -8,10 +8,9 @@ without its validation. The ways are timed in turn, because the speed of a machi
 """
 
 import io
-import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +25,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-from benchmarks.mnist_training import TimedValidation, TutorialImages  # noqa: E402
+from benchmarks import epochs  # noqa: E402
 from lib import cli  # noqa: E402
 from lib.data import images  # noqa: E402
 from lib.models.vae import Vae  # noqa: E402
@@ -43,19 +42,7 @@ QUICK = {"dataset": "digits", "repetitions": 1}
 def make_parser() -> cli.Parser:
     parser = common.make_parser("vae_training.py", __doc__, repetitions=3)
     add = parser.add_argument_group("what is trained").add_argument
-    add(
-        "--dataset",
-        choices=("mnist", "fashion-mnist", "kmnist", "digits"),
-        default="mnist",
-        help="train on these images; digits need no download",
-    )
-    add(
-        "--data-dir",
-        default="data",
-        metavar="DIR",
-        help="read MNIST/raw/… in this folder; what is missing there is downloaded",
-    )
-    add("--limit", type=cli.integer(1), metavar="N", help="train on a fixed stratified subset of N images")
+    epochs.add_data_flags(add)
     add("-bs", "--batch-size", type=cli.integer(2), default=128, metavar="N", help="images per update")
     return parser
 
@@ -80,7 +67,7 @@ class TutorialVae(nn.Module):
 
 def tutorial_epoch(data: images.ImageData, batch_size: int) -> Callable[[], None]:
     """Return a function that trains one epoch as the tutorials do."""
-    loader = DataLoader(TutorialImages(data.train), batch_size=batch_size, shuffle=True)
+    loader = DataLoader(epochs.TutorialImages(data.train), batch_size=batch_size, shuffle=True)
     torch.manual_seed(SEED)
     model = TutorialVae()
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -108,7 +95,7 @@ def our_network() -> Vae:
 
 
 def our_epoch(
-    data: images.ImageData, batch_size: int, folder: Path, validations: list[tuple[float, float]]
+    data: images.ImageData, batch_size: int, folder: Path, validations: list[epochs.Seconds]
 ) -> Callable[[], None]:
     """Return a function that trains one epoch by `fit`, and adds the seconds of its validation to a list."""
     # The tutorials divide neither loss nor gradient by the batch, which Adam does not notice.
@@ -118,7 +105,7 @@ def our_epoch(
     training = data.train.shuffled((), lambda _names: None, batch_size=batch_size, seed=SEED)
 
     def epoch() -> None:
-        validation = TimedValidation(data.valid.rows(torch.arange(100)).in_order())
+        validation = epochs.TimedValidation(data.valid.rows(torch.arange(100)).in_order())
         fit(
             our_network(),
             evidence(VariationalSettings()),
@@ -135,46 +122,15 @@ def our_epoch(
 
 
 def compare(options: SimpleNamespace, data: images.ImageData) -> dict:
-    """Time both ways `options.repetitions` times in turn; return the medians."""
-    times: dict[str, list[tuple[float, float]]] = {"tutorial": [], "this": []}
-    validations: list[tuple[float, float]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        ways = {
-            "tutorial": tutorial_epoch(data, options.batch_size),
-            "this": our_epoch(data, options.batch_size, Path(folder), validations),
-        }
-        for _ in range(options.repetitions):
-            for name, epoch in ways.items():
-                times[name].append(common.timed(epoch))
-    times["this"] = [
-        (wall - spent[0], cpu - spent[1])
-        for (wall, cpu), spent in zip(times["this"], validations, strict=True)
-    ]
-    medians = {
-        f"{name}_{unit}_seconds": statistics.median(pair[index] for pair in pairs)
-        for name, pairs in times.items()
-        for index, unit in enumerate(("wall", "cpu"))
-    }
+    """Time both ways; return a row of the table."""
+    ours = partial(our_epoch, data, options.batch_size)
+    row = epochs.compare(tutorial_epoch(data, options.batch_size), ours, options.repetitions)
     return {
         "batch_size": options.batch_size,
         "images": len(data.train.labels),
         "threads": options.threads,
-        **medians,
-        "wall_ratio": medians["tutorial_wall_seconds"] / medians["this_wall_seconds"],
-        "cpu_ratio": medians["tutorial_cpu_seconds"] / medians["this_cpu_seconds"],
+        **row,
     }
-
-
-def table(row: dict) -> list[str]:
-    pairs = [f"{row[f'{name}_wall_seconds']:.2f} ({row[f'{name}_cpu_seconds']:.2f})" for name in WAYS]
-    return [
-        "| batch size | tutorial, s (CPU) | this, s (CPU) | ratio (CPU) |",
-        "|---:|---:|---:|---:|",
-        f"| {row['batch_size']} | {' | '.join(pairs)} | {row['wall_ratio']:.2f} ({row['cpu_ratio']:.2f}) |",
-    ]
-
-
-WAYS = ("tutorial", "this")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -182,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     data = images.load(options.dataset, options.data_dir, limit=options.limit)
     row = compare(options, data)
-    print("\n".join(table(row)))
+    print("\n".join(epochs.table([row])))
     print(
         f"\n{options.dataset}, {row['images']:,} images an epoch, {options.threads} thread(s), "
         f"torch {torch.__version__}; medians of {options.repetitions}."

@@ -323,3 +323,17 @@ def impatient_loaders(monkeypatch):
 
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Make packages look to the benchmarks as if they were not installed."""
+    from benchmarks import common
+
+    def hide(*packages: str) -> None:
+        common.is_installed.cache_clear()
+        for package in packages:
+            monkeypatch.setitem(sys.modules, package, None)
+
+    yield hide
+    common.is_installed.cache_clear()
