@@ -140,11 +140,12 @@ def _noting(layouts: Layouts, name: str) -> Callable[[nn.Module, Any, Any], None
         found = next(_tensors([output]), None)
         if found is None:
             return
-        if found not in layouts.tensors and any(each in layouts.tensors for each in _tensors(inputs)):
+        known = layouts.tensors.get(found)
+        if known is None and any(each in layouts.tensors for each in _tensors(inputs)):
             # Computed by what the mode does not see, e.g. an autograd function of the network's own.
-            layouts.tensors[found] = _Known(_UNKNOWN)
-        if found in layouts.tensors:
-            layouts.of[name] = layouts.tensors[found]
+            known = layouts.tensors[found] = _Known(_UNKNOWN)
+        if known is not None:
+            layouts.of[name] = known
             if found is not output:
                 layouts.several.add(name)
 
@@ -161,9 +162,9 @@ class _Following(CallInterceptor):
     def intercept(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         # Before the call, which may change an argument in place.
         sources = [
-            (self._known[each], each.shape)
+            (known, each.shape)
             for each in _tensors([*args, *kwargs.values()])
-            if each in self._known
+            if (known := self._known.get(each)) is not None
         ]
         result = func(*args, **kwargs)
         if not sources:
