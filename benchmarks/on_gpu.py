@@ -5,8 +5,13 @@ training      the default networks of MNIST, CIFAR-10 (fast-cnn) and SST-2, seco
 explanations  Grad-CAM, integrated gradients and Shapley values of one network, in batches, with and without
               bfloat16: images a second, or evaluations a second
 difference    how far each explanation is from the one that the CPU computes in float32: the largest
-              difference of two values, as a share of the largest value. In float32 it should be below 1e-3.
-              It is left out where the map of the random network is zero everywhere.
+              difference of two values, as a share of the largest value. In float32 it should be below 1e-3,
+              or not much above the rounding.
+rounding      how far that explanation of the CPU is from the one that it computes in float64: how far two
+              machines may differ. It is largest for integrated gradients: a gradient jumps where rounding
+              closes a ReLU.
+
+Both are left out where the map of the random network is zero everywhere.
 
 The network has random weights: the times do not depend on them. Training that cannot be run, because its
 data are not there, is left out, and standard error says so. Without a CUDA device, name another one.
@@ -38,7 +43,7 @@ from lib.explain.methods import METHODS  # noqa: E402
 from lib.explain.players import patches  # noqa: E402
 from lib.explain.targets import class_target, top_classes  # noqa: E402
 from lib.models.network import Network, load_pretrained  # noqa: E402
-from lib.runtime import runlog  # noqa: E402
+from lib.runtime import distributed, runlog  # noqa: E402
 from lib.runtime.errors import UserError, say  # noqa: E402
 
 EXPLANATIONS = ("grad-cam", "integrated-gradients", "shapley")
@@ -122,14 +127,18 @@ def train_all(options: SimpleNamespace) -> Iterator[dict[str, Any]]:
 
 def explain_all(options: SimpleNamespace) -> Iterator[dict[str, Any]]:
     """Yield a row for each explanation, in float32 and in bfloat16."""
+    distributed.use_exact_float32()
     network = load_pretrained(options.ptm, "random", options.device)
     reference = load_pretrained(options.ptm, "random")
+    precise = load_pretrained(options.ptm, "random")
+    precise.module.double()
     # Smooth images, because noise alone makes every class alike.
     coarse = torch.rand(options.batch_size, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = torch.nn.functional.interpolate(coarse, (options.size, options.size), mode="bicubic").clamp(0, 1)
     for name in EXPLANATIONS:
         # One image is enough to compare with: the CPU takes most of the time.
         expected = values_of(explain(reference, images[:1], name, options))
+        exact = values_of(explain(precise, images[:1].double(), name, options))
         for amp in (False, True):
             found = values_of(explain(network, images[:1], name, options, amp=amp))
             times = [
@@ -146,7 +155,11 @@ def explain_all(options: SimpleNamespace) -> Iterator[dict[str, Any]]:
                 "seconds": seconds,
                 "rate": count / seconds,
                 "unit": "evaluations" if name == "shapley" else "images",
-                **({"difference": difference(found, expected)} if expected.any() else {}),
+                **(
+                    {"difference": difference(found, expected), "rounding": difference(expected, exact)}
+                    if expected.any()
+                    else {}
+                ),
             }
 
 
@@ -201,14 +214,15 @@ def timed(device: str, call: Callable[[], object]) -> float:
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        "| what | seconds | a second | accuracy | difference from the CPU |",
-        "|---|---:|---:|---:|---:|",
+        "| what | seconds | a second | accuracy | difference from the CPU | rounding |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         rate = f"{row['rate']:,.1f} {row['unit']}" if "rate" in row else ""
         accuracy = f"{row['accuracy']:.4f}" if "accuracy" in row else ""
-        difference = f"{row['difference']:.1e}" if "difference" in row else ""
-        lines.append(f"| {row['what']} | {row['seconds']:.2f} | {rate} | {accuracy} | {difference} |")
+        distances = (f"{row[key]:.1e}" if key in row else "" for key in ("difference", "rounding"))
+        cells = (row["what"], f"{row['seconds']:.2f}", rate, accuracy, *distances)
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -202,6 +202,25 @@ def test_nothing_of_a_followed_pass_stays_behind(network, images):
     assert not any(module._forward_hooks for module in network.modules())
 
 
+class Turn(nn.Module):
+    """Moves the channels to the end, of shapes that look the same before and after."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+def test_what_was_found_of_a_network_is_forgotten_when_one_of_its_modules_is_replaced():
+    images = torch.rand(2, 3, 8, 8)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Identity())
+    for turn in (nn.Identity, Turn, nn.Identity):
+        network[1] = turn()
+        for _ in range(2):  # followed, and kept
+            with follow(network, images) as layouts, torch.no_grad():
+                output = network(images)
+            expected = output.permute(0, 3, 1, 2) if turn is Turn else output
+            assert torch.equal(layouts.spatial_map("1", output, images), expected)
+
+
 def test_the_states_of_a_row_network_are_no_grid_though_their_number_be_a_square():
     with pytest.raises(UserError, match="no layer of RowClassifier has a spatial map"):
         default_layer(models.build("row-lstm", size=16, hidden=4), torch.randn(1, 1, 16, 16))

@@ -263,3 +263,19 @@ def test_small_images_and_vectors_are_scored_in_batches_of_one_size_and_photogra
     sizes.clear()
     integrated_gradients(scores, torch.ones(3, 96, 96), torch.zeros(3, 96, 96), steps=40)
     assert sizes[1:4] == [2, 2, 2]
+
+
+def test_batches_are_halved_when_memory_runs_out():
+    x = torch.rand(1, 128, 128, dtype=torch.float64)
+    sizes = []
+
+    def tight(points):
+        sizes.append(len(points))
+        if len(points) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+        return points.square().flatten(1).sum(1)
+
+    found = integrated_gradients(tight, x, torch.zeros_like(x), steps=12)
+    torch.testing.assert_close(found.values[0], x.square())
+    # Behind the two ends of the path, a size is measured twice after a batch to warm up.
+    assert sizes[1:] == [2, 2, 2, 4, 2, 2, 2]

@@ -279,8 +279,14 @@ class _Path:
                 raise Stopped
             started = time.perf_counter()
             part = slice(done, done + (self.tuner.size if self.tuner else self.batch_size))
-            gradients = self._gradients(points[part])
-            total = total + torch.stack([torch.tensordot(shares[part], each, 1) for each in gradients])
+            try:
+                gradients = self._gradients(points[part])
+                total = total + torch.stack([torch.tensordot(shares[part], each, 1) for each in gradients])
+            except RuntimeError as error:
+                if self.tuner is None or not batch_sizes.is_out_of_memory(error):
+                    raise
+                self.tuner.halve()
+                continue
             count = len(points[part])
             if self.tuner:
                 self.tuner.note(count, time.perf_counter() - started)

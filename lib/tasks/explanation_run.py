@@ -212,6 +212,7 @@ def _load(
 ) -> list[Network]:
     """Return the networks, and choose the number of threads by their size."""
     device = distributed.pick_device(choice.device)
+    distributed.use_exact_float32()
     if device.type == "cpu":
         keep_freed_memory()
     if choice.ptm:
