@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from lib.data.image_inputs import read
 from lib.explain import gradients, placement
 from lib.explain.targets import class_scores
-from lib.models.network import load_checkpoint
+from lib.models.network import load_checkpoint, load_pretrained
 from lib.tasks.class_activation import rank_correlation
 
 SCRIPT = "run-grad-cam.py"
@@ -169,6 +169,19 @@ def test_a_network_of_torchvisions_explains_a_photograph(subject_folder, tmp_pat
     assert (tmp_path / "imgs" / "gradcam-squeezenet1_1-photo.png").exists()
 
 
+def test_several_networks_of_torchvisions_explain_the_same_classes_each_with_its_weights(
+    subject_folder, tmp_path
+):
+    file = tmp_path / "squeezenet.pth"
+    torch.save(load_pretrained("squeezenet1_1", "random", seed=7).module.state_dict(), file)
+    flags = ("--input", subject_folder / "photo.png", "--target", 3, "--ptm", "squeezenet1_1", "alexnet")
+    together = panels_of(call(SCRIPT, *flags, "--weights", file, "random", folder=tmp_path))
+    alone = panels_of(call(SCRIPT, *flags[:-1], "--weights", file, folder=tmp_path))
+    assert [panel["model"] for panel in together] == ["squeezenet1_1", "alexnet"]
+    assert together[0]["map_maximum"] == alone[0]["map_maximum"]
+    assert (tmp_path / "imgs" / "gradcam-squeezenet1_1-alexnet-photo-of-3.png").exists()
+
+
 @pytest.mark.slow
 def test_the_same_flags_write_the_same_bytes(explain, tmp_path):
     explain("--guided", "--smoothgrad", 2, "--randomise", 1, "--out-dir", "once")
@@ -214,6 +227,11 @@ def test_a_mistake_is_one_line_and_draws_nothing(explain, tmp_path, flags, match
         (("--ptm", "resnet18"), "--input FILE"),
         (("--ptm", "resnet", "--input", "digits:7"), "nearest names are resnet"),
         (("--restore-file", "missing.pt", "--input", "digits:7"), "there is no file missing.pt"),
+        (
+            ("--ptm", "vgg16", "alexnet", "--weights", "a", "b", "c", "--input", "digits:7"),
+            "3 are given, 2 needed",
+        ),
+        (("--ptm", "resnet18", "fcn_resnet50", "--input", "digits:7"), "leave out the others"),
     ],
 )
 def test_without_a_network_or_an_image_one_line_says_what_is_missing(explain, flags, match):

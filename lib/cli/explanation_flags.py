@@ -17,7 +17,10 @@ def add_explanation_flags(parser: Parser) -> None:
     group = parser.group("network", Scope.MODE)
     add = group.one_of().add
     add(
-        "--ptm", metavar="NAME", help="a pretrained classifier of torchvision, e.g. resnet18, vgg16, vit_b_16"
+        "--ptm",
+        nargs="+",
+        metavar="NAME",
+        help="one or more pretrained classifiers of torchvision, e.g. resnet18, vgg16, vit_b_16",
     )
     add(
         "--restore-file",
@@ -28,9 +31,11 @@ def add_explanation_flags(parser: Parser) -> None:
     add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK)
     group.add(
         "--weights",
+        nargs="+",
         metavar="WHICH",
-        help="weights of --ptm: torchvision's name, e.g. IMAGENET1K_V1, a file with a state_dict, or random; "
-        "default: torchvision's own, downloaded on first use; weights of --network: a file",
+        help="weights of --ptm, one for each or one for all: torchvision's name, e.g. IMAGENET1K_V1, a file "
+        "with a state_dict, or random; default: torchvision's own, downloaded on first use; weights of "
+        "--network: a file",
     )
     group.add(
         "--classes",

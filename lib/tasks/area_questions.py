@@ -36,15 +36,15 @@ class Asked(Protocol):
     def mask(self) -> Sequence[str] | None: ...
 
 
-def are_dense(ptm: str | None, files: Sequence[str]) -> bool:
+def are_dense(names: Sequence[str], files: Sequence[str]) -> bool:
     """Return whether the networks that `--ptm` or `--restore-file` name segment images.
 
     Raises:
         UserError: some do and some do not, or a checkpoint cannot be read.
     """
-    if ptm:
-        return ptm in pretrained_segmentation.names()
-    kinds = {checkpoint.load(file).get("task") == SEGMENTATION for file in files}
+    kinds = {name in pretrained_segmentation.names() for name in names} | {
+        checkpoint.load(file).get("task") == SEGMENTATION for file in files
+    }
     if len(kinds) > 1:
         raise UserError("networks that segment images are explained by themselves: leave out the others")
     return True in kinds

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +13,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lib import models
 from lib.cli import CommandLine, config
 from lib.cli.scope import spelled
-from lib.data import class_names, image_inputs, photographs
+from lib.data import image_inputs, photographs
 from lib.data.fitting import Fit
 from lib.data.image_inputs import ImageInput, Reader
 from lib.explain.areas import output_box_target
 from lib.explain.baselines import KINDS, baseline
 from lib.explain.targets import Target, top_classes, unit_target
-from lib.models import explained_autoencoder, own_network, pretrained
-from lib.models.network import Network, check_top, find_classes, load_checkpoint, load_pretrained
+from lib.models import explained_autoencoder
+from lib.models.network import Network, check_top, find_classes
 from lib.models.own_network import OwnNetwork
-from lib.runtime import distributed, threads
-from lib.runtime.errors import OtherTaskError, UserError, warn
+from lib.runtime import distributed
+from lib.runtime.errors import UserError
 from lib.runtime.files import refuse_overwrite, writable_file, writable_folder
-from lib.runtime.memory import keep_freed_memory
 from lib.runtime.runlog import RunLog
 from lib.runtime.settings import Settings
-from lib.tasks import area_questions
+from lib.tasks import area_questions, chosen_networks
+from lib.tasks.chosen_networks import NetworkChoice
 from lib.tasks.explanation_names import PLAIN, Naming
 from lib.tasks.explanation_panels import Question
 from lib.tasks.explanation_sheet import SheetSettings
-
-
-@dataclass(frozen=True)
-class NetworkChoice(Settings):
-    """The networks to explain, and where they compute."""
-
-    ptm: str | None
-    network: str | None
-    weights: str | None
-    classes: str | None
-    restore_file: Sequence[str] | None
-    device: str
-    threads: int | None
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -151,13 +136,19 @@ def start(name: str, line: CommandLine, words: Naming = PLAIN) -> Iterator["Expl
     """
     flags, typed = line.values, line.typed
     choice, asked, files = NetworkChoice.of(flags), ImageQuestion.of(flags), OutputFiles.of(flags)
-    asked = replace(asked, dense=area_questions.are_dense(choice.ptm, choice.restore_file or ()))
+    asked = replace(asked, dense=area_questions.are_dense(choice.ptm or (), choice.restore_file or ()))
     _check(choice, asked, files, typed)
     asked = replace(asked, input=image_inputs.expanded(asked.input or ()))
     _check_outputs(choice, asked, files, flags)
     if not asked.skip_bad:
         image_inputs.check(asked.input or ())
-    networks = _load(choice, asked, OwnNetwork.of(flags), lists_layers=files.list_layers)
+    autoencoder = partial(explained_autoencoder.load, reconstructs=bool(asked.area))
+    networks = chosen_networks.load(
+        choice,
+        OwnNetwork.of({**flags, "weights": choice.weights[0] if choice.weights else None}),
+        autoencoder=autoencoder if asked.others else None,
+        lists_layers=files.list_layers,
+    )
     if asked.others:
         asked = replace(asked, score="μ" if asked.unit else "brightness")
     if "top_k" not in typed:
@@ -207,58 +198,6 @@ def _check_outputs(
         writable_folder(files.out_dir)
 
 
-def _load(
-    choice: NetworkChoice, asked: ImageQuestion, own: OwnNetwork, *, lists_layers: bool = False
-) -> list[Network]:
-    """Return the networks, and choose the number of threads by their size."""
-    device = distributed.pick_device(choice.device)
-    distributed.use_exact_float32()
-    if device.type == "cpu":
-        keep_freed_memory()
-    if choice.ptm:
-        # Its layers are the same with any weights, so that those need not be there.
-        weights = pretrained.RANDOM if lists_layers else choice.weights
-        found = load_pretrained(choice.ptm, weights, device, seed=choice.seed)
-        networks = [found if lists_layers else _with_names(found, choice.classes)]
-    elif choice.network:
-        networks = [own_network.load(replace(own, weights=None) if lists_layers else own, device)]
-    else:
-        networks = _by_age([_of_checkpoint(file, asked, device) for file in choice.restore_file or ()])
-    small = all(models.is_small(each.name) for each in networks)
-    threads.use(choice.threads or threads.suitable(small))
-    return networks
-
-
-def _of_checkpoint(file: str, asked: ImageQuestion, device: torch.device) -> Network:
-    if asked.others:
-        return explained_autoencoder.load(file, device, reconstructs=bool(asked.area))
-    try:
-        return load_checkpoint(file, device)
-    except OtherTaskError as error:
-        if error.content["task"] != explained_autoencoder.TASK:
-            raise
-        raise UserError(
-            f"{file} holds an autoencoder: say what to explain of it, --unit N or --area Y0,X0,Y1,X1"
-        ) from None
-
-
-def _with_names(network: Network, classes: str | None) -> Network:
-    """Return a network of torchvision's with the class names that the user gives, if any."""
-    if classes:
-        return own_network.named(network, class_names.read(classes), len(network.classes))
-    if network.classes == tuple(map(str, range(len(network.classes)))):
-        warn(f"the {len(network.classes)} classes of {network.name} have no names: --classes FILE gives them")
-    return network
-
-
-def _by_age(networks: list[Network]) -> list[Network]:
-    """Return checkpoints of one network sorted by epoch (file names seldom sort so); others unchanged."""
-    aged = [(each.epoch, each) for each in networks if each.epoch is not None]
-    if len({each.name for each in networks}) > 1 or len(aged) < len(networks):
-        return networks
-    return [each for _, each in sorted(aged, key=lambda pair: pair[0])]
-
-
 def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, typed: Mapping[str, Any]) -> None:
     if not choice.ptm and not choice.restore_file and not choice.network:
         raise UserError(
@@ -268,6 +207,9 @@ def _check(choice: NetworkChoice, asked: ImageQuestion, files: OutputFiles, type
     for name in ("weights", "classes"):
         if getattr(choice, name) and choice.restore_file:
             raise UserError(f"--{name} goes with --ptm or --network alone: a checkpoint brings its own")
+    given, needed = len(choice.weights or ()), len(choice.ptm or [None])
+    if given not in (0, 1, needed):
+        raise UserError(f"--weights takes one for each network: {given} are given, {needed} needed")
     if files.animate and len(choice.restore_file or ()) < 2:
         raise UserError("--animate shows how a network changes: give --restore-file two checkpoints or more")
     if not asked.input and not files.list_layers:
