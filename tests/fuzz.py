@@ -28,7 +28,7 @@ from PIL import Image, features
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lib.data import boxes, idx, photographs, text_files  # noqa: E402
+from lib.data import boxes, idx, mask_files, photographs, text_files  # noqa: E402
 from lib.runtime import checkpoint  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 
@@ -277,6 +277,35 @@ def boxes_door(folder: Path, damage: Damage, count: int) -> Counter:
     return ended
 
 
+def _masks() -> dict[str, bytes]:
+    labels = np.random.default_rng(0).integers(0, 4, (24, 32), dtype=np.uint8)
+    palette = Image.fromarray(labels).convert("P")
+    return {
+        "grey": _saved(Image.fromarray(labels), "PNG"),
+        "palette": _saved(palette, "PNG"),
+        "two values": _saved(Image.fromarray(labels > 1), "PNG"),
+        "deep": _saved(Image.fromarray(labels.astype(np.uint16)), "PNG"),
+        "TIFF": _saved(Image.fromarray(labels), "TIFF"),
+        "GIF": _saved(palette, "GIF"),
+        "colours": _saved(_small(), "PNG"),
+        "other size": _saved(Image.fromarray(labels[1:]), "PNG"),
+    }
+
+
+def masks_door(folder: Path, damage: Damage, count: int) -> Counter:
+    """Damaged masks of a sound image, as they are and made smaller."""
+    whole, ended = _masks(), Counter()
+    image, mask = folder / "image.png", folder / "mask.png"
+    image.write_bytes(_saved(_small(), "PNG"))
+    files = mask_files.Files(str(image), str(mask))
+    for number in range(count):
+        kind = damage.random.choice(list(whole))
+        mask.write_bytes(damage.of(whole[kind]))
+        size = damage.random.choice((None, 16))
+        attempt(lambda size=size: mask_files.read_pair(files, size), ended, f"mask {number}, {kind}")
+    return ended
+
+
 DOORS = {
     "images": images_door,
     "exif": exif_door,
@@ -285,6 +314,7 @@ DOORS = {
     "idx": idx_door,
     "weights": weights_door,
     "boxes": boxes_door,
+    "masks": masks_door,
 }
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, table, write_checkpoint, write_idx
+from conftest import call, table, write_checkpoint, write_idx
+from fuzz import Damage, idx_door, masks_door
 from pictures import COLOURS, write_folder
 from PIL import Image
 
@@ -232,5 +233,8 @@ def test_a_poisoned_cache_is_computed_anew(tmp_path, cache_folder, kind):
     assert first.train.names == again.train.names
 
 
-def test_the_fuzz_of_all_doors_is_a_script():
-    assert (ROOT / "tests" / "fuzz.py").read_text().startswith("#!/usr/bin/env python3")
+@pytest.mark.parametrize("door", [idx_door, masks_door])
+def test_damaged_files_of_digits_and_masks_are_read_or_one_line(door, tmp_path):
+    ended = door(tmp_path, Damage(5), 300)
+    assert ended["read"] > 10
+    assert ended["refused"] > 10
