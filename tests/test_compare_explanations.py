@@ -191,6 +191,17 @@ def test_the_page_stands_alone_and_says_how_to_read_each_number(compare, tmp_pat
     assert (tmp_path / "comparison" / "comparison.png").read_bytes() == sheet
 
 
+def test_what_removed_parts_show_is_said_and_changes_the_numbers(compare, tmp_path):
+    tables = []
+    for removal in ("inpaint", "mean"):
+        assert compare("--removal", removal, "--measures", "deletion", "insertion").status == 0
+        tables.append((tmp_path / TABLE).read_text())
+    assert "Removed parts are in-painted" in tables[0]
+    assert "Removed parts show: mean" in tables[1]
+    painted, mean = map(rows_of, tables)
+    assert painted["Grad-CAM"] != mean["Grad-CAM"]
+
+
 def test_boxes_locate_maps(compare, tmp_path):
     (tmp_path / "boxes.json").write_text('{"digits-7": [0, 0, 28, 28]}')
     assert compare("--boxes", "boxes.json", "--measures", "mass", "pointing").status == 0

@@ -11,7 +11,15 @@ from captum.metrics import sensitivity_max
 from scipy import stats
 
 from lib.evaluation import faithfulness, maps, removal
-from lib.evaluation.removal import Removal, cell_sums, grid, random_cells, random_squares, shown_without
+from lib.evaluation.removal import (
+    Removal,
+    cell_sums,
+    grid,
+    inpainted,
+    random_cells,
+    random_squares,
+    shown_without,
+)
 
 SIZE = (8, 8)
 
@@ -54,6 +62,34 @@ def test_the_game_shows_the_baseline_where_pixels_are_removed(game):
     expected = [mixed(game, mask.tolist()) for mask in masks]
     assert game(masks).tolist() == pytest.approx(expected, abs=1e-9)
     assert game.evaluations == 5
+
+
+def test_holes_are_painted_with_what_surrounds_them():
+    image = drawn(3, 13, 10, seed=3)
+    shown = drawn(4, 1, 13, 10, seed=4) > torch.tensor([0.3, 0.6, 0.9, 2.0])[:, None, None, None]
+    found = inpainted(image, shown)
+    assert torch.equal(torch.where(shown, found, image), image.expand(4, -1, -1, -1))
+    assert image.amin() <= found.amin() <= found.amax() <= image.amax()
+    torch.testing.assert_close(found[3], image.mean((1, 2))[:, None, None].expand_as(image))
+    plain = torch.full_like(image, 0.3)
+    torch.testing.assert_close(inpainted(plain, shown), plain.expand(4, -1, -1, -1))
+
+
+def test_a_hole_in_a_slope_of_brightness_is_filled_closer_than_with_its_mean():
+    slope = torch.linspace(0, 1, 32, dtype=torch.float64).expand(1, 32, 32)
+    shown = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    shown[..., 8:16, 4:12] = False
+    hole = ~shown[0, 0]
+    gap = (inpainted(slope, shown)[0, 0] - slope[0])[hole].abs()
+    assert gap.mean() < 0.05
+    assert gap.mean() < 0.25 * (slope.mean() - slope[0])[hole].abs().mean()
+
+
+def test_without_a_baseline_the_game_paints_what_is_removed():
+    image, masks = drawn(1, *SIZE, seed=5), drawn(3, *SIZE, seed=6) > 0.5
+    found = Removal(lambda images: images.flatten(1).sum(1), image, None)(masks)
+    expected = torch.where(masks[:, None], image, inpainted(image, masks[:, None]))
+    torch.testing.assert_close(found, expected.flatten(1).sum(1))
 
 
 def test_deletion_and_insertion_are_areas_under_normalised_curves(game):

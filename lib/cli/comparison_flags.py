@@ -7,7 +7,8 @@ from lib.cli.scope import Scope
 from lib.cli.types import integer
 
 STUDIES = ("digits", "mnist", "cifar10", "folder")
-REMOVALS = ("blur", "mean", "grey", "black", "noise")
+INPAINT = "inpaint"
+REMOVALS = ("blur", "mean", "grey", "black", "noise", INPAINT)
 
 
 def add_comparison_flags(
@@ -37,7 +38,12 @@ def add_comparison_flags(
         metavar="NAME",
         help=f"measures to compute: {', '.join(measures)}; default: all",
     )
-    add("--removal", choices=REMOVALS, default=REMOVALS[0], help="what removed parts of an image show")
+    add(
+        "--removal",
+        choices=REMOVALS,
+        default=REMOVALS[0],
+        help="what removed parts of an image show; inpaint: the colours around them",
+    )
     add("--grid", type=integer(2, 16), default=4, metavar="N", help="N × N patches have Shapley values")
     add(
         "--budget",

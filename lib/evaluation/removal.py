@@ -1,4 +1,4 @@
-"""The game of removal: the score of an image in which some pixels show a baseline; and grids of cells.
+"""The game of removal: the score of an image in which some pixels show something else; and grids of cells.
 
 Measures of faithfulness ask how the score changes if parts of the image are taken away. They do so only
 through a `Game`, so that one measure serves any network, and values that several measures need are computed
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Function from masks (N, H, W) bool of the pixels that are shown to the scores (N,) float64.
 Game = Callable[[Tensor], Tensor]
@@ -19,17 +20,18 @@ _PIXELS_A_BATCH = 16 * 224 * 224
 
 @dataclass
 class Removal:
-    """The game of one image: a pixel that is not shown has the baseline's value.
+    """The game of one image: a pixel that is not shown has the baseline's value, or that of its surroundings.
 
     Attributes:
         score: function from images (N, C, H, W) to scores (N,), or (T, N) of T targets.
-        image, baseline: (C, H, W), in whatever scale `score` takes.
+        image: (C, H, W), in whatever scale `score` takes.
+        baseline: (C, H, W), likewise; None: what is not shown is in-painted from what is.
         evaluations: number of images scored so far.
     """
 
     score: Callable[[Tensor], Tensor]
     image: Tensor
-    baseline: Tensor
+    baseline: Tensor | None
     evaluations: int = 0
 
     @torch.no_grad()
@@ -43,12 +45,39 @@ class Removal:
         self.evaluations += len(shown)
         parts = []
         for masks in shown.split(min(size, 256)):
-            mixed = torch.where(masks[:, None].to(self.image.device), self.image, self.baseline)
+            masks = masks[:, None].to(self.image.device)
+            hidden = inpainted(self.image, masks) if self.baseline is None else self.baseline
+            mixed = torch.where(masks, self.image, hidden)
             if mixed.device.type == "cpu":
                 # With channels last, convolutions on a CPU are faster.
                 mixed = mixed.contiguous(memory_format=torch.channels_last)
             parts.append(self.score(mixed).cpu().double())
         return torch.cat(parts, dim=-1)
+
+
+def inpainted(image: Tensor, shown: Tensor) -> Tensor:
+    """Return images (N, C, H, W) in which holes have the colours of what surrounds them.
+
+    By pull and push (Gortler et al. 1996, "The Lumigraph", § 3.4.2): the image is halved again and again,
+    each time as the mean of what is shown, until no hole is left; on the way back holes are filled from it.
+
+    Args:
+        image: (C, H, W).
+        shown: masks (N, 1, H, W) bool; where nothing is shown, the image's mean colour is.
+    """
+    weights = shown.to(image.dtype)
+    colours = image * weights
+    levels = [(colours, weights)]
+    while max(weights.shape[-2:]) > 1:
+        colours, weights = (
+            F.avg_pool2d(each, 2, ceil_mode=True, count_include_pad=False) for each in (colours, weights)
+        )
+        levels.append((colours, weights))
+    found = image.mean((1, 2))[:, None, None].expand(len(shown), -1, 1, 1)
+    for colours, weights in reversed(levels):
+        found = F.interpolate(found, size=colours.shape[-2:], mode="bilinear", align_corners=False)
+        found = torch.where(weights > 0, colours / weights.clamp(min=1e-12), found)
+    return found
 
 
 def grid(size: tuple[int, int], across: int) -> Tensor:

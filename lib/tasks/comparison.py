@@ -1,5 +1,6 @@
 """The work of compare-explanations.py: explain each image by every method, measure the maps, keep them."""
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -255,7 +256,8 @@ class _One:
     def __post_init__(self) -> None:
         asked = self.whole.asked
         self._identity = self._identity_of(self.question)
-        self._asked = comparison_maps.MapSettings(asked.removal, asked.seed)
+        draws = asked.seed + zlib.crc32(self.question.image.name.encode())
+        self._asked = comparison_maps.MapSettings(asked.removal, asked.seed, draws)
         key = key_of("shared", *self._identity, {**asdict(asked), "steps": 0, "measures": asked.names})
         saved = self.whole.store.find(key)
         if saved is None:
@@ -272,7 +274,7 @@ class _One:
         targets = (tuple(question.classes), question.score, [each.name for each in question.targets])
         areas = [area.numpy().tobytes() for area in question.areas]
         pixels = key_of(image.shape, image.tobytes())
-        # The name of an image is the seed of its noise.
+        # The name of an image is part of the seed of what is drawn for it.
         name = question.image.name
         return (weights_digest(network), network.preprocessing, name, pixels, targets, areas)
 

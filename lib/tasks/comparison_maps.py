@@ -1,6 +1,5 @@
 """Maps that are compared: those of methods, of controls, and of methods under noise or random weights."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lib.cli.comparison_flags import INPAINT
 from lib.evaluation import controls, maps
 from lib.explain import gradients
 from lib.explain.baselines import baseline
@@ -52,10 +52,17 @@ def check(network: Network, method: str) -> str:
 
 @dataclass(frozen=True)
 class MapSettings:
-    """The baseline of all methods that have one, and the seed of noise and of methods that draw."""
+    """How maps are made.
+
+    Attributes:
+        removal: what removed parts show, which is the baseline of all methods that have one.
+        seed: seed of that baseline.
+        draws: seed of all else that is drawn, the image's own: so that intervals over images are over draws.
+    """
 
     removal: str
     seed: int
+    draws: int
 
 
 def explain(question: Question, method: str, pixels: Tensor, asked: MapSettings) -> Explanation:
@@ -65,8 +72,10 @@ def explain(question: Question, method: str, pixels: Tensor, asked: MapSettings)
     """
     entry = METHODS[method]
     settings: dict[str, Any] = {option.name: option.default for option in entry.options}
-    settings |= {**settings_of(method), "seed": asked.seed}
-    start = baseline(asked.removal, pixels, seed=asked.seed) if entry.baseline else None
+    settings |= {**settings_of(method), "seed": asked.draws}
+    # In-painting shows the mean colour where nothing is left to paint with.
+    kind = "mean" if asked.removal == INPAINT else asked.removal
+    start = baseline(kind, pixels, seed=asked.seed) if entry.baseline else None
     return entry.explain(
         Request(question.network, pixels, question.targets, baseline=start, settings=settings)
     )
@@ -111,14 +120,14 @@ def _probe(
 ) -> None:
     """Add to the numbers of each target what noise and random weights do to its map."""
     pixels, size = question.pixels, question.size
-    generator = torch.Generator().manual_seed(asked.seed)
+    generator = torch.Generator().manual_seed(asked.draws)
     shape = (_DISTURBED, *pixels.shape[1:])
     moved = (2 * torch.rand(shape, generator=generator) - 1) * _RADIUS
     noise = torch.randn(_SMOOTHED, *pixels.shape[1:], generator=generator) * _NOISE
     disturbed = _maps(explain(question, method, pixels + moved.to(pixels.device), asked), size)
     noisy = (pixels + noise.to(pixels.device)).clamp(0, 1)
     smooth = _maps(explain(question, method, noisy, asked), size).mean(1)
-    with gradients.randomised(question.network.module, _layers(question.network), asked.seed):
+    with gradients.randomised(question.network.module, _layers(question.network), asked.draws):
         random = _maps(explain(question, method, pixels, asked), size)[:, 0]
         random_smooth = _maps(explain(question, method, noisy, asked), size).mean(1)
     for target, each in enumerate(numbers):
@@ -145,7 +154,6 @@ def of_control(
         reference: the method whose maps are the controls'.
     """
     count, (pixels,) = len(question.targets), question.pixels.cpu()
-    own = asked.seed + zlib.crc32(question.image.name.encode())  # noise of its own for each image
     if control == "control-other":
         if other is None:
             return None
@@ -153,11 +161,11 @@ def of_control(
         values = gradients.upsample(values, question.size)
         values = values[torch.arange(count) % len(values)]
     elif control == "control-random":
-        with gradients.randomised(question.network.module, _layers(question.network), asked.seed):
+        with gradients.randomised(question.network.module, _layers(question.network), asked.draws):
             values = _maps(explain(question, reference, question.pixels, asked), question.size)[:, 0]
     else:
         made = {
-            "control-noise": lambda: controls.noise(pixels, own),
+            "control-noise": lambda: controls.noise(pixels, asked.draws),
             "control-edges": lambda: controls.edges(pixels),
             "control-centre": lambda: controls.centre(question.size),
         }[control]()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.cli.comparison_flags import INPAINT
 from lib.evaluation import faithfulness, maps
 from lib.evaluation.measures import MEASURES
 from lib.evaluation.removal import Removal, cell_sums, grid, random_cells, random_squares, shown_without
@@ -83,9 +84,16 @@ def score_of(question: Question) -> Callable[[Tensor], Tensor]:
 
 
 def game_of(question: Question, kind: str, seed: int) -> Removal:
-    """Return the game of a question's image, on the baseline of this kind."""
+    """Return the game of a question's image.
+
+    Args:
+        question: the network, the image and the targets.
+        kind: what removed parts show: a kind of baseline, or that they are in-painted.
+        seed: seed of the baseline.
+    """
     pixels = question.pixels[0]
-    return Removal(score_of(question), pixels, baseline(kind, pixels, seed=seed))
+    shows = None if kind == INPAINT else baseline(kind, pixels, seed=seed)
+    return Removal(score_of(question), pixels, shows)
 
 
 def shared(question: Question, asked: MeasureSettings) -> Shared:

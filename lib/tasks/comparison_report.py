@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.cli.comparison_flags import INPAINT
 from lib.evaluation.measures import MEASURES
 from lib.figures import frames
 from lib.runtime import checkpoint
@@ -119,15 +120,19 @@ def _settings(whole: Comparison) -> list[str]:
     )
     if what.top_k == 1 and not what.target:
         targets = "the likeliest class"
+    if asked.removal == INPAINT:
+        shown = "Removed parts are in-painted; methods that have a baseline get the mean colour."
+    else:
+        shown = f"Removed parts show: {asked.removal}, as do methods that have a baseline."
     return [
         f"Networks: {', '.join(network.name for network in run.networks)}. "
         f"{len(whole.run.names)} image{'s' * (len(whole.run.names) != 1)}"
         + (f" of {whole.settings.study}, drawn with the seed {asked.seed}." if whole.settings.study else "."),
         f"Explained: the {what.score} of {'the units or areas given' if what.others else targets}.",
-        f"Removed parts show: {asked.removal} (black for single deletion), as do methods that have a "
-        f"baseline. Shapley values: {asked.grid} × "
-        f"{asked.grid} patches, {asked.budget} evaluations at most. Deletion and insertion: {asked.steps} "
-        f"steps. Noise and random weights: {min(whole.settings.probed, len(whole.run.names))} images.",
+        f"{shown} For single deletion they are black.",
+        f"Shapley values: {asked.grid} × {asked.grid} patches, {asked.budget} evaluations at most. Deletion "
+        f"and insertion: {asked.steps} steps. Noise and random weights: "
+        f"{min(whole.settings.probed, len(whole.run.names))} images.",
     ]
 
 
