@@ -141,6 +141,21 @@ def test_two_latent_units_are_drawn_as_a_plane_and_classes_as_styles(tmp_path):
         assert (tmp_path / "imgs" / f"{name}-digits.png").exists()
 
 
+def test_two_classes_are_paired_by_the_names_of_their_files():
+    model, pixels = make().eval(), some_images(7)
+    names = [f"{each}.png" for each in ("on/a", "on/b", "on/c", "off/c", "off/d", "off/b", "off/e")]
+    labels = torch.tensor([1, 1, 1, 0, 0, 0, 0])
+    mask = torch.tensor([True, False, True, False, True, False, True])
+    whole = Split(pixels, labels, names=tuple(names))
+    how = Preprocessing(pixels.shape[-1], 1, (0.0,), (1.0,))
+    data = ImageData(whole.rows(mask), whole.rows(~mask), None, ("off", "on"), how)
+    first, second = reconstruction_views._ends(model, data, ("on", "off"))
+    shown = [reconstruction_views.pixels_of(whole.rows(torch.tensor(rows)))[0] for rows in ([1, 2], [5, 3])]
+    assert torch.equal(first.images, shown[0])  # b and c, in this order
+    assert torch.equal(second.images, shown[1])
+    assert len(first.z) == len(second.z) == 3  # the mean of the class, and the two
+
+
 def test_subfolders_and_files_are_ends_of_interpolations(faces_folder, tmp_path):
     flags = ("--dataset", "faces", "--data-dir", faces_folder, "--size", "16", "--batch-size", "4")
     done = call(VAE_SCRIPT, *flags, "--hidden", "16", "--latent", "3", "--max-epoch", "1", folder=tmp_path)

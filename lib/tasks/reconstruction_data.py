@@ -13,7 +13,8 @@ from lib.data.augment import augmentation
 from lib.data.batches import Transform
 from lib.data.images import Augmentation, Examples, ImageData, Split
 from lib.data.preprocessing import Preprocessing
-from lib.runtime.errors import UserError
+from lib.runtime import distributed
+from lib.runtime.errors import UserError, say
 from lib.tasks import image_data
 from lib.training.run import TrainingRun
 
@@ -120,6 +121,8 @@ def _faces(settings: DataSettings, how: Preprocessing) -> ImageData:
         )
         whole, classes = image_files.as_pixels(splits["train"]), found.classes
     held_out = _held_out(whole.labels, classes, settings)
+    if _is_sample(settings) and distributed.is_main():
+        say(f"faces of scikit-image's sample: there is no {USUAL_FOLDER}/{FACES} and no other --data-dir")
     train, valid = whole.rows(~held_out), whole.rows(held_out)
     if settings.limit is not None:
         train = train.rows(torch.arange(len(train.labels))[: settings.limit])

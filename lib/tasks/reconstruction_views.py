@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -105,13 +106,25 @@ def _hidden(settings: ViewSettings, data: ImageData) -> Tensor | None:
 def _ends(model: Vae, data: ImageData, names: Sequence[str] | None) -> tuple[Endpoint, Endpoint]:
     """Return the ends of the interpolation: two classes, images of the validation split, or files."""
     names = names or ("index:0", f"index:{min(1, len(data.valid.labels) - 1)}")
-    first, second = (_end(model, data, name) for name in names)
+    # Of two classes, files of the same name are of one person or thing: they make the pairs.
+    alike = set.intersection(*(set(_rows_of_files(data, each)) for each in names))
+    first, second = (_end(model, data, name, sorted(alike)) for name in names)
     return first, second
 
 
-def _end(model: Vae, data: ImageData, name: str) -> Endpoint:
+def _rows_of_files(data: ImageData, class_name: str) -> dict[str, tuple[Examples, int]]:
+    """Return where the files of a class are, a split and a row, by their names without folder and suffix."""
+    found = {}
+    for split in (data.train, data.valid) if class_name in data.classes else ():
+        for row, (path, label) in enumerate(zip(split.names or (), split.labels.tolist(), strict=False)):
+            if data.classes[label] == class_name:
+                found[Path(path).stem] = (split, row)
+    return found
+
+
+def _end(model: Vae, data: ImageData, name: str, alike: Sequence[str]) -> Endpoint:
     if name in data.classes:
-        return _class_end(model, data, name)
+        return _class_end(model, data, name, alike)
     number = name.removeprefix("index:")
     count = len(data.valid.labels)
     if number.isdecimal():
@@ -134,8 +147,11 @@ def _end(model: Vae, data: ImageData, name: str) -> Endpoint:
     return Endpoint(os.path.basename(name), latent_images.encode(model, image), image)
 
 
-def _class_end(model: Vae, data: ImageData, name: str) -> Endpoint:
-    """Return the mean of a class over training and validation images, and some examples of it."""
+def _class_end(model: Vae, data: ImageData, name: str, alike: Sequence[str]) -> Endpoint:
+    """Return the mean of a class over training and validation images, and some examples of it.
+
+    Examples are the files called `alike`, if there are any, else the first of the validation split.
+    """
     label = data.classes.index(name)
     of_both = []
     for split in (data.train, data.valid):
@@ -146,7 +162,13 @@ def _class_end(model: Vae, data: ImageData, name: str) -> Endpoint:
         raise UserError(f"--interpolate: there is no image of {name!r}")
     shown = of_both[1] if of_both[1] is not None else of_both[0]
     assert shown is not None
-    images, labels = pixels_of(shown.rows(torch.arange(min(PAIRS, len(shown.labels)))))
+    examples = [shown.rows(torch.arange(min(PAIRS, len(shown.labels))))]
+    if alike:
+        places = _rows_of_files(data, name)
+        examples = [
+            split.rows(torch.tensor([row])) for split, row in (places[each] for each in alike[:PAIRS])
+        ]
+    images, labels = (torch.cat(each) for each in zip(*map(pixels_of, examples), strict=True))
     z = torch.cat([torch.cat(means).mean(0, keepdim=True), latent_images.encode(model, images, labels)])
     return Endpoint(name, z, images, label)
 
