@@ -44,6 +44,12 @@ def add_comparison_flags(
         default=REMOVALS[0],
         help="what removed parts of an image show; inpaint: the colours around them",
     )
+    add(
+        "--amp",
+        action="store_true",
+        help="score removals in bfloat16, all but the last linear layer, which is faster on processors that "
+        "have it",
+    )
     add("--grid", type=integer(2, 16), default=4, metavar="N", help="N × N patches have Shapley values")
     add(
         "--budget",

@@ -15,8 +15,6 @@ from torch.nn import functional as F
 # Function from masks (N, H, W) bool of the pixels that are shown to the scores (N,) float64.
 Game = Callable[[Tensor], Tensor]
 
-_PIXELS_A_BATCH = 16 * 224 * 224
-
 
 @dataclass
 class Removal:
@@ -26,25 +24,23 @@ class Removal:
         score: function from images (N, C, H, W) to scores (N,), or (T, N) of T targets.
         image: (C, H, W), in whatever scale `score` takes.
         baseline: (C, H, W), likewise; None: what is not shown is in-painted from what is.
+        batch_size: number of images that are scored at once. It must not be measured: rounding errors depend
+            on the batch, and the same masks must have the same scores whenever they are asked for.
         evaluations: number of images scored so far.
     """
 
     score: Callable[[Tensor], Tensor]
     image: Tensor
     baseline: Tensor | None
+    batch_size: int = 64
     evaluations: int = 0
 
     @torch.no_grad()
     def __call__(self, shown: Tensor) -> Tensor:
-        """Return the scores, (N,) or (T, N) float64 on the CPU, for masks (N, H, W) bool.
-
-        The size of batches depends on the size of the image alone: rounding errors depend on the batch, and
-        the same masks must have the same scores whenever they are asked for.
-        """
-        size = max(1, _PIXELS_A_BATCH // self.image[0].numel())
+        """Return the scores, (N,) or (T, N) float64 on the CPU, for masks (N, H, W) bool."""
         self.evaluations += len(shown)
         parts = []
-        for masks in shown.split(min(size, 256)):
+        for masks in shown.split(self.batch_size):
             masks = masks[:, None].to(self.image.device)
             hidden = inpainted(self.image, masks) if self.baseline is None else self.baseline
             mixed = torch.where(masks, self.image, hidden)

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lib.explain.rectifiers import RectifierRule
-from lib.models.layers import evaluating, record, resolve
+from lib.models.layers import evaluating, record, resolve, structure_of
 from lib.models.spatial_maps import Layouts, follow
 from lib.runtime.errors import UserError
 
@@ -60,11 +61,22 @@ def default_layer(model: nn.Module, example: Tensor) -> str:
 
     Args:
         model: network.
-        example: images (B, C, H, W), for two forward passes and one backward pass.
+        example: images (B, C, H, W), for two forward passes and one backward pass; the answer is kept for
+            images of the same shape.
 
     Raises:
         UserError: there is no such module.
     """
+    kept, key = _DEFAULTS.setdefault(model, {}), structure_of(model, example)
+    if key not in kept:
+        kept[key] = _default_layer(model, example)
+    return kept[key]
+
+
+_DEFAULTS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], str]] = WeakKeyDictionary()
+
+
+def _default_layer(model: nn.Module, example: Tensor) -> str:
     pooling = {name for name, each in model.named_modules() if isinstance(each, nn.AdaptiveAvgPool2d)}
     maps, layouts = _maps(model, example)
     names = [name for name in maps if name not in pooling]

@@ -34,6 +34,14 @@ class CallInterceptor(TorchFunctionMode):
         raise NotImplementedError
 
 
+def structure_of(model: nn.Module, images: Tensor) -> tuple[object, ...]:
+    """Return a key for what depends on a network's modules and on the shape of its images (B, C, H, W) alone.
+
+    With another module in the place of one, the key is another; with other weights, it is the same.
+    """
+    return (images.shape, *map(id, model.modules()))
+
+
 class LayerRow(NamedTuple):
     """One layer of a network.
 

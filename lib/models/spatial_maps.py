@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lib.models.layers import CallInterceptor
+from lib.models.layers import CallInterceptor, structure_of
 
 
 class Layout(NamedTuple):
@@ -123,8 +123,7 @@ def follow(model: nn.Module, images: Tensor) -> Iterator[Layouts]:
     following costs a hundredth of a forward pass. The hooks are removed when the context ends, also after an
     error, and then nothing is kept.
     """
-    kept = _KEPT.setdefault(model, {})
-    key = (images.shape, *map(id, model.modules()))
+    kept, key = _KEPT.setdefault(model, {}), structure_of(model, images)
     if key in kept:
         yield kept[key]
         return
@@ -143,8 +142,7 @@ def follow(model: nn.Module, images: Tensor) -> Iterator[Layouts]:
         kept[key] = layouts
 
 
-# By shape of the images and identities of the modules.
-_KEPT: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Layouts]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Layouts]] = WeakKeyDictionary()
 
 
 def _noting(layouts: Layouts, name: str) -> Callable[[nn.Module, Any, Any], None]:

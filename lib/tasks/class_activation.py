@@ -1,7 +1,6 @@
 """Steps of run-grad-cam.py: class activation maps, guided backpropagation, check by re-drawn weights."""
 
 import dataclasses
-import functools
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -147,12 +146,9 @@ def _batch_size(settings: MapSettings, network: Network) -> int:
 def _layer_names(settings: MapSettings, question: Question) -> Sequence[str]:
     if not settings.entry.at_layers:
         return ()
-    return settings.layer or [_default_layer(question.network, question.size)]
-
-
-@functools.lru_cache(maxsize=256)
-def _default_layer(network: Network, size: tuple[int, int]) -> str:
-    return activations.default_layer(network.module, network.example_of(size))
+    return settings.layer or [
+        activations.default_layer(question.network.module, question.network.example_of(question.size))
+    ]
 
 
 @dataclass(frozen=True)

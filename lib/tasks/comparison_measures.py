@@ -16,11 +16,13 @@ from lib.cli.comparison_flags import INPAINT
 from lib.evaluation import faithfulness, maps
 from lib.evaluation.measures import MEASURES
 from lib.evaluation.removal import Removal, cell_sums, grid, random_cells, random_squares, shown_without
-from lib.explain import shapley
+from lib.explain import batch_size, shapley
 from lib.explain.baselines import baseline
+from lib.explain.games import float32_head
 from lib.explain.players import Players
 from lib.explain.shapley import Plan
 from lib.explain.targets import scores_of
+from lib.runtime import distributed
 from lib.runtime.settings import Settings
 from lib.tasks.explanation_panels import Question
 
@@ -40,6 +42,7 @@ class MeasureSettings(Settings):
     budget: int
     steps: int
     seed: int
+    amp: bool
 
     def wants(self, *names: str) -> bool:
         """Return whether one of these measures is asked for."""
@@ -77,29 +80,43 @@ class Shared:
     squares: list[list[float]]
 
 
-def score_of(question: Question) -> Callable[[Tensor], Tensor]:
-    """Return the function from pixels (N, C, H, W) to the scores of the question's targets (T, N)."""
+def score_of(question: Question, *, amp: bool = False) -> Callable[[Tensor], Tensor]:
+    """Return the function from pixels (N, C, H, W) to the scores of the question's targets (T, N).
+
+    With `amp`, the network computes in bfloat16, all but its last linear layer.
+    """
     network, scores = question.network, scores_of(question.targets)
-    return lambda pixels: scores(network.module(network.normalise(pixels)))
+
+    def score(pixels: Tensor) -> Tensor:
+        inputs = network.normalise(pixels)
+        if not amp:
+            return scores(network.module(inputs))
+        with distributed.autocast(inputs.device, True), float32_head(network.module):
+            output = network.module(inputs)
+        return scores(output.float())
+
+    return score
 
 
-def game_of(question: Question, kind: str, seed: int) -> Removal:
+def game_of(question: Question, kind: str, asked: MeasureSettings) -> Removal:
     """Return the game of a question's image.
 
     Args:
         question: the network, the image and the targets.
         kind: what removed parts show: a kind of baseline, or that they are in-painted.
-        seed: seed of the baseline.
+        asked: the settings, for the seed of the baseline, and how the network computes.
     """
     pixels = question.pixels[0]
-    shows = None if kind == INPAINT else baseline(kind, pixels, seed=seed)
-    return Removal(score_of(question), pixels, shows)
+    shows = None if kind == INPAINT else baseline(kind, pixels, seed=asked.seed)
+    return Removal(
+        score_of(question, amp=asked.amp), pixels, shows, batch_size.suited(question.network.module, pixels)
+    )
 
 
 def shared(question: Question, asked: MeasureSettings) -> Shared:
     """Return what the measures of all maps of the question's image need."""
     size = question.size
-    game, black = game_of(question, asked.removal, asked.seed), game_of(question, "black", asked.seed)
+    game, black = game_of(question, asked.removal, asked), game_of(question, "black", asked)
     ends = game(torch.tensor([True, False])[:, None, None].expand(2, *size))  # (T, 2)
     full = ends[:, :1]
     coarse, fine = grid(size, asked.grid), grid(size, FINE)
@@ -159,7 +176,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         size, seed = self.question.size, self.asked.seed
-        self.game = game_of(self.question, self.asked.removal, seed)
+        self.game = game_of(self.question, self.asked.removal, self.asked)
         self._coarse, self._fine = grid(size, self.asked.grid), grid(size, FINE)
         self._subsets = subsets_of(size, seed).double()
         self._squares = random_squares(size, _SQUARES, seed).double()

@@ -129,7 +129,8 @@ def _settings(whole: Comparison) -> list[str]:
         f"{len(whole.run.names)} image{'s' * (len(whole.run.names) != 1)}"
         + (f" of {whole.settings.study}, drawn with the seed {asked.seed}." if whole.settings.study else "."),
         f"Explained: the {what.score} of {'the units or areas given' if what.others else targets}.",
-        f"{shown} For single deletion they are black.",
+        f"{shown} For single deletion they are black."
+        + (" Their scores are computed in bfloat16." if asked.amp else ""),
         f"Shapley values: {asked.grid} × {asked.grid} patches, {asked.budget} evaluations at most. Deletion "
         f"and insertion: {asked.steps} steps. Noise and random weights: "
         f"{min(whole.settings.probed, len(whole.run.names))} images.",
