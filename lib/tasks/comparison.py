@@ -266,7 +266,10 @@ class _One:
             self.whole.store.save(key, saved)
         self._shared: Shared = comparison_measures.shared_of(saved)
         self._box = self.whole.box(self.number, self.question.image)
-        self._judge = Judge(self.question, asked, self._shared, self._box)
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.question, self.whole.asked, self._shared, self._box)
 
     def _identity_of(self, question: Question) -> tuple[object, ...]:
         network: Network = question.network

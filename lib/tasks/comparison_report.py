@@ -82,12 +82,13 @@ def _drawn(
 ) -> list[Path]:
     """Write the page and the sheet, unless those that are there are of the same results; return the files."""
     run, folder = whole.run, Path(whole.run.files.out_dir)
-    columns = run.sheets.columns or frames.COLUMNS
-    key = key_of(text, [row.key for row in found.rows], whole.settings.shown, columns, run.sheets.on, path)
+    parts = (whole.settings.shown, run.sheets.columns, run.sheets.on, path)
+    key = key_of(text, [row.key for row in found.rows], *parts)
     note = folder / "kept" / "drawn.json"
     known = _intact(note, key)
     if known and not run.files.show:
         return known
+    columns = run.sheets.columns or frames.COLUMNS
     panels = comparison_panels.shown(whole, found)
     write_atomically(path, comparison_page.page(tables, panels, _settings(whole)).encode())
     files = [path, *comparison_panels.sheets(panels, columns, folder, show=run.files.show)]
