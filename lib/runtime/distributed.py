@@ -136,6 +136,15 @@ def gathered(value: T) -> list[T]:
     return found or []
 
 
+def told_by_main(value: T) -> T:
+    """Return the `value` of rank 0, which can be pickled, on all ranks."""
+    if world_size() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
 def is_main() -> bool:
     """Tell whether this is rank 0, the process that logs and saves."""
     return rank() == 0

@@ -113,8 +113,9 @@ class Job:
             worker.images.warn()
             output.write()
             output.draw()
-            if self.many:
-                self._say_done(output, time.perf_counter() - started)
+        self._draw_contact_sheet(output)
+        if distributed.is_main() and self.many:
+            self._say_done(output, time.perf_counter() - started)
         received = distributed.max_over_ranks(signals.received, self.run.networks[0].device)
         if received:
             raise Interrupted(self._how_far(output, last), received)
@@ -145,6 +146,16 @@ class Job:
             if distributed.max_over_ranks(signals.received, device):
                 break
         return last
+
+    def _draw_contact_sheet(self, output: Output) -> None:
+        """Draw the pages of rank 0, which has heard of all images, each on one of the ranks."""
+        pages = distributed.told_by_main(output.contact_pages())
+        for page in pages[distributed.rank() :: distributed.world_size()]:
+            page.draw()
+        distributed.max_over_ranks(0, self.run.networks[0].device)  # until all are drawn
+        if distributed.is_main():
+            for page in pages:
+                self.run.log.event("FIGURE", file=page.file)
 
     def _parts(self, world: int) -> list[list[range]]:
         """Return the batches, as numbers of images, that a rank explains before it hears of the others."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,24 +108,38 @@ class Output:
             log.event("VALUES", file=files.save_values)
 
     def draw(self) -> None:
-        """Draw the common sheet, or the contact sheet of many images."""
+        """Draw the common sheet, if there is one."""
         run = self._run
-        stem = stem_of(run, self._names)
         if self._rows:
-            for path in draw_sheet(run, self._rows, stem):
+            for path in draw_sheet(run, self._rows, stem_of(run, self._names)):
                 run.log.event("FIGURE", file=path)
-        elif self._many and len(self._names) > 1:
-            shown = list(self._titles)
-            parts = [shown[i : i + _ON_A_CONTACT_SHEET] for i in range(0, len(shown), _ON_A_CONTACT_SHEET)]
-            for number, part in enumerate(parts, start=1):
-                figure = pictures.contact_sheet(
-                    [
-                        (self._titles[name], _read_thumbnail(thumbnail_file(run, self._names, name)))
-                        for name in part
-                    ]
-                )
-                path = Path(run.files.out_dir) / f"{stem}-contact{_page(number)}.png"
-                run.log.event("FIGURE", file=style.save(figure, path))
+
+    def contact_pages(self) -> list["ContactPage"]:
+        """Return the pages of the contact sheet of many images; none if there is a common sheet."""
+        if self._rows or not self._many or len(self._names) < 2:
+            return []
+        run, shown = self._run, list(self._titles)
+        stem = stem_of(run, self._names)
+        parts = [shown[i : i + _ON_A_CONTACT_SHEET] for i in range(0, len(shown), _ON_A_CONTACT_SHEET)]
+        return [
+            ContactPage(
+                Path(run.files.out_dir) / f"{stem}-contact{_page(number)}.png",
+                [(self._titles[name], thumbnail_file(run, self._names, name)) for name in part],
+            )
+            for number, part in enumerate(parts, start=1)
+        ]
+
+
+class ContactPage(NamedTuple):
+    """A page of a contact sheet: its file, and the title and the file of each thumbnail."""
+
+    file: Path
+    thumbnails: list[tuple[list[str], Path]]
+
+    def draw(self) -> None:
+        """Draw the page."""
+        shown = [(title, _read_thumbnail(path)) for title, path in self.thumbnails]
+        style.save(pictures.contact_sheet(shown), self.file)
 
 
 def _first_answer(records: Records) -> str:
