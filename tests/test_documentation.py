@@ -112,7 +112,7 @@ def obstacle(call: tuple[str, ...], folder: Path) -> str | None:
     if missing:
         return missing
     if flags.get("ptm") and not flags.get("weights") and not script.startswith("benchmarks/"):
-        return f"the weights of {flags['ptm']}"
+        return f"the weights of {', '.join(as_list(flags['ptm']))}"
     if flags.get("resume"):
         return None if any_run(flags, folder) else "a run to resume"
     if flags.get("restore_file") and any(flags.get(name) for name in INSPECTIONS):
@@ -125,8 +125,7 @@ def files_of(flags: dict[str, Any]) -> Iterator[str]:
     """Yield the files that must be there, and examples of data sets that must be fetched."""
     for name in FILE_FLAGS:
         yield from (path for path in as_list(flags.get(name)) if path != "-")
-    if flags.get("weights") not in (None, "random"):
-        yield flags["weights"]
+    yield from (each for each in as_list(flags.get("weights")) if each != "random")
     for text in as_list(flags.get("input")):
         example = re.fullmatch(r"([\w-]+):\d+", text)
         is_there = example[1] in OFFLINE if example else text == "-" or " " in text  # a phrase
