@@ -31,7 +31,7 @@ PLAIN: dict[str, Any] = {
     "activation": "silu",
     "loss": "bce",
     "batch_size": 256,
-    "max_epoch": 90,
+    "max_epoch": 70,
     "learning_rate": 0.003,
     "optimizer": "adamw",
     "schedule": "one-cycle",

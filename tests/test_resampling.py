@@ -48,6 +48,14 @@ def test_a_method_without_values_has_no_rank_and_one_image_no_interval():
     assert np.isnan(found.beats).all()
 
 
+def test_methods_that_are_one_share_a_rank_in_every_draw():
+    values = RANDOM.normal([0.3, 0.3, 0.8, 0.1, 0.9], 0.01, (20, 5))
+    values[:, 1] = values[:, 0] + 1e-9
+    found = summarise(values, np.arange(5) == 4, larger_is_better=True)
+    assert found.ranks.tolist() == [2, 2, 1, 4, 0]
+    assert found.holds[:4].tolist() == [1, 1, 1, 1]
+
+
 def test_edges_are_those_of_sobel_and_the_centre_is_in_the_middle():
     pixels = torch.rand(3, 9, 12, generator=torch.Generator().manual_seed(0))
     grey = pixels.mean(0).numpy()

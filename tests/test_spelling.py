@@ -8,7 +8,7 @@ import pytest
 
 from lib.figures import style
 from lib.runtime.errors import say
-from lib.runtime.spelling import cell, printable
+from lib.runtime.spelling import cell, printable, spelled
 
 HARMFUL = [
     *map(chr, range(32)),
@@ -81,3 +81,17 @@ def test_letters_that_no_font_has_are_warned_of_once(tmp_path, capsys, monkeypat
         figure.suptitle("猫")
         style.save(figure, tmp_path / f"{number}.png")
     assert capsys.readouterr().err.count("warning: the pictures lack letters that no font") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "how", "text"),
+    [
+        (-0.684, ".2f", "−0.68"),
+        (-0.001, ".2f", "0.00"),
+        (-0.0, "g", "0"),
+        (-1e-5, ".2g", "−1e−05"),
+        (float("nan"), ".2f", "nan"),
+    ],
+)
+def test_a_number_has_a_true_minus_sign_and_zero_none(value, how, text):
+    assert spelled(value, how) == text

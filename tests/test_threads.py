@@ -23,7 +23,7 @@ def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, 
     if given:
         monkeypatch.setenv("GOMP_SPINCOUNT", given)
     threads.share_cores_with_others()
-    assert os.environ["GOMP_SPINCOUNT"] == (given or "1000")
+    assert os.environ["GOMP_SPINCOUNT"] == (given or "2000")
     monkeypatch.delenv("GOMP_SPINCOUNT")
 
 

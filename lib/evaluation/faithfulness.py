@@ -151,7 +151,8 @@ def f_fidelity(
     half of it is removed, FFid⁻ that when a random half of the other cells is, but never more than a tenth of
     all cells, such that removals stay close to what the network knows.
 
-    Weakness: without the paper's fine-tuning on masked images, removals are less strange, and not normal; and
+    Weakness: the paper first trains the network further on masked images. Here that is up to who trains it,
+    with `--augment erase`; for other networks removals are less strange than in deletion, and not normal. And
     a quarter is a choice.
 
     Args:

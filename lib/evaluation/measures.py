@@ -74,7 +74,7 @@ _TABLE = (
         "Zheng et al. 2024, arXiv:2410.02970",
         True,
         "How much more of the score is lost if some of the map's best quarter is removed, not of the rest.",
-        "Removes at most a tenth of the image; the paper's fine-tuning on masked images is left out here.",
+        "The paper first trains the network further on masked images; here that is up to its owner (erase).",
         best="above 0",
     ),
     Measure(

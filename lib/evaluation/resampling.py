@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 2000
+_EQUAL = 1e-6  # means that differ by less, by rounding, are equal
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Means:
     Attributes:
         means: (M,), NaN where a method has no value.
         low, high: ends of the 95 % intervals (M,); NaN for fewer than two images.
-        ranks: rank of each method, from 1, (M,); 0 for controls, and for a method without a value.
+        ranks: rank of each method, from 1, (M,); equal ones share it; 0 for controls, and for a method
+            without a value.
         holds: share of the draws in which its rank is the same, (M,); NaN where there is no rank.
         beats: lower end of the 95 % interval of the paired difference from the best control (M,), positive if
             the method is better; NaN for controls and where there is none.
@@ -79,7 +81,11 @@ def _percentiles(sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ranks(goodness: np.ndarray, is_control: np.ndarray) -> np.ndarray:
-    """Return the rank of each method in each row (D, M), from 1; 0 for what is not ranked."""
+    """Return the rank of each method in each row (D, M), from 1; 0 for what is not ranked.
+
+    A method's rank is one more than the number of better ones, so that equal methods share theirs.
+    """
     counted = ~is_control & ~np.isnan(goodness)
-    order = np.argsort(np.where(counted, -goodness, np.inf), axis=1, kind="stable")
-    return np.where(counted, order.argsort(axis=1, kind="stable") + 1, 0)
+    known = np.where(counted, goodness, -np.inf)
+    better = known[:, None, :] > known[:, :, None] + _EQUAL
+    return np.where(counted, better.sum(2) + 1, 0)

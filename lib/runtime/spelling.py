@@ -42,6 +42,12 @@ def whole_number(text: str) -> int | None:
     return int(digits or "0") if len(digits) <= 18 else 10**18
 
 
+def spelled(value: float, how: str = ".3g") -> str:
+    """Return a number for people to read: formatted, with a true minus sign, and zero without one."""
+    text = format(value, how).replace("-", "−")
+    return text.removeprefix("−") if text.strip("−0.") == "" else text
+
+
 def cell(text: object) -> str:
     """Return a text as one cell of a table whose cells end at tabs: in one line, and printable."""
     return printable(" ".join(str(text).split()))

@@ -6,10 +6,12 @@ from lib.runtime.spelling import whole_number
 
 # How many times a thread that has finished its part of a layer spins in a loop before it sleeps. By default
 # it spins for some milliseconds. If other programs use the cores, that can keep a core from the very thread
-# that it waits for. Milliseconds per update with two threads, default → 1,000 spins:
-#   lenet5 (128 images)   cores shared 277 → 20       cores idle 16 → 16
-#   fast-cnn              cores shared 3,560 → 1,348  cores idle 356 → 296
-_SPINS_BEFORE_SLEEP = "1000"
+# that it waits for; and if it sleeps at once, each small layer waits until it is awake. Milliseconds per
+# update of the default VAE (256 images) with two threads, and a busy program beside it or none:
+#   spins    1,000  2,000  3,000  5,000  20,000
+#   shared      57     62     67     87     174
+#   idle        30     27     28     27      29
+_SPINS_BEFORE_SLEEP = "2000"
 
 
 def share_cores_with_others() -> None:

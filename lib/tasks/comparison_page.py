@@ -18,7 +18,10 @@ body { margin: 0 auto; max-width: 1240px; padding: 1rem; color: #262626; backgro
        font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1.05rem; }
 h1, h2, h3, p, li, dd { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; border: 1px solid #ccc; }
+/* A shadow at the right says that there is more; white covers it at the end. */
+.scroll { overflow-x: auto; border: 1px solid #ccc; background:
+  linear-gradient(to left, #fff 30%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, rgb(0 0 0 / .25), transparent) right / 1.2rem 100% no-repeat scroll; }
 .scroll:focus-visible, button:focus-visible, a:focus-visible {
   outline: 3px solid #0072B2; outline-offset: 2px; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }

@@ -9,7 +9,7 @@ import numpy as np
 from lib.evaluation.measures import CONTROLS, MEASURES, PASSES_BELOW, Measure
 from lib.evaluation.resampling import Means, summarise
 from lib.explain.methods import METHODS
-from lib.runtime.spelling import printable
+from lib.runtime.spelling import printable, spelled
 from lib.tasks.comparison import Found
 
 NOT_BETTER = "✗"
@@ -120,9 +120,9 @@ def _cell(measure: Measure, found: Means, place: int, is_control: bool) -> Cell:
     if math.isnan(mean):
         return Cell(_NONE, mean)
     if measure.name in _PASS_OR_FAIL:
-        return Cell(f"{'pass' if mean < PASSES_BELOW else 'fail'} ({_spelled(mean)})", mean)
+        return Cell(f"{'pass' if mean < PASSES_BELOW else 'fail'} ({_two_places(mean)})", mean)
     low, high = found.low[place], found.high[place]
-    text = _spelled(mean) + ("" if math.isnan(low) else f" [{_spelled(low)}, {_spelled(high)}]")
+    text = _two_places(mean) + ("" if math.isnan(low) else f" [{_two_places(low)}, {_two_places(high)}]")
     if is_control or not measure.ranked:
         return Cell(text, mean)
     holds = float(found.holds[place])
@@ -131,9 +131,8 @@ def _cell(measure: Measure, found: Means, place: int, is_control: bool) -> Cell:
     return Cell(text, mean, rank, bool(not math.isnan(beats) and beats <= 0))
 
 
-def _spelled(value: float) -> str:
-    text = f"{value:.2f}".replace("-", "−")
-    return "0.00" if text == "−0.00" else text
+def _two_places(value: float) -> str:
+    return spelled(value, ".2f")
 
 
 def _truth(found: Found, network: int) -> str:

@@ -11,6 +11,7 @@ from lib.explain.methods import METHODS, Request
 from lib.explain.progress import Stopped, Watch
 from lib.runtime.errors import warn
 from lib.runtime.settings import Settings
+from lib.runtime.spelling import spelled
 from lib.tasks.explanation_job import Explained, Job
 from lib.tasks.explanation_names import Naming
 from lib.tasks.explanation_panels import Panel, Question, panels_of
@@ -98,11 +99,7 @@ def _warn(question: Question, row: Sequence[Panel], settings: PathSettings) -> N
 def _note(score: str, panel: Panel) -> str:
     found = panel.numbers
     return (
-        f"{score} {_spell(panel.answer.score)}, baseline's {_spell(found['baseline_score'])}\n"
-        f"gap {_spell(100 * math.copysign(found['gap_share'], found['completeness_gap']), '.2g')} %, "
+        f"{score} {spelled(panel.answer.score)}, baseline's {spelled(found['baseline_score'])}\n"
+        f"gap {spelled(100 * math.copysign(found['gap_share'], found['completeness_gap']), '.2g')} %, "
         f"{found['steps']} steps"
     )
-
-
-def _spell(value: float, how: str = ".3g") -> str:
-    return format(value, how).replace("-", "−")
