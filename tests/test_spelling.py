@@ -8,7 +8,7 @@ import pytest
 
 from lib.figures import style
 from lib.runtime.errors import say
-from lib.runtime.spelling import cell, printable, spelled
+from lib.runtime.spelling import cell, printable, readable
 
 HARMFUL = [
     *map(chr, range(32)),
@@ -94,4 +94,4 @@ def test_letters_that_no_font_has_are_warned_of_once(tmp_path, capsys, monkeypat
     ],
 )
 def test_a_number_has_a_true_minus_sign_and_zero_none(value, how, text):
-    assert spelled(value, how) == text
+    assert readable(value, how) == text

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.figures import style
-from lib.runtime.spelling import spelled
+from lib.runtime.spelling import readable
 
 MOST_FILTERS = 256
 MOST_PANELS = 60
@@ -75,7 +75,7 @@ def _write_weights(axes: Axes, mosaic: np.ndarray, limit: float, inches: float) 
     for (row, column), value in np.ndenumerate(mosaic):
         if not np.isnan(value):
             colour = "white" if abs(value) > 0.6 * limit else style.INK
-            text = spelled(value, ".2g")
+            text = readable(value, ".2g")
             size = min(9.0, 20 * inches)
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 

@@ -25,10 +25,10 @@ def printable(text: object) -> str:
     Control characters, which could colour, move or erase what a terminal shows, are escaped: `\x1b`, `\n`,
     `\u202e`. All letters stay as they are.
     """
-    spelled = str(text)
-    if _PLAIN.fullmatch(spelled):
-        return spelled
-    return "".join(map(_escaped, spelled))
+    readable = str(text)
+    if _PLAIN.fullmatch(readable):
+        return readable
+    return "".join(map(_escaped, readable))
 
 
 def whole_number(text: str) -> int | None:
@@ -42,7 +42,7 @@ def whole_number(text: str) -> int | None:
     return int(digits or "0") if len(digits) <= 18 else 10**18
 
 
-def spelled(value: float, how: str = ".3g") -> str:
+def readable(value: float, how: str = ".3g") -> str:
     """Return a number for people to read: formatted, with a true minus sign, and zero without one."""
     text = format(value, how).replace("-", "−")
     return text.removeprefix("−") if text.strip("−0.") == "" else text

@@ -14,7 +14,7 @@ from lib.explain.methods import METHODS
 from lib.figures import explanations as pictures
 from lib.figures import frames, style
 from lib.runtime.errors import RunFailed
-from lib.runtime.spelling import spelled
+from lib.runtime.spelling import readable
 from lib.tasks.comparison import Comparison, Found, Row
 from lib.tasks.comparison_table import title_of
 from lib.tasks.explanation_sheet import MOST_LINES, picture_of
@@ -58,7 +58,7 @@ def shown(whole: Comparison, found: Found) -> list[Shown]:
             network = found.run.networks[told.network]
             kept = [_maps(whole, row) for row in rows]
             for target, (name, score) in enumerate(zip(told.targets, told.answers, strict=True)):
-                says = f"{name}, {found.run.asked.score} {spelled(score, '.2f')}"
+                says = f"{name}, {found.run.asked.score} {readable(score, '.2f')}"
                 is_signed = METHODS[whole.references[told.network]].signed
                 tiles = [
                     _tile(row, maps[target], images[told.network], target, found, is_signed)
@@ -102,7 +102,7 @@ def _tile(
     drawn = frames.smoothed(values) if grainy else values
     numbers = row.numbers[target]
     notes = [
-        f"{MEASURES[name].title.split()[0]} {spelled(value, '.2f')}"
+        f"{MEASURES[name].title.split()[0]} {readable(value, '.2f')}"
         for name in _NOTED
         if (value := numbers.get(name)) is not None
     ]

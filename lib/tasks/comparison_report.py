@@ -11,11 +11,10 @@ import numpy as np
 
 from lib.cli.comparison_flags import INPAINT
 from lib.evaluation.measures import MEASURES
-from lib.figures import frames
 from lib.runtime import checkpoint
 from lib.runtime.errors import UserError
 from lib.runtime.files import replaced, writable_file, write_atomically
-from lib.tasks import comparison_page, comparison_panels, comparison_table
+from lib.tasks import comparison_table
 from lib.tasks.comparison import Comparison, Found
 from lib.tasks.comparison_store import key_of
 from lib.tasks.explanation_values import as_json, as_lines
@@ -88,6 +87,10 @@ def _drawn(
     known = _intact(note, key)
     if known and not run.files.show:
         return known
+    # Only here, because they load matplotlib, which takes a second.
+    from lib.figures import frames
+    from lib.tasks import comparison_page, comparison_panels
+
     columns = run.sheets.columns or frames.COLUMNS
     panels = comparison_panels.shown(whole, found)
     write_atomically(path, comparison_page.page(tables, panels, _settings(whole)).encode())

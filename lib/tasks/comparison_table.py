@@ -9,7 +9,7 @@ import numpy as np
 from lib.evaluation.measures import CONTROLS, MEASURES, PASSES_BELOW, Measure
 from lib.evaluation.resampling import Means, summarise
 from lib.explain.methods import METHODS
-from lib.runtime.spelling import printable, spelled
+from lib.runtime.spelling import printable, readable
 from lib.tasks.comparison import Found
 
 NOT_BETTER = "✗"
@@ -132,7 +132,7 @@ def _cell(measure: Measure, found: Means, place: int, is_control: bool) -> Cell:
 
 
 def _two_places(value: float) -> str:
-    return spelled(value, ".2f")
+    return readable(value, ".2f")
 
 
 def _truth(found: Found, network: int) -> str:

@@ -33,7 +33,15 @@ from lib.tasks import area_questions, chosen_networks
 from lib.tasks.chosen_networks import NetworkChoice
 from lib.tasks.explanation_names import PLAIN, Naming
 from lib.tasks.explanation_panels import Question
-from lib.tasks.explanation_sheet import SheetSettings
+
+
+@dataclass(frozen=True)
+class SheetSettings(Settings):
+    """How sheets are laid out; see the flags of these names."""
+
+    on: str = "original"
+    scale: str = "row"
+    columns: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +12,8 @@ from lib.explain.methods import METHODS
 from lib.figures import explanations as pictures
 from lib.figures import frames, segmentation
 from lib.figures.frames import Box
-from lib.runtime.settings import Settings
 from lib.tasks.explanation_panels import Panel, Question, title_of
+from lib.tasks.explanation_run import SheetSettings
 from lib.tasks.explanation_values import as_bytes
 
 # The most lines on a page, which is then about a metre of screen.
@@ -22,15 +21,6 @@ MOST_LINES = 14
 _THUMBNAIL = 200  # pixels, the longest side of each half of a thumbnail
 
 Line = list[pictures.Tile | None]
-
-
-@dataclass(frozen=True)
-class SheetSettings(Settings):
-    """How sheets are laid out; see the flags of these names."""
-
-    on: str = "original"
-    scale: str = "row"
-    columns: int | None = None
 
 
 class Row(NamedTuple):

@@ -11,7 +11,7 @@ from lib.explain.methods import METHODS, Request
 from lib.explain.progress import Stopped, Watch
 from lib.runtime.errors import warn
 from lib.runtime.settings import Settings
-from lib.runtime.spelling import spelled
+from lib.runtime.spelling import readable
 from lib.tasks.explanation_job import Explained, Job
 from lib.tasks.explanation_names import Naming
 from lib.tasks.explanation_panels import Panel, Question, panels_of
@@ -99,7 +99,7 @@ def _warn(question: Question, row: Sequence[Panel], settings: PathSettings) -> N
 def _note(score: str, panel: Panel) -> str:
     found = panel.numbers
     return (
-        f"{score} {spelled(panel.answer.score)}, baseline's {spelled(found['baseline_score'])}\n"
-        f"gap {spelled(100 * math.copysign(found['gap_share'], found['completeness_gap']), '.2g')} %, "
+        f"{score} {readable(panel.answer.score)}, baseline's {readable(found['baseline_score'])}\n"
+        f"gap {readable(100 * math.copysign(found['gap_share'], found['completeness_gap']), '.2g')} %, "
         f"{found['steps']} steps"
     )

@@ -20,7 +20,7 @@ from lib.models import layers, vae
 from lib.models.vae import Vae
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
-from lib.runtime.spelling import spelled
+from lib.runtime.spelling import readable
 from lib.tasks import inspection, latent_images
 from lib.tasks.latent_images import Endpoint
 from lib.tasks.reconstruction import ReportSettings, report
@@ -256,7 +256,7 @@ def _draw_latent_units(show: _Show, model: Vae, found: evaluation.Evidence) -> N
     label = int(found.labels[0]) if model.classes else None
     images = latent_images.traverse(model, found.mu[0], strongest, STEPS, label)
     reach = latent_images.TRAVERSAL_REACH
-    names = [spelled(value, "g") for value in np.linspace(-reach, reach, STEPS)]
+    names = [readable(value, "g") for value in np.linspace(-reach, reach, STEPS)]
     title = "validation image 0 with one latent unit changed, most informative first"
     units = [f"z{unit}, {kl[unit]:.2f} nats" for unit in strongest]
     show("traversal", pictures.sheet(coloured(images), row_names=units, column_names=names, title=title))

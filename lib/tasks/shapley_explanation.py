@@ -22,7 +22,7 @@ from lib.runtime import distributed
 from lib.runtime.errors import RunFailed, UserError, warn
 from lib.runtime.files import existing_file, writable_file
 from lib.runtime.settings import Settings
-from lib.runtime.spelling import spelled
+from lib.runtime.spelling import readable
 from lib.tasks.evaluation_store import EvaluationStore
 from lib.tasks.explanation_job import Explained, Job, TooFew
 from lib.tasks.explanation_names import Naming
@@ -216,6 +216,6 @@ def _figures(
 
 def _title(record: dict[str, Any]) -> str:
     """Return the title of a class's panel."""
-    ends = f"v(N) {spelled(record['value_full'])}, v(∅) {spelled(record['value_empty'])}"
+    ends = f"v(N) {readable(record['value_full'])}, v(∅) {readable(record['value_empty'])}"
     error = f", ±{record['half_width']:.2g} (95 %)" if record["half_width"] else ""
     return f"{title_of(record)}\n{ends}{error}"
