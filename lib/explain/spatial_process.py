@@ -152,7 +152,9 @@ def _noise(z: Tensor) -> Tensor:
 def _fitted(kernels: Sequence[Kernel], block: _Block) -> tuple[Tensor, list[Tensor]]:
     """Return log θ (T, K + 1), with log θ_ε last, and each game's Cholesky factor of K for all rows."""
     few = block.z[:ROWS_OF_LIKELIHOOD]
-    grams, noise = torch.stack([kernel.symmetric_gram(few) for kernel in kernels]), _noise(few)
+    grams, noise = few.new_empty(len(kernels), len(few), len(few)), _noise(few)
+    for gram, kernel in zip(grams, kernels, strict=True):
+        gram.copy_(kernel.symmetric_gram(few))  # one by one, so that the memory of one serves the next
     start = torch.tensor([kernel.usual_log_weight for kernel in kernels] + [USUAL_LOG_NOISE]).double()
     found = variance_components.fit_each(grams, noise, block.y[:ROWS_OF_LIKELIHOOD], start)
     log_thetas = torch.stack([each.log_theta for each in found])
