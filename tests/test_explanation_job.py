@@ -103,9 +103,13 @@ class Killed(BaseException):
     """As a killed process does, it lets nothing be tidied up that asks for less."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags", [("--json", "r.jsonl"), ("--save-values", "v/"), ("--json", "r.jsonl", "--save-values", "v/")]
+    "flags",
+    [
+        pytest.param(("--json", "r.jsonl"), marks=pytest.mark.long),
+        pytest.param(("--save-values", "v/"), marks=pytest.mark.long),
+        pytest.param(("--json", "r.jsonl", "--save-values", "v/"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_job_that_was_killed_goes_on_where_it_was(folder, monkeypatch, flags):
     usual = ("--input", "in", "--skip-bad")
@@ -243,10 +247,13 @@ def test_lines_fit_a_page_and_a_class_is_not_torn_from_its_guided_panels(explain
     assert widths[None][1] > 2 * widths[10][1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [(SCRIPT, ()), ("run-shapley-value.py", ("-lp", 32)), ("run-integrated-gradients.py", ("--steps", 4))],
+    [
+        pytest.param(SCRIPT, (), marks=pytest.mark.slow),
+        pytest.param("run-shapley-value.py", ("-lp", 32), marks=pytest.mark.slow),
+        pytest.param("run-integrated-gradients.py", ("--steps", 4), marks=pytest.mark.long),
+    ],
 )
 def test_two_ranks_give_the_records_of_one_in_the_same_order(folder, script, flags):
     usual = ("--network", "net.py:Bright", "--input", "in", "--skip-bad", *flags)

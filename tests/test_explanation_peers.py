@@ -117,9 +117,15 @@ def test_xgrad_cam_and_score_cam_are_pytorch_grad_cams_in_every_digit_that_count
     assert_close_in_terms_of_the_largest(maps, torch.from_numpy(expected), 1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", ["resnet18"], indirect=True)
-@pytest.mark.parametrize(("side", "stride"), [(SIZE // 4, SIZE // 8), (SIZE // 3, SIZE // 3), (SIZE // 2, 7)])
+@pytest.mark.parametrize(
+    ("side", "stride"),
+    [
+        pytest.param(SIZE // 4, SIZE // 8, marks=pytest.mark.long),
+        pytest.param(SIZE // 3, SIZE // 3, marks=pytest.mark.slow),
+        pytest.param(SIZE // 2, 7, marks=pytest.mark.long),
+    ],
+)
 def test_occlusion_is_captums(network, side, stride):
     model, _, images = network
     # Differences of scores, whose rounding is that of the scores themselves: in float64 there is none to see.

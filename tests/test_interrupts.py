@@ -28,14 +28,13 @@ def test_ctrl_c_on_a_run_piped_to_tee_loses_no_update(tmp_path):
     assert not trial.wrong
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behind", "said"),
     [
-        ("| head -5", "its reader is gone"),
-        (">&-", ""),
-        ("> /dev/full", "it cannot be written (No space left on device)"),
-        ("| tee -a /dev/full > shown", ""),
+        pytest.param("| head -5", "its reader is gone", marks=pytest.mark.slow),
+        pytest.param(">&-", "", marks=pytest.mark.long),
+        pytest.param("> /dev/full", "it cannot be written (No space left on device)", marks=pytest.mark.slow),
+        pytest.param("| tee -a /dev/full > shown", "", marks=pytest.mark.long),
     ],
 )
 def test_a_run_whose_log_cannot_be_written_trains_to_its_end(tmp_path, behind, said):
