@@ -97,6 +97,33 @@ def test_one_logit_is_a_classifier_of_two_classes(folder):
     assert "Valid_accuracy=1" in done.stdout
 
 
+def test_all_images_are_evaluated_that_are_not_divided_even_one_of_a_class(folder):
+    given = flags_of("--classes", "light,dark", "--out-dir", "imgs")
+    done = call("run-image-classification.py", "--eval-only", *given, folder=folder)
+    assert done.status == 0, done.stderr
+    assert "Train_accuracy" not in done.stdout
+    assert "Valid_accuracy=1" in done.stdout
+    assert (
+        len(table(call("run-image-classification.py", "--predict-only", *given, folder=folder).stdout)) == 24
+    )
+    for path in (folder / "images" / "Dark").glob("*.png"):
+        if path.name != "0.png":
+            path.unlink()
+    told = call("run-image-classification.py", "--predict-only", *given, folder=folder)
+    assert [row["label"] for row in table(told.stdout)].count("dark") == 1
+
+
+def test_an_answer_that_is_not_finite_is_refused(folder):
+    text = (folder / "net.py").read_text().replace("self.head(self", "self.head(1 / (x.max() < 0.9) * self")
+    (folder / "net.py").write_text(text)  # infinite for light images alone
+    given = ("--predict-only", *flags_of("--classes", "light,dark"), "--input")
+    assert call("run-image-classification.py", *given, "images/Dark/0.png", folder=folder).status == 0
+    refused = call("run-image-classification.py", *given, "images/Light/0.png", folder=folder)
+    assert refused.status == 2
+    assert refused.is_one_line_error()
+    assert "the network answers with numbers that are not finite" in refused.stderr
+
+
 def test_grey_networks_go_with_the_script_for_digits(folder):
     (folder / "net.py").write_text(textwrap.dedent(NET).format(channels=1))
     given = flags_of("--classes", "light,dark", "--valid-fraction", 0.5)

@@ -162,7 +162,7 @@ BAD = {
     "no such file": ("none.py:Net", {}, "there is no file"),
     "no name": ("my_net.py", {}, "give FILE.py:NAME"),
     "no such name": ("my_net.py:Nett", {}, "it has Net"),
-    "not a network": ("my_net.py:number", {}, "makes a int"),
+    "not a network": ("my_net.py:number", {}, "makes an object of the type int"),
     "raises when made": ("my_net.py:broken", {}, "raises ValueError in line 21: two lines"),
     "raises when imported": ("bad.py:Net", {}, "raises ZeroDivisionError in line 2"),
     "no Python": ("text.py:Net", {}, "raises SyntaxError"),
@@ -179,6 +179,12 @@ BAD = {
     "two means": ("my_net.py:Net", {"mean": (0.5, 0.5)}, "--mean has 2 numbers"),
     "answers a map": ("my_net.py:mapped", {}, "answers with 1×4×8×8, not with logits"),
     "answers nothing": ("my_net.py:silent", {}, "answers with NoneType"),
+    "no ending": ("my_net:Net", {}, "give my_net.py:Net"),
+    "a deviation of zero": ("my_net.py:Net", {"std": (0.0,)}, "--std: 0.0 is no finite number of at least"),
+    "a negative deviation": ("my_net.py:Net", {"std": (-1.0,)}, "--std: -1.0 is no finite number"),
+    "a mean that is none": ("my_net.py:Net", {"mean": (float("nan"),)}, "--mean: nan is no finite number"),
+    "answers none": ("my_net.py:lost", {}, "lost answers with numbers that are not finite"),
+    "random weights": ("my_net.py:Net", {"weights": "random"}, "--weights random is for torchvision's"),
     "others' weights": ("my_net.py:Net", {"weights": "others.pth"}, "does not fit"),
 }
 MORE = """
@@ -192,6 +198,10 @@ MORE = """
 
     def mapped():
         return Net().conv
+
+    class lost(Net):
+        def forward(self, x):
+            return super().forward(x) / 0
 
     class silent(Net):
         def forward(self, x):

@@ -9,6 +9,7 @@ from conftest import ROOT, call, environment, table
 from PIL import Image
 from test_segmentation_data import labelled, write_pair
 
+from lib.figures import segmentation as segmentation_pictures
 from lib.runtime import checkpoint, runlog
 
 SCRIPT = "run-segmentation.py"
@@ -70,7 +71,13 @@ def test_a_prediction_is_a_mask_in_the_size_of_the_image(trained, tmp_path):
     share = [float(row[name]) for name in ("background", "circle", "square", "triangle")]
     assert share == pytest.approx(np.bincount(mask.ravel(), minlength=4) / mask.size, abs=1e-6)
     with Image.open(tmp_path / "out" / "street-overlay.png") as image:
-        assert image.size == (91, 47)
+        shown = np.asarray(image)
+    assert shown.shape[1:] == (420, 3)  # as wide as the legend, which is below
+    assert shown.shape[0] >= 47 + 20
+    assert (shown[:47, 91:] == 255).all()
+    colours = segmentation_pictures.palette(4)
+    legend = {tuple(colour) for colour in shown[47:].reshape(-1, 3)}
+    assert {label for label in range(4) if tuple(colours[label]) in legend} == set(np.unique(mask))
 
 
 def test_the_validation_split_is_predicted_without_inputs(trained, tmp_path):

@@ -29,7 +29,7 @@ def add_comparison_flags(
         choices=(*methods, "all"),
         default=usual,
         metavar="NAME",
-        help=f"methods to compare, or all: {', '.join(methods)}; default: {', '.join(usual)}",
+        help=f"methods to compare, or all: {', '.join(methods)}",
     )
     add(
         "--measures",

@@ -222,4 +222,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     def _get_help_string(self, action):
         if action.default is None or action.default is False or action.default == ():
             return action.help
+        if isinstance(action.default, tuple | list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)

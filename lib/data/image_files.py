@@ -142,6 +142,7 @@ def load(
     limit: int | None = None,
     skip_bad: bool = False,
     workers: int = 0,
+    trains: bool = True,
 ) -> ImageData:
     """Load a folder of images, laid out as `lib.data.folders.find` says.
 
@@ -152,7 +153,7 @@ def load(
         folder: path of the folder.
         preprocessing: scaling and cropping; its mean and standard deviation are left to `ImageData.prepared`.
         only: names of the classes to use; all by default.
-        valid_fraction, limit: see `lib.data.images.divide`.
+        valid_fraction, limit, trains: see `lib.data.images.divide`.
         skip_bad: leave out images that cannot be read.
         workers: number of processes that read larger images.
 
@@ -161,7 +162,7 @@ def load(
     """
     found = folders.find(folder, only)
     splits, how = read_found(found, folder, preprocessing, skip_bad=skip_bad, workers=workers)
-    train, valid, test = divide(splits, valid_fraction, limit)
+    train, valid, test = divide(splits, valid_fraction, limit, trains=trains)
     return ImageData(as_pixels(train), as_pixels(valid), test and as_pixels(test), found.classes, how)
 
 

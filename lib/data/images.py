@@ -211,7 +211,7 @@ def unscaled(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def divide(
-    splits: Mapping[str, _Examples], valid_fraction: float | None, limit: int | None
+    splits: Mapping[str, _Examples], valid_fraction: float | None, limit: int | None, *, trains: bool = True
 ) -> tuple[_Examples, _Examples, _Examples | None]:
     """Return the splits to train on, to validate on, and (if any) to test on once.
 
@@ -220,6 +220,8 @@ def divide(
             else `test`, or else a tenth of `train`.
         valid_fraction: use this stratified share of `train` for validation instead.
         limit: keep a fixed stratified subset of this many training examples.
+        trains: whether a network is trained on them. If not, and `train` is the only split, all its examples
+            are validated on.
 
     Raises:
         UserError: a subset cannot be taken, or there are two splits for validation.
@@ -227,13 +229,16 @@ def divide(
     train, valid, test = splits["train"], splits.get("valid"), splits.get("test")
     if valid_fraction is not None and valid is not None:
         raise UserError("--valid-fraction: there is a split to validate on already")
+    if len(splits) == 1 and valid_fraction is None and not trains:
+        valid = train if limit is None else train.rows(_stratified_rows(train.labels, limit, "--limit"))
+        return train.rows(torch.zeros(0, dtype=torch.long)), valid, None
     if valid is None and test is not None and valid_fraction is None:
         valid, test = test, None
     elif valid is None:
         count = round((valid_fraction or 0.1) * len(train.labels))
         if valid_fraction is None:  # of few images, a tenth may be fewer than the classes
             count = max(count, len(train.labels.unique()))
-        train, valid = _holdout(train, count, "--valid-fraction gives")
+        train, valid = _holdout(train, count, "--valid-fraction, here")
     if limit is not None:
         train = train.rows(_stratified_rows(train.labels, limit, "--limit"))
     return train, valid, test

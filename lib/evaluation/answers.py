@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.evaluation.tables import aligned, four_decimals
-from lib.models import layers
+from lib.models import layers, outputs
 from lib.runtime.errors import UserError
 
 # Of the standard normal distribution, 95 % lies within this many standard deviations of the mean.
@@ -45,7 +45,7 @@ def predict(model: nn.Module, batches: Iterable[tuple]) -> Predictions:
     The model returns logits (B, C). Afterwards every module has its own mode again.
 
     Raises:
-        UserError: there are no examples.
+        UserError: there are no examples, or an answer is not finite.
     """
     logits, labels = [], []
     with layers.evaluating(model), torch.no_grad():
@@ -56,6 +56,7 @@ def predict(model: nn.Module, batches: Iterable[tuple]) -> Predictions:
         raise UserError("there are no examples to evaluate")
     # One copy to the CPU at the end, because a copy per batch would wait for the device each time.
     all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    outputs.check_finite(all_logits, "the network")
     # In float64: the rounding errors of a sum of float32 grow with the number of examples.
     loss = F.cross_entropy(all_logits.double(), all_labels).item()
     return Predictions(all_logits.softmax(dim=1), all_labels, loss)

@@ -104,7 +104,10 @@ def _default_layer(model: nn.Module, example: Tensor) -> str:
         found = layouts.spatial_map(name, gradient, example)
         if found is not None and found.isnan().any():
             return name
-    raise UserError(f"no layer of {type(model).__name__} has a spatial map on which its output depends")
+    raise UserError(
+        "no layer of the network has a spatial map on which its output depends: class activation maps need "
+        "convolutions; integrated gradients, occlusion and Shapley values do not"
+    )
 
 
 @contextmanager

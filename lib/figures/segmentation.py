@@ -1,10 +1,11 @@
 """Figures of segmentations: masks in the colours of their classes, beside the image and the error."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -16,6 +17,9 @@ _IGNORED = "#EBEBEB"  # colour of pixels without a class
 _WRONG = "#F0148C"  # pink, the colour of no class
 _LEGEND_CHARACTERS = 96  # on a line of the legend
 _LEGEND_LINE = 0.24  # inches
+_STRIP_WIDTH = 7.0  # inches, of a legend below a picture
+_NARROWEST_LEGEND = 420  # pixels
+_Place = Literal["outside lower center", "lower center", "center left"]
 _TITLES = ("image", "truth", "prediction", "error")
 
 
@@ -70,6 +74,26 @@ def overlay(pixels: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
     return ((0.45 * grey + 0.55 * coloured(mask, classes) / 255) * 255).round().astype(np.uint8)
 
 
+def overlay_with_legend(pixels: np.ndarray, mask: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Return `overlay` with a legend of the classes that occur below it, uint8.
+
+    It is larger than the image (H, W): higher, and wider if the image is too narrow for a legend.
+    """
+    height, width = mask.shape
+    entries = _legend([Row("", pixels, None, mask)], class_names)
+    lines, whole = _lines(entries), max(width, _NARROWEST_LEGEND)
+    # Text is as large in a small picture as in a large one.
+    figure = Figure(figsize=(_STRIP_WIDTH, _LEGEND_LINE * lines + 0.1), dpi=whole / _STRIP_WIDTH)
+    canvas = FigureCanvasAgg(figure)
+    _add_legend(figure, entries, lines, "center left" if width < whole else "lower center")
+    canvas.draw()
+    strip = np.asarray(canvas.buffer_rgba())[:, :whole, :3]
+    result = np.full((height + len(strip), whole, 3), 255, np.uint8)
+    result[:height, :width] = overlay(pixels, mask, len(class_names))
+    result[height:, : strip.shape[1]] = strip
+    return result
+
+
 def error_of(row: Row, classes: int) -> np.ndarray:
     """Return an image in grey with its wrong pixels in pink and those without a class light grey."""
     assert row.truth is not None
@@ -100,13 +124,17 @@ def sheet(rows: Sequence[Row], class_names: Sequence[str]) -> Figure:
             title = titles[column] if number == 0 else ""
             _draw(place, panels[column] if column < len(panels) else None, title)
         line[0].set_ylabel(style.literal(row.name[:28]), fontsize=8)
+    _add_legend(figure, entries, lines, "outside lower center")
+    return figure
+
+
+def _add_legend(figure: Figure, entries: Sequence[tuple[str, str]], lines: int, place: _Place) -> None:
     figure.legend(
         handles=[Patch(facecolor=colour, edgecolor=style.GRID, label=name) for name, colour in entries],
-        loc="outside lower center",
+        loc=place,
         ncols=-(-len(entries) // lines),
         fontsize=8,
     )
-    return figure
 
 
 def _masks(row: Row, classes: int) -> list[np.ndarray]:

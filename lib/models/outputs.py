@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lib.runtime.errors import UserError
+
 
 def count_classes(output: Tensor) -> int:
     """Return the number of classes that logits (B, outputs) tell apart: 2 if there is one output."""
@@ -30,3 +32,12 @@ def both_sides(output: Tensor) -> Tensor:
 def as_exclusive(output: Tensor) -> Tensor:
     """Return logits (B, classes) with softmax probabilities: (0, z) of one logit z, or else `output`."""
     return F.pad(output, (1, 0)) if output.shape[1] == 1 else output
+
+
+def check_finite(output: Tensor, source: str) -> None:
+    """Raise a UserError if an output has numbers that are not finite; `source` is whose output it is."""
+    if not bool(output.isfinite().all()):
+        raise UserError(
+            f"{source} answers with numbers that are not finite: are its weights, --mean and --std those "
+            "with which it was trained?"
+        )

@@ -9,6 +9,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import math
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib.data import class_names
+from lib.data import class_names, folders
 from lib.data.preprocessing import Preprocessing
+from lib.models import outputs as answered
 from lib.models.network import Network
 from lib.runtime import checkpoint, weights
 from lib.runtime.errors import UserError
@@ -31,6 +33,7 @@ from lib.runtime.settings import Settings
 # The mean and standard deviation of ImageNet's pixels, with which most networks for photographs are trained.
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _USUAL_SIZE = 224
+_SMALLEST_STD = 1e-6  # as where networks are trained
 # Entries of dictionaries and attributes of objects that hold the logits.
 _LOGITS = ("logits", "out", "output", "prediction", "predictions")
 
@@ -61,6 +64,11 @@ def load(settings: OwnNetwork, device: torch.device | str = "cpu") -> Network:
         UserError: the file or the name is not there, the user's code raises an exception, the weights or the
             class names do not fit, or the network does not answer with logits.
     """
+    if settings.weights == "random" and not Path(settings.weights).exists():
+        raise UserError(
+            "--weights random is for torchvision's networks: without --weights, one of your own has those "
+            "with which its file makes it"
+        )
     source, module = _make(settings)
     if settings.weights:
         _load_weights(module, settings.weights)
@@ -117,14 +125,16 @@ def _make(settings: OwnNetwork) -> tuple[ModuleType, nn.Module]:
         raise UserError(
             f"--network {settings.network}: give FILE.py:NAME, the class or function that makes it"
         )
+    if not Path(file).suffix and Path(f"{file}.py").is_file():
+        raise UserError(f"--network {settings.network}: give {file}.py:{name}, with the file's ending")
     path = existing_file(file)
     source = _imported(path)
     make = getattr(source, name, None)
     if not callable(make):
         own = {name: each for name, each in vars(source).items() if callable(each) and name[0] != "_"}
         known = [name for name, each in own.items() if getattr(each, "__module__", "") == source.__name__]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0)
-        raise UserError(f"{path} has no class or function {name}; it has {', '.join(near) or 'none'}")
+        near = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0)
+        raise UserError(f"{path} has no class or function {name}; it has {folders.first_few(near) or 'none'}")
     arguments = _arguments(settings.network_args or ())
     try:
         inspect.signature(make).bind(**arguments)
@@ -134,7 +144,9 @@ def _make(settings: OwnNetwork) -> tuple[ModuleType, nn.Module]:
         pass
     made = _run(lambda: make(**arguments), settings.network, path)
     if not isinstance(made, nn.Module):
-        raise UserError(f"{settings.network} makes a {type(made).__name__}, not a torch.nn.Module")
+        raise UserError(
+            f"{settings.network} makes an object of the type {type(made).__name__}, not a torch.nn.Module"
+        )
     return source, made
 
 
@@ -195,12 +207,17 @@ def _preprocessing(settings: OwnNetwork, source: ModuleType, module: nn.Module) 
         values = getattr(settings, name) or (_usual(name, channels) if constant is None else constant)
         values = tuple(values) if isinstance(values, tuple | list) else (values,)
         values = values * channels if len(values) == 1 else values
+        said = f"--{name}" if getattr(settings, name) else f"{name.upper()} in the network's file"
         if len(values) != channels or not all(isinstance(each, int | float) for each in values):
-            said = f"--{name}" if getattr(settings, name) else f"{name.upper()} in the network's file"
             raise UserError(
                 f"{said} has {len(values)} numbers, and the images have {channels} channels: "
                 f"give --{name} one number, or one a channel"
             )
+        least = _SMALLEST_STD if name == "std" else -math.inf
+        wrong = [each for each in values if not (math.isfinite(each) and each >= least)]
+        if wrong:
+            of_size = f" of at least {least:g}" if name == "std" else ""
+            raise UserError(f"{said}: {wrong[0]} is no finite number{of_size}")
         ends[name] = tuple(map(float, values))
     if not isinstance(size, int) or size < 1:
         raise UserError(f"SIZE = {size!r} in the network's file is no side of an image: give --size")
@@ -236,6 +253,7 @@ def _count_outputs(network: Network) -> int:
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1 or not output.shape[1]:
         what = "×".join(map(str, output.shape)) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"{network.name} answers with {what}, not with logits of a batch (1×classes)")
+    answered.check_finite(output, network.name)
     return output.shape[1]
 
 

@@ -27,12 +27,13 @@ class Store:
     """The folder of kept results.
 
     Attributes:
-        reused, damaged: number of results that were found, and of those that were, but are damaged.
+        reused, damaged: number of results of earlier runs that were found, and that were, but are damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.reused = self.damaged = 0
+        self._made: set[str] = set()
 
     def find(self, key: str, *, with_maps: bool = False) -> dict[str, Any] | None:
         """Return a result, with its maps (T, H, W) under `maps` if asked for; None if there is none."""
@@ -49,7 +50,7 @@ class Store:
             warn(f"the kept result {path} is damaged: it is computed again")
             self.damaged += 1
             return None
-        self.reused += 1
+        self.reused += key not in self._made
         return found
 
     def save(self, key: str, result: dict[str, Any], maps: np.ndarray | None = None) -> None:
@@ -58,6 +59,7 @@ class Store:
         Raises:
             RunFailed: it cannot be written.
         """
+        self._made.add(key)
         path = self._file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = dict(result)

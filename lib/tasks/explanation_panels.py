@@ -96,8 +96,12 @@ def answers(question: Question, output: Tensor) -> list[Answer]:
     """Return the probability and the score of each class of `question` from the logits (1, outputs).
 
     A network that averages its answers over views has one more forward pass for each, for its probability.
+
+    Raises:
+        UserError: the logits are not finite.
     """
     network = question.network
+    outputs.check_finite(output, network.name)
     scores = scores_of(question.targets)(output)[:, 0].tolist()
     if question.areas:
         every = outputs.probabilities(output)[0]
@@ -264,6 +268,6 @@ def _warn_of_zeros(row: Sequence[Panel], reasons: Sequence[str]) -> None:
 
 _REMEDIES = {
     "the score has no gradient": "try --score logit, or --method occlusion, which needs no gradient",
-    "nothing positive": "try --counterfactual, which shows what speaks against the class",
+    "nothing positive": "try --counterfactual, which shows what lowers the score",
     "nothing changes the score": "try another --baseline",
 }

@@ -21,7 +21,7 @@ from lib.data.image_inputs import ImageInput, Reader
 from lib.explain.areas import output_box_target
 from lib.explain.baselines import KINDS, baseline
 from lib.explain.targets import Target, top_classes, unit_target
-from lib.models import explained_autoencoder
+from lib.models import explained_autoencoder, outputs
 from lib.models.network import Network, check_top, find_classes
 from lib.models.own_network import OwnNetwork
 from lib.runtime import distributed
@@ -339,5 +339,6 @@ class ExplanationRun:
                 pixels = torch.stack([image.pixels for image in alike])
                 # Small probabilities are rounded to zero and then equal, which logits are not.
                 some = network.logits(pixels) if network.views == 1 else network.probabilities(pixels)
+                outputs.check_finite(some, network.name)
                 found += top_classes(some, self.asked.top_k).T.tolist()
         return found

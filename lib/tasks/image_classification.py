@@ -201,7 +201,9 @@ def report(run: TrainingRun, model: nn.Module, data: ImageData, test_views: int)
         )
         return {f"{name}_{key}": found[key] for key in ("loss", "accuracy")}
 
-    run.log.event("EVAL", **metrics("Train", data.train), **metrics("Valid", data.valid))
+    # A network of the user's own may be shown examples that are all there to validate on.
+    trained = metrics("Train", data.train) if len(data.train.labels) else {}
+    run.log.event("EVAL", **trained, **metrics("Valid", data.valid))
     unseen = {"Valid": data.valid}
     if data.test:
         run.log.event("TEST", **metrics("Test", data.test))

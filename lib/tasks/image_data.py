@@ -87,8 +87,14 @@ def load_grey(run: TrainingRun, settings: DataSettings) -> ImageData:
     return data.prepared(how.mean, how.std, run.device)
 
 
-def load_images(settings: DataSettings, how: Preprocessing) -> ImageData:
-    """Return the images that the flags name, with pixels in [0, 1]: a folder's, or grey or colour data."""
+def load_images(settings: DataSettings, how: Preprocessing, *, trains: bool = True) -> ImageData:
+    """Return the images that the flags name, with pixels in [0, 1]: a folder's, or grey or colour data.
+
+    Args:
+        settings: which images.
+        how: scaling and cropping.
+        trains: whether a network is trained on them; see `lib.data.images.divide`.
+    """
     if settings.dataset == datasets.FOLDER:
         return image_files.load(
             settings.data_dir,
@@ -98,6 +104,7 @@ def load_images(settings: DataSettings, how: Preprocessing) -> ImageData:
             limit=settings.limit,
             skip_bad=settings.skip_bad,
             workers=settings.workers,
+            trains=trains,
         )
     if how.channels == 1:
         return images.load(
@@ -160,7 +167,7 @@ def load_for(run: TrainingRun, settings: DataSettings, network: Network) -> Imag
             "give another --dataset, or --channels"
         )
     else:
-        data = load_images(settings, how)
+        data = load_images(settings, how, trains=False)
         data = data.relabelled(*_matched(network, data.classes))
     return data.prepared(how.mean, how.std, run.device)
 

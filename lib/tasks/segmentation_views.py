@@ -99,8 +99,8 @@ def predict(run: TrainingRun, model: nn.Module, data: MaskedData, settings: Pred
     """Write a mask, a picture and a line of numbers for each image of `--input`, or of the validation split.
 
     `NAME-mask.png` has the label of each pixel of the image in its own size, in the colours of the classes;
-    `NAME-overlay.png` shows these over the image. The lines, tab-separated values, have the share of the
-    pixels of each class.
+    `NAME-overlay.png` shows these over the image, with a legend below. The lines, tab-separated values, have
+    the share of the pixels of each class.
 
     Raises:
         UserError: an image cannot be read, or the folder cannot be written.
@@ -119,7 +119,7 @@ def predict(run: TrainingRun, model: nn.Module, data: MaskedData, settings: Pred
             pixels = fitting.fitted(image, how, fitting.AS_TRAINED, given).pixels[None].to(run.device)
             logits = _logits(run, model, _normalised(pixels, how), settings.test_views)
             mask = _labels(logits, (image.height, image.width))
-            _save(folder, name, np.asarray(image), mask, len(classes))
+            _save(folder, name, np.asarray(image), mask, classes)
             shares = np.bincount(mask.ravel(), minlength=len(classes)) / mask.size
             lines.append("\t".join([cell(given), *(f"{share:.6f}" for share in shares)]))
     text = "\n".join(lines) + "\n"
@@ -152,12 +152,12 @@ def _images(settings: PredictionSettings, data: MaskedData) -> Iterator[tuple[st
             yield name, name, Image.fromarray(data.valid[row][0].permute(1, 2, 0).numpy())
 
 
-def _save(folder: Path, name: str, pixels: np.ndarray, mask: np.ndarray, classes: int) -> None:
+def _save(folder: Path, name: str, pixels: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> None:
     from PIL import Image
 
     labels = Image.fromarray(mask)
-    labels.putpalette(pictures.palette(classes).tobytes())
-    overlay = Image.fromarray(pictures.overlay(pixels, mask, classes))
+    labels.putpalette(pictures.palette(len(classes)).tobytes())
+    overlay = Image.fromarray(pictures.overlay_with_legend(pixels, mask, classes))
     for kind, image in (("mask", labels), ("overlay", overlay)):
         with replaced(folder / f"{name}-{kind}.png") as file:
             image.save(file, "PNG")
