@@ -222,7 +222,7 @@ def test_what_was_found_of_a_network_is_forgotten_when_one_of_its_modules_is_rep
 
 
 def test_the_states_of_a_row_network_are_no_grid_though_their_number_be_a_square():
-    with pytest.raises(UserError, match="no layer of RowClassifier has a spatial map"):
+    with pytest.raises(UserError, match="no layer of the network has a spatial map"):
         default_layer(models.build("row-lstm", size=16, hidden=4), torch.randn(1, 1, 16, 16))
 
 
@@ -250,7 +250,7 @@ def test_the_default_of_a_transformer_is_before_the_attention_that_ends_in_the_c
 
 def test_a_network_without_a_map_is_said_to_have_none(images):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
-    with pytest.raises(UserError, match="no layer of Sequential has a spatial map"):
+    with pytest.raises(UserError, match="no layer of the network has a spatial map"):
         default_layer(flat, images)
 
 

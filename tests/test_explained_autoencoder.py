@@ -122,8 +122,8 @@ def test_the_scripts_that_explain_take_an_autoencoder(script, name, flags, autoe
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("linear", ("--unit", "1"), "no layer of LatentMeans has a spatial map"),
-        ("linear", ("--area", "0,0,4,4"), "no layer of Reconstruction has a spatial map"),
+        ("linear", ("--unit", "1"), "no layer of the network has a spatial map"),
+        ("linear", ("--area", "0,0,4,4"), "no layer of the network has a spatial map"),
         ("linear", (), "say what to explain of it, --unit N or --area"),
         ("linear", ("--unit", "4", "--method", "guided"), "no unit 4: the network has 4"),
         ("linear", ("--unit", "1", "--area", "0,0,4,4"), "leave out --area"),
