@@ -251,7 +251,7 @@ def test_lines_fit_a_page_and_a_class_is_not_torn_from_its_guided_panels(explain
     ("script", "flags"),
     [
         pytest.param(SCRIPT, (), marks=pytest.mark.slow),
-        pytest.param("run-shapley-value.py", ("-lp", 32), marks=pytest.mark.slow),
+        pytest.param("run-shapley-value.py", ("-lp", 32), marks=pytest.mark.long),
         pytest.param("run-integrated-gradients.py", ("--steps", 4), marks=pytest.mark.long),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_network_that_exceeds_the_memory_is_refused_before_it_is_made(monkeypa
         models.build("row-lstm", classes=2, channels=1, size=8, hidden=hidden)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_large_network_has_the_same_weights_as_if_nothing_was_checked(monkeypatch):
     def made() -> dict[str, torch.Tensor]:
         torch.manual_seed(0)

@@ -256,8 +256,10 @@ def test_the_script_is_executable():
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["vae", "vae-gan"])
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param("vae", marks=pytest.mark.long), pytest.param("vae-gan", marks=pytest.mark.slow)],
+)
 def test_two_ranks_train_to_one_checkpoint(model, tmp_path):
     """Each rank has half of every batch; one log and one checkpoint come of it, which can be restored."""
     import subprocess
