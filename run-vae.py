@@ -88,7 +88,7 @@ def make_parser() -> cli.Parser:
             RECIPES | {f"with --dataset {name}": changes for name, changes in CHANGES.items()}
         ),
     )
-    data = cli.add_dataset_flags(parser, DATASETS, "mnist", datasets.choices(DATASETS))
+    data = cli.add_dataset_flags(parser, DATASETS, "mnist", datasets.choices(DATASETS), own_networks=False)
     cli.add_reconstruction_data_flags(data)
     network = parser.group("network", cli.Scope.NETWORK)
     network.add(

@@ -13,6 +13,8 @@ def add_dataset_flags(
     dataset_names: Sequence[str],
     default: str,
     choices: Iterable[tuple[str, Sequence[str], str]],
+    *,
+    own_networks: bool = True,
 ) -> Group:
     """Add the flags that choose the training images; return their group.
 
@@ -21,6 +23,7 @@ def add_dataset_flags(
         dataset_names: names of the data sets that suit the script.
         default: the data set used if the user names none.
         choices: further choices that data sets offer: flag, values (the first is the default), help.
+        own_networks: whether the script takes `--network`, too.
     """
     group = add_source_flags(
         parser,
@@ -39,7 +42,7 @@ def add_dataset_flags(
         help="with --dataset folder or colour images: validate on this share of the training images; "
         "default: the data set's own validation or test split, or 0.1 if it has none",
     )
-    _add_folder_flags(group)
+    _add_folder_flags(group, own_networks)
     add("--limit", type=integer(1), metavar="N", help="train on a fixed stratified subset of N examples")
     return group
 
@@ -54,15 +57,15 @@ def add_source_flags(
     return group
 
 
-def _add_folder_flags(group: Group) -> None:
+def _add_folder_flags(group: Group, own_networks: bool) -> None:
     add = group.add
+    of_own = "; with --network: the names of its classes, in their order, or a file that lists them"
     add(
         "--classes",
         type=names,
         default=(),
         metavar="NAME,…",
-        help="with --dataset folder: use only these classes; with --network: the names of its classes, in "
-        "their order, or a file that lists them",
+        help="with --dataset folder: use only these classes" + of_own * own_networks,
     )
     add(
         "--skip-bad",
