@@ -10,6 +10,7 @@ from benchmarking import FOLDER, assert_has_table, benchmark, load
 from benchmarks import common
 from lib import cli
 from lib.data import images
+from lib.runtime.errors import RunFailed, UserError
 
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if 'if __name__ == "__main__"' in path.read_text())
 QUICK_SECONDS = 20
@@ -153,6 +154,81 @@ def test_an_unknown_section_is_refused(tmp_path):
     done = benchmark("gradient_explanations.py", "--quick", "speed", folder=tmp_path)
     assert done.status == 2
     assert done.is_one_line_error()
+
+
+# ---- explanation_measures.py
+
+
+def test_measures_have_nothing_to_be_compared_with_if_no_peer_is_installed(without, tmp_path):
+    without("captum", "quantus")
+    done = benchmark("explanation_measures.py", "--quick", folder=tmp_path)
+    assert done.status == 1
+    assert "captum" in done.stderr.splitlines()[-1]
+
+
+def test_a_measure_that_differs_from_that_of_a_peer_fails_the_benchmark():
+    compare = load("explanation_measures.py").compare
+    assert compare("rank", lambda: [0.5, 0.0], "Peer", lambda: [0.5, 0.0], 1)["difference"] == 0
+    for other in ([0.5, 0.001], [0.501, 0.0], [float("nan"), 0.0]):
+        with pytest.raises(RunFailed, match="rank"):
+            compare("rank", lambda: [0.5, 0.0], "Peer", lambda other=other: other, 1)
+
+
+# ---- run_all.py
+
+
+@pytest.fixture
+def run_all(tmp_path, monkeypatch):
+    """Run all benchmarks, which answer at once; return the file of the tables."""
+    module = load("run_all.py")
+
+    def answer(script, flags):
+        status = int("--fail" in flags)
+        output = (
+            f"| {script} |\n|---|\n## not a heading of ours" if script == "shapley.py" else f"| {script} |"
+        )
+        common_fields = {"script": script, "flags": flags, "seconds": 1.2}
+        return {**common_fields, "status": status, "output": output, "error": "run_all.py: no GPU"}
+
+    monkeypatch.setattr(module, "run", answer)
+
+    def run(*argv):
+        module.main([*argv, "--out", str(tmp_path / "tables.md")])
+        return (tmp_path / "tables.md").read_text()
+
+    return run
+
+
+def test_a_benchmark_that_runs_again_replaces_its_section_and_no_other(run_all):
+    first = run_all("--only", "vae_training.py", "frozen_trunk.py")
+    assert [line for line in first.splitlines() if line[:3] == "## "] == [
+        "## frozen_trunk.py",
+        "## vae_training.py",
+    ]
+    second = run_all("--only", "vae_training.py", "--threads", "2")
+    assert second == first.replace(
+        "`python3 benchmarks/vae_training.py --threads 1`", "`python3 benchmarks/vae_training.py --threads 2`"
+    )
+
+
+def test_every_benchmark_has_a_section_and_running_all_again_writes_the_same_file(run_all):
+    first = run_all()
+    for script in SCRIPTS:
+        assert (f"\n## {script}\n" in first) == (script != "run_all.py")
+    assert run_all() == first
+
+
+def test_a_benchmark_gets_flags_of_its_own_and_one_that_fails_says_why(run_all):
+    text = run_all("--only", "on_gpu.py", "vae_training.py", "--with", "on_gpu.py --fail 'a b'")
+    assert "`python3 benchmarks/on_gpu.py --threads 1 --fail 'a b'`" in text
+    assert "Not measured: run_all.py: no GPU\n" in text
+    assert "`python3 benchmarks/vae_training.py --threads 1`" in text
+
+
+@pytest.mark.parametrize("text", ["", "nothing.py --quick", "'on_gpu.py"])
+def test_flags_for_no_benchmark_are_refused(run_all, text):
+    with pytest.raises(UserError, match="does not begin with the name of a benchmark"):
+        run_all("--with", text)
 
 
 # ---- shapley_throughput.py
