@@ -116,12 +116,15 @@ def test_answers_to_images_that_are_known_at_a_signal_are_kept(
     assert "interrupted: a.tsv has the first 128 of 300 answers" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "flags"),
     [
-        ("run-integrated-gradients.py", ("--tolerance", "1e-9", "--smoothgrad", "100000")),
-        ("run-shapley-value.py", ("-lp", "4", "--budget", "200000")),
+        pytest.param(
+            "run-integrated-gradients.py",
+            ("--tolerance", "1e-9", "--smoothgrad", "100000"),
+            marks=pytest.mark.long,
+        ),
+        pytest.param("run-shapley-value.py", ("-lp", "4", "--budget", "200000"), marks=pytest.mark.slow),
     ],
 )
 def test_an_explanation_that_is_interrupted_keeps_what_is_known(subject_folder, tmp_path, script, flags):

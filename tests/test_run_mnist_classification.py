@@ -164,9 +164,13 @@ def test_a_finished_run_resumed_trains_no_more_and_has_the_same_numbers(trained,
     assert_same(checkpoint.load(tmp_path / "ckpts" / "mnist-classifier-digits" / checkpoint.LAST), before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_saves_the_run_and_its_resume_ends_at_the_same_weights(
     trained, classify, tmp_path, number, status

@@ -234,7 +234,7 @@ def test_two_ranks_train_as_one_run_with_one_log_and_one_checkpoint(tmp_path):
     assert checkpoint.load(tmp_path / "ckpts" / "lstm-tiny" / checkpoint.LAST)["update"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_without_an_example_to_validate_on_is_said_in_one_line(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "good\t1\nbad\t0\n" * 8)
     (tmp_path / "valid.tsv").write_text("sentence\tlabel\ngood\t1\n")

@@ -38,7 +38,7 @@ def test_a_run_logs_the_loss_and_its_parts_in_nats(trained_vae):
     assert int(found["Latent"]) == 4
 
 
-@pytest.mark.parametrize("model", ["vae", pytest.param("vae-gan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["vae", pytest.param("vae-gan", marks=pytest.mark.long)])
 def test_a_killed_run_ends_after_resume_at_the_same_weights_bit_for_bit(model, tmp_path, monkeypatch):
     flags = (*SMALL_VAE, "--model", model, "--net", "linear", "--dropout", "0.1", "--binarise", "dynamic")
     assert run_vae(*flags, "--checkpoint-dir", "whole", folder=tmp_path).status == 0
@@ -256,10 +256,8 @@ def test_the_script_is_executable():
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.parametrize(
-    "model",
-    [pytest.param("vae", marks=pytest.mark.long), pytest.param("vae-gan", marks=pytest.mark.slow)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["vae", "vae-gan"])
 def test_two_ranks_train_to_one_checkpoint(model, tmp_path):
     """Each rank has half of every batch; one log and one checkpoint come of it, which can be restored."""
     import subprocess
