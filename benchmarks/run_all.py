@@ -135,14 +135,14 @@ def main(argv=None) -> None:
     out = writable_file(options.out)
     own = flags_of(options.extra)
     flags = [*(["--quick"] if options.quick else []), "--threads", str(options.threads)]
-    written = sections(out.read_text(encoding="utf-8")) if out.exists() else {}
     found = []
     print("| benchmark | status | s |\n|---|---:|---:|")
     for script in options.only or scripts():
         found.append(run(script, [*flags, *own.get(script, [])]))
         print(f"| {script} | {found[-1]['status']} | {found[-1]['seconds']} |", flush=True)
-        written[script] = section(found[-1])
         # After each, so that what was measured stays if the next one is stopped.
+        written = sections(out.read_text(encoding="utf-8")) if out.exists() else {}
+        written[script] = section(found[-1])
         parts = [f"{TITLE}\n", *(written[name] for name in sorted(written))]
         write_atomically(out, "\n".join(parts).encode())
     common.write_json(options, found)
