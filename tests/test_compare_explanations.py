@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import call, explaining
 from fuzz import Damage, boxes_door
+from PIL import Image
 from test_distributed import torchrun
 
 from lib.data.boxes import ObjectBox, box_in_input
@@ -182,13 +183,13 @@ def test_the_page_stands_alone_and_says_how_to_read_each_number(compare, tmp_pat
     with np.load(tmp_path / "v.npz") as values:
         assert values["maps"].shape == (14, 28, 28)
         assert values["methods"][0] == "grad-cam"
-    sheet = (tmp_path / "comparison" / "comparison.png").read_bytes()
+    sheet = (tmp_path / "page" / "comparison.png").read_bytes()
 
     again = compare("--format", "html", "--report", "page/")
     assert again.status == 0
-    (tmp_path / "comparison" / "comparison.png").write_bytes(b"")
+    (tmp_path / "page" / "comparison.png").write_bytes(b"")
     assert compare("--format", "html", "--report", "page/").status == 0
-    assert (tmp_path / "comparison" / "comparison.png").read_bytes() == sheet
+    assert (tmp_path / "page" / "comparison.png").read_bytes() == sheet
 
 
 def test_what_removed_parts_show_is_said_and_changes_the_numbers(compare, tmp_path):
@@ -197,7 +198,7 @@ def test_what_removed_parts_show_is_said_and_changes_the_numbers(compare, tmp_pa
         assert compare("--removal", removal, "--measures", "deletion", "insertion").status == 0
         tables.append((tmp_path / TABLE).read_text())
     assert "Removed parts are in-painted" in tables[0]
-    assert "Removed parts show: mean" in tables[1]
+    assert "Removed parts show its mean colour" in tables[1]
     painted, mean = map(rows_of, tables)
     assert painted["Grad-CAM"] != mean["Grad-CAM"]
 
@@ -210,6 +211,92 @@ def test_boxes_locate_maps(compare, tmp_path):
     (tmp_path / "boxes.json").write_text('{"digits-7": [0, 0, 1, 1]}')
     assert compare("--boxes", "boxes.json", "--measures", "mass").status == 0
     assert float(rows_of((tmp_path / TABLE).read_text())["uniform noise"][0].split()[0]) < 0.02
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder with two photographs of noise, one of one colour, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(random.integers(0, 255, (40, 60), dtype=np.uint8)).save(folder / f"{name}.png")
+    Image.new("L", (40, 40), 128).save(folder / "plain.png")
+    (folder / "torn.png").write_bytes(b"no image")
+    return folder
+
+
+def test_a_box_that_the_network_does_not_see_is_told_of_and_left_out(compare, photographs, tmp_path):
+    (tmp_path / "boxes.json").write_text('{"a.png": [0, 0, 40, 9], "b": [0, 10, 40, 50]}')
+    done = compare(
+        *("--input", *(photographs / f"{each}.png" for each in "ab")),
+        *("--fit", "crop", "--boxes", "boxes.json", "--measures", "mass"),
+    )
+    assert done.status == 0, done.stderr
+    assert "the box of a lies outside the part of the image that the network sees" in done.stderr
+    text = (tmp_path / TABLE).read_text()
+    assert "Of 1 of 2 images: mass in the box (not all images have a box" in text
+    assert rows_of(text)["uniform noise"][0] == "1.00"
+
+
+def test_bad_files_are_skipped_and_counted(compare, photographs, tmp_path):
+    done = compare("--input", photographs, "--json", "r.jsonl", "--save-values", "values/")
+    assert done.status == 2
+    assert done.is_one_line_error()
+    done = compare("--input", photographs, "--json", "r.jsonl", "--save-values", "values/", "--skip-bad")
+    assert done.status == 0, done.stderr
+    assert "torn.png is not an image in a known format: skipped" in done.stderr
+    assert "[DONE] images=3 skipped=1 maps=21" in done.stdout
+    assert "lenet5, 3 images" in (tmp_path / TABLE).read_text()
+    records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [each["image"] for each in records] == [name for name in ("a", "b", "plain") for _ in range(7)]
+    assert sorted(path.name for path in (tmp_path / "values").iterdir()) == ["a.npz", "b.npz", "plain.npz"]
+    with np.load(tmp_path / "values" / "b.npz") as values:
+        assert list(values["names"]) == ["b"] * 7
+        assert np.ptp(values["maps"][1]) > 0
+    done = compare("--input", photographs / "torn.png", "--skip-bad")
+    assert done.status == 2
+    assert "none of the images can be read" in done.stderr
+
+
+def test_an_image_of_one_colour_has_no_parts_that_matter(compare, photographs, tmp_path):
+    done = compare(
+        "--input", photographs / "plain.png", "--methods", "integrated-gradients", "--json", "r.json"
+    )
+    assert done.status == 0, done.stderr
+    for record in json.loads((tmp_path / "r.json").read_text()):
+        for name in ("agreement", "top-share", "deletion", "sensitivity-n", "infidelity", "max-sensitivity"):
+            assert record[name] is None, (record["method"], name)
+    text = (tmp_path / TABLE).read_text()
+    assert "Of no image: deletion, insertion, F-Fidelity (it is not defined where" in text
+
+
+def test_the_same_picture_is_not_another_image(compare, tmp_path):
+    assert compare("--input", "digits:7", "digits:7", "--measures", "agreement").status == 0
+    assert CONTROLS["control-other"] not in rows_of((tmp_path / TABLE).read_text())
+    assert compare("--input", "digits:7", "digits:7", "digits:12", "--measures", "agreement").status == 0
+    assert CONTROLS["control-other"] in rows_of((tmp_path / TABLE).read_text())
+
+
+def test_networks_of_the_same_name_are_told_apart(explain, subject_folder, tmp_path):
+    own = subject_folder / "own.pt"
+    done = explain("--restore-file", own, own, *FEW, "--format", "md", "--json", "r.json", own=False)
+    assert done.status == 0, done.stderr
+    assert {each["model"] for each in json.loads((tmp_path / "r.json").read_text())} == {
+        "lenet5 (1)",
+        "lenet5 (2)",
+    }
+    assert "## lenet5 (2), 2 images" in (tmp_path / TABLE).read_text()
+
+
+def test_of_few_images_there_are_neither_intervals_nor_marks(compare, tmp_path):
+    for count, there_are in ((4, False), (5, True)):
+        images = [f"digits:{number}" for number in range(count)]
+        assert compare("--input", *images, "--measures", "agreement").status == 0
+        text = (tmp_path / TABLE).read_text()
+        assert ("Of fewer than 5 images there are neither intervals nor marks." not in text) == there_are
+        cells = [row[0] for row in rows_of(text).values()]
+        assert all(("[" in cell) == there_are for cell in cells)
 
 
 def test_damaged_files_of_boxes_are_read_or_refused_in_one_line(tmp_path):
@@ -235,8 +322,9 @@ def test_a_box_of_a_photograph_lies_where_the_input_shows_it():
         (("--boxes", "list.json"), "is not of the form"),
         (("--boxes", "other.json"), "no image is called 'cat'"),
         (("--boxes", "wrong.json"), "that of 'digits-7' is no box"),
-        (("--boxes", "outside.json"), "lies outside the image"),
+        (("--boxes", "outside.json"), "ends at row 200 and column 1, and the image has 28"),
         (("--boxes", "text.json"), "is not JSON"),
+        (("--measures", "deletion", "mass"), "say where the objects are with --boxes"),
         (("--budget", 12, "--grid", 16), "768 or more"),
         (("--unit", 0), "not for reconstruction"),
     ],

@@ -115,6 +115,71 @@ def test_every_script_explains_it(tmp_path, script, flags):
     assert np.isfinite(maps_of(tmp_path, script, "--network", "my_net.py:Net", *flags)).all()
 
 
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize("script", ["run-grad-cam.py", "run-shapley-value.py", "compare-explanations.py"])
+def test_code_that_raises_late_is_told_of_in_one_line(tmp_path, script):
+    write_net(
+        tmp_path,
+        output="x if len(x) == 1 and not calls.append(1) and len(calls) < 3 else 1 / 0",
+        constants="calls = []",
+    )
+    flags = ("--network", "my_net.py:Net", "--size", 16, "--input", "it.png")
+    done = call(script, *flags, folder=tmp_path)
+    assert done.status == 2
+    assert done.is_one_line_error(), done.stderr
+    assert "my_net.py raises ZeroDivisionError in line 16: division by zero" in done.stderr
+
+
+@pytest.mark.usefixtures("image")
+def test_a_network_that_no_method_can_explain_is_refused(tmp_path):
+    write_net(tmp_path, output="x.detach()")
+    flags = ("--network", "my_net.py:Net", "--size", 16, "--input", "it.png")
+    flags = (*flags, "--methods", "grad-cam", "input-x-gradient")
+    done = call("compare-explanations.py", *flags, folder=tmp_path)
+    assert done.status == 2
+    assert done.is_one_line_error(), done.stderr
+    assert "no method asked for can explain Net" in done.stderr
+
+
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize(
+    ("script", "flags", "reused"),
+    [
+        ("run-grad-cam.py", ("--json", "r.jsonl"), "reused=1"),
+        (
+            "compare-explanations.py",
+            ("--methods", "grad-cam", "--measures", "deletion", "--format", "md"),
+            "reused=5",
+        ),
+    ],
+)
+def test_results_that_are_kept_are_of_the_same_code(tmp_path, weights, script, flags, reused):
+    torch.save(weights, tmp_path / "w.pth")
+    helper = tmp_path / f"helper_of_{script[:3]}.py"  # this process has no other module of the name
+
+    def ask(*more):
+        given = (*flags, "--network", "my_net.py:Net", "--size", 16, "--weights", "w.pth", "--target", 0)
+        done = call(script, *given, "--input", "it.png", *more, folder=tmp_path)
+        assert done.status == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    write_net(tmp_path)
+    ask()
+    assert reused in ask()
+    changes: list = [
+        lambda: write_net(tmp_path, output="x * 2"),  # another function of the same weights
+        lambda: write_net(tmp_path, output="f(x)", constants=f"from {helper.stem} import f"),
+        lambda: helper.write_text("f = lambda x: x * 3"),  # in a module that is imported
+    ]
+    helper.write_text("f = lambda x: x")
+    for change in changes:
+        change()
+        assert "reused=0" in ask()
+        assert reused in ask()
+    for more in (("--network-args", "classes=3"), ("--multi-label",)):
+        assert "reused=0" in ask(*more)
+
+
 def test_names_sizes_and_means_come_from_the_flags_or_from_constants_of_the_file(tmp_path):
     constants = "CLASSES, SIZE, MEAN, STD = ('a', 'b', 'c'), 12, 0.5, [0.25]"
     path = write_net(tmp_path, constants=constants)

@@ -47,31 +47,44 @@ def add_comparison_flags(
     add(
         "--amp",
         action="store_true",
-        help="score removals in bfloat16, all but the last linear layer, which is faster on processors that "
-        "have it",
+        help="score removals in bfloat16, all but the last linear layer: faster where the processor has it",
     )
-    add("--grid", type=integer(2, 16), default=4, metavar="N", help="N × N patches have Shapley values")
+    add(
+        "--grid",
+        type=integer(2, 16),
+        default=4,
+        metavar="N",
+        help="compute the Shapley values of N × N patches, 2 to 16",
+    )
     add(
         "--budget",
         type=integer(12, 2**20),
         default=192,
         metavar="N",
-        help="evaluations for the Shapley values of an image; they are exact if all coalitions of the "
-        "patches are no more than that, e.g. 512 with --grid 3",
+        help="evaluate the network N times for the Shapley values of an image, at least 12, and three times "
+        "for each patch; values are exact where N is at least 2 to the number of patches, as 512 is with "
+        "--grid 3",
     )
-    add("--steps", type=integer(2, 1000), default=8, metavar="N", help="steps of deletion and insertion")
+    add(
+        "--steps",
+        type=integer(2, 1000),
+        default=8,
+        metavar="N",
+        help="steps of deletion and insertion, 2 to 1000",
+    )
     add(
         "--probed",
         type=integer(0),
         default=2,
         metavar="N",
-        help="ask N images what noise and random weights do to the maps, which takes a dozen maps each",
+        help="see of the first N images what noise and random weights do to their maps, for which a dozen "
+        "maps are made of each",
     )
     add(
         "--boxes",
         metavar="FILE",
-        help='where the objects are, as JSON: {"IMAGE": [Y0, X0, Y1, X1], …}, in pixels of the photograph, '
-        "by the image's name without its suffix",
+        help='where the objects are, as JSON: {"IMAGE": [Y0, X0, Y1, X1], …}, a box for an image, in pixels '
+        "of the photograph; IMAGE is the name of its file, or that in titles (cat-2 for the second cat.jpg)",
     )
     _add_report_flags(parser)
 
@@ -86,11 +99,22 @@ def _add_report_flags(parser: Parser) -> None:
     )
     add("--images", type=integer(1), default=200, metavar="N", only_with="study", help="number of images")
     add = parser.group("report", Scope.MODE).add
-    add("--report", metavar="FILE", help="the report, or a folder for it; default: in --out-dir")
+    add(
+        "--report",
+        metavar="FILE",
+        help="the report, or a folder for it (DIR/); its tables in Markdown and the sheet lie beside it; "
+        "default: in --out-dir",
+    )
     add(
         "--format",
         choices=("html", "md"),
         default="html",
         help="html: a page of its own with all panels; md: the tables alone",
     )
-    add("--shown", type=integer(1, 50), default=6, metavar="N", help="show the maps of the first N images")
+    add(
+        "--shown",
+        type=integer(1, 50),
+        default=6,
+        metavar="N",
+        help="show the maps of the first N images, 1 to 50",
+    )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lib.cli import scripts
 from lib.runtime import launch, streams, threads
-from lib.runtime.errors import Interrupted, OtherTaskError, RunFailed, UserError, say
+from lib.runtime.errors import Interrupted, OtherTaskError, RunFailed, UserError, say, told_of_user_code
 
 # What PyTorch, NumPy and the C++ library say where memory does not suffice, or where so much was asked for
 # that its number of bytes is no 64-bit number. On the CPU, PyTorch raises a plain RuntimeError.
@@ -20,6 +20,7 @@ _OUT_OF_MEMORY = re.compile(
     r"|too large to convert|without overflow|overflow when unpacking",
     re.IGNORECASE,
 )
+_OF_MEMORY = (MemoryError, RuntimeError, ValueError, TypeError, OverflowError)
 _NO_THREADS = "can't start new thread"
 # Flags whose value multiplies the memory that a script needs; those that most often help come first.
 _COSTLY = (
@@ -68,11 +69,13 @@ def run(main: Callable[[Sequence[str] | None], None]) -> None:
         # The reader of standard output is gone (as with `| head`), so no message can reach it.
         streams.abandon(sys.stdout)
         _leave(141)
-    except (MemoryError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        if not _is_out_of_memory(error):
+    except Exception as error:
+        if isinstance(error, _OF_MEMORY) and _is_out_of_memory(error):
+            _leave_without_memory(error)
+        if told := told_of_user_code(error):
+            _leave(2, f"error: {told}")
+        if not isinstance(error, OSError):
             raise
-        _leave_without_memory(error)
-    except OSError as error:
         _leave_after(error)
 
 

@@ -3,6 +3,7 @@
 Each is a scaling and a shift of both axes, so a box in the photograph says where the input lies in it.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -150,6 +151,12 @@ class Original(NamedTuple):
     pixels: np.ndarray
     box: Box
     scale: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the file's photograph, to a pixel of `pixels`."""
+        height, width = (math.ceil(length / self.scale) for length in self.pixels.shape[:2])
+        return height, width
 
     @property
     def shown_box(self) -> Box:

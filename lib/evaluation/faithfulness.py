@@ -13,6 +13,7 @@ from lib.evaluation.removal import Game
 
 # Below this share of the score of the whole image, a difference of scores is taken for rounding.
 _NOTHING = 1e-6
+_NOTHING_BFLOAT16 = 2**-8
 
 
 class Curves(NamedTuple):
@@ -64,6 +65,12 @@ def deletion_insertion(
     scores = (game(torch.cat([~first, first])) - empty) / span
     # The ends are 0 and 1 in both curves; the trapezoidal rule counts half of them.
     return Curves(*(float(0.5 + each.sum()) / steps for each in scores.split(len(counts))))
+
+
+def or_nothing(changes: Tensor, score: float, *, bfloat16: bool = False) -> Tensor:
+    """Return changes of a score; zeros if all of them are no more than its rounding."""
+    rounding = _NOTHING_BFLOAT16 if bfloat16 else _NOTHING
+    return changes if changes.abs().max() > rounding * abs(score) else torch.zeros_like(changes)
 
 
 def pearson(a: Tensor, b: Tensor) -> float:

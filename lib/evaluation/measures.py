@@ -18,6 +18,8 @@ class Measure(NamedTuple):
         weakness: one sentence that says what it does not show.
         best, worst: values of a perfect map and of one that knows nothing, as text.
         ranked: whether methods are ranked by it, and compared with controls.
+        some: of which images there is no number, as the end of a sentence.
+        of_boxes: whether it needs the box of the object.
     """
 
     name: str
@@ -29,7 +31,12 @@ class Measure(NamedTuple):
     best: str = "1"
     worst: str = "0"
     ranked: bool = True
+    some: str = "it is not defined where removals do not change the score"
+    of_boxes: bool = False
 
+
+_NOTHING_TO_REMOVE = "it is not defined where an image scores no higher than with all its parts removed"
+_PROBED = "the first images alone are asked (`--probed`), by methods of few passes"
 
 _TABLE = (
     Measure(
@@ -47,26 +54,30 @@ _TABLE = (
         True,
         "Share of the total of the positive Shapley values that the map's best quarter of the patches holds.",
         "Says nothing of the order among these patches, nor of evidence against the class.",
-        worst="about 0.25 or less",
+        worst="about 0.25; below 0: the patches speak against the class",
+        some="it is not defined where no patch has a positive Shapley value",
     ),
     Measure(
         "deletion",
         "deletion",
         "Petsiuk et al. 2018, arXiv:1806.07421",
         False,
-        "Area under the normalised score while the map's strongest pixels are removed first.",
+        "Area under the score, 1 with all parts and 0 with none, as the strongest pixels are removed first.",
         "No network knows images with holes; a map may gain because its holes fool the network.",
-        best="0",
+        best="0 or less",
         worst="about 0.5",
+        some=_NOTHING_TO_REMOVE,
     ),
     Measure(
         "insertion",
         "insertion",
         "Petsiuk et al. 2018, arXiv:1806.07421",
         True,
-        "Area under the normalised score while the map's strongest pixels are shown first, on the baseline.",
+        "Area under the same score as the strongest pixels are shown first, all others being removed.",
         "Favours maps of connected areas; like deletion it leaves the distribution of images.",
+        best="1 or more",
         worst="about 0.5",
+        some=_NOTHING_TO_REMOVE,
     ),
     Measure(
         "f-fidelity",
@@ -76,6 +87,7 @@ _TABLE = (
         "How much more of the score is lost if some of the map's best quarter is removed, not of the rest.",
         "The paper first trains the network further on masked images; here that is up to its owner (erase).",
         best="above 0",
+        some=_NOTHING_TO_REMOVE,
     ),
     Measure(
         "single-deletion",
@@ -113,6 +125,7 @@ _TABLE = (
         best="0",
         worst="none",
         ranked=False,
+        some=_PROBED,
     ),
     Measure(
         "randomisation",
@@ -124,6 +137,7 @@ _TABLE = (
         best="below 0.5",
         worst="1",
         ranked=False,
+        some=_PROBED,
     ),
     Measure(
         "randomisation-smooth",
@@ -135,6 +149,7 @@ _TABLE = (
         best="below 0.5",
         worst="1",
         ranked=False,
+        some=_PROBED,
     ),
     Measure(
         "completeness",
@@ -146,6 +161,7 @@ _TABLE = (
         best="0",
         worst="none",
         ranked=False,
+        some="not all methods promise it",
     ),
     Measure(
         "pointing",
@@ -154,6 +170,8 @@ _TABLE = (
         True,
         "Share of images whose strongest pixel lies in the box.",
         "One pixel decides, and a network may rightly look beside the object.",
+        some="not all images have a box of the object in what the network sees",
+        of_boxes=True,
     ),
     Measure(
         "mass",
@@ -162,6 +180,8 @@ _TABLE = (
         True,
         "Share of the map's positive values in the box (energy-based pointing game).",
         "Large boxes are easy, and a network may rightly look beside the object.",
+        some="not all images have a box of the object in what the network sees",
+        of_boxes=True,
         worst="the box's share of the image",
     ),
     Measure(
@@ -171,6 +191,8 @@ _TABLE = (
         True,
         "Share of the box's K pixels among the map's K strongest.",
         "Large boxes are easy, and a network may rightly look beside the object.",
+        some="not all images have a box of the object in what the network sees",
+        of_boxes=True,
         worst="the box's share of the image",
     ),
 )

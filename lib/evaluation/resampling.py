@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 2000
+FEWEST = 5  # images; the interval of fewer is little more than their range
 _EQUAL = 1e-6  # means that differ by less, by rounding, are equal
 
 
@@ -15,12 +16,13 @@ class Means:
 
     Attributes:
         means: (M,), NaN where a method has no value.
-        low, high: ends of the 95 % intervals (M,); NaN for fewer than two images.
+        low, high: ends of the 95 % intervals (M,); NaN for fewer than `FEWEST` images.
         ranks: rank of each method, from 1, (M,); equal ones share it; 0 for controls, and for a method
             without a value.
-        holds: share of the draws in which its rank is the same, (M,); NaN where there is no rank.
+        holds: share of the draws in which its rank is the same, (M,); NaN where there is no rank
+            or no interval.
         beats: lower end of the 95 % interval of the paired difference from the best control (M,), positive if
-            the method is better; NaN for controls and where there is none.
+            the method is better; NaN for controls and where there is no interval.
     """
 
     means: np.ndarray
@@ -53,17 +55,18 @@ def summarise(
     means = _means(np.ones((1, count)), values)[0]
     sampled = _means(times, values)
     nothing = np.full(values.shape[1], np.nan)
-    low, high = _percentiles(sampled) if count > 1 else (nothing, nothing)
+    low, high = _percentiles(sampled) if count >= FEWEST else (nothing, nothing)
     ranks = _ranks(sign * means[None], is_control)[0]
     holds = (_ranks(sign * sampled, is_control) == ranks).mean(0)
     beats = nothing
     known = is_control & ~np.isnan(means)
-    if known.any() and count > 1:
+    if known.any() and count >= FEWEST:
         best = int(np.argmax(np.where(known, sign * means, -np.inf)))
         # Of the images on which both have a value, as a difference is one of pairs.
         paired = _means(times, sign * (values - values[:, best : best + 1]))
         beats = np.where(is_control, np.nan, _percentiles(paired)[0])
-    return Means(means, low, high, ranks, np.where(ranks > 0, holds, np.nan), beats)
+    holds = np.where((ranks > 0) & (count >= FEWEST), holds, np.nan)
+    return Means(means, low, high, ranks, holds, beats)
 
 
 def _means(times: np.ndarray, values: np.ndarray) -> np.ndarray:

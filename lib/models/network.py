@@ -36,6 +36,7 @@ class Network:
         views: number of views of an image over which it averages its answers, see `AveragedViews`; explained
             is the answer to the image itself.
         dense: whether it tells the class of each pixel: its output is (B, classes, H, W).
+        code: what its function depends on beside its weights, as a hash: the user's code and its arguments.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Network:
     independent: bool = False
     views: int = 1
     dense: bool = False
+    code: str = ""
 
     def __post_init__(self) -> None:
         self.module.eval().requires_grad_(False)
@@ -172,12 +174,12 @@ def _views(saved: dict[str, Any]) -> int:
 
 
 def find_classes(network: Network, targets: Sequence[str]) -> list[int]:
-    """Return the indices of the classes in `targets`, which are names (case is ignored) or numbers.
+    """Return the indices of the classes in `targets`, names (case is ignored) or numbers, each once.
 
     Raises:
         UserError: no class has that name (the message lists the nearest), or the number is too large.
     """
-    return [_find_class(network.classes, str(target)) for target in targets]
+    return list(dict.fromkeys(_find_class(network.classes, str(target)) for target in targets))
 
 
 def _find_class(classes: Sequence[str], target: str) -> int:

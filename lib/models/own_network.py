@@ -7,13 +7,16 @@ transformers.
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 import inspect
 import math
+import site
 import sys
+import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +29,7 @@ from lib.data.preprocessing import Preprocessing
 from lib.models import outputs as answered
 from lib.models.network import Network
 from lib.runtime import checkpoint, weights
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, expect_errors_in
 from lib.runtime.files import existing_file
 from lib.runtime.settings import Settings
 
@@ -69,6 +72,7 @@ def load(settings: OwnNetwork, device: torch.device | str = "cpu") -> Network:
             "--weights random is for torchvision's networks: without --weights, one of your own has those "
             "with which its file makes it"
         )
+    loaded = set(sys.modules)
     source, module = _make(settings)
     if settings.weights:
         _load_weights(module, settings.weights)
@@ -77,6 +81,8 @@ def load(settings: OwnNetwork, device: torch.device | str = "cpu") -> Network:
     how = _preprocessing(settings, source, module)
     network = Network(module, (), how, settings.network.rpartition(":")[2], independent=settings.multi_label)
     outputs = _count_outputs(network)
+    # Only now, because the user's code may import modules when it first computes.
+    network = replace(network, code=_digest_of_code(source, settings, loaded))
     classes = settings.classes and class_names.read(settings.classes)
     classes = classes or _names_in(source, outputs)
     return named(network, classes, outputs)
@@ -93,15 +99,7 @@ def named(network: Network, classes: Sequence[str], outputs: int) -> Network:
     if len(names) != count:
         told = "one output, which tells 2 classes apart" if outputs == 1 else f"{outputs} outputs"
         raise UserError(f"{network.name} has {told}, and --classes names {len(names)}")
-    return Network(
-        network.module,
-        names,
-        network.preprocessing,
-        network.name,
-        network.epoch,
-        network.independent and outputs > 1,
-        network.views,
-    )
+    return replace(network, classes=names, independent=network.independent and outputs > 1)
 
 
 def logits_of(output: Any) -> Any:
@@ -128,6 +126,7 @@ def _make(settings: OwnNetwork) -> tuple[ModuleType, nn.Module]:
     if not Path(file).suffix and Path(f"{file}.py").is_file():
         raise UserError(f"--network {settings.network}: give {file}.py:{name}, with the file's ending")
     path = existing_file(file)
+    expect_errors_in(path)
     source = _imported(path)
     make = getattr(source, name, None)
     if not callable(make):
@@ -162,6 +161,35 @@ def _imported(path: Path) -> ModuleType:
     loader = spec.loader
     _run(lambda: loader.exec_module(source), str(path), path)
     return source
+
+
+def _digest_of_code(source: ModuleType, settings: OwnNetwork, loaded: Collection[str]) -> str:
+    """Return a hash of the user's code and of the arguments with which it is called.
+
+    The code is that of their file and of the modules that it imports, those of packages left out, which are
+    installed and seldom change.
+
+    Args:
+        source: the module of the user's file.
+        settings: the flags of their network.
+        loaded: names of the modules that were loaded before it.
+    """
+    folder = Path(str(source.__file__)).resolve().parent
+    digest = hashlib.sha256(repr((settings.network_args or (), source.__name__)).encode())
+    digest.update(settings.network.rpartition(":")[2].encode())
+    for name, module in sorted(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "").resolve()
+        is_theirs = name not in loaded or folder in file.parents
+        if module is source or (is_theirs and file.is_file() and not _is_installed(name, file)):
+            digest.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _is_installed(name: str, file: Path) -> bool:
+    """Return whether a module is of a package or of Python, or of this project."""
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    places = {Path(each).resolve() for each in (*map(sysconfig.get_path, kinds), site.getusersitepackages())}
+    return name.partition(".")[0] in ("lib", "__main__") or bool(places & set(file.parents))
 
 
 def _run(call: Any, what: str, path: Path) -> Any:

@@ -1,7 +1,9 @@
 """The exceptions that end a run, which `cli.run` turns into one line and an exit status; and warnings."""
 
 import contextlib
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,24 @@ class Interrupted(Exception):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number = signal_number
+
+
+_user_files: set[str] = set()
+
+
+def expect_errors_in(path: Path) -> None:
+    """Say that a file holds code of the user's, whose exceptions are to be told in one line."""
+    _user_files.add(str(path.resolve()))
+
+
+def told_of_user_code(error: BaseException) -> str:
+    """Return an exception that passed through the user's code as one line; empty if it did not."""
+    calls = traceback.extract_tb(error.__traceback__)
+    own = [each for each in calls if os.path.realpath(each.filename) in _user_files]
+    if not own:
+        return ""
+    text = " ".join(str(error).split())[:300]
+    return f"{own[-1].filename} raises {type(error).__name__} in line {own[-1].lineno}: {text}"
 
 
 def warn(message: str) -> None:

@@ -1,15 +1,19 @@
 """The work of compare-explanations.py: explain each image by every method, measure the maps, keep them."""
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
-from lib.data.boxes import box_in_input, read_boxes
+from lib.data import folders
+from lib.data.boxes import ObjectBox, box_in_input, read_boxes
 from lib.data.image_inputs import ImageInput
 from lib.evaluation.maps import box_mask
 from lib.evaluation.measures import CONTROLS, MEASURES
@@ -23,7 +27,7 @@ from lib.tasks import comparison_maps, comparison_measures
 from lib.tasks.comparison_measures import Judge, MeasureSettings, Shared
 from lib.tasks.comparison_store import Store, key_of
 from lib.tasks.explanation_panels import Question
-from lib.tasks.explanation_records import weights_digest
+from lib.tasks.explanation_records import digest_of
 from lib.tasks.explanation_run import ExplanationRun
 
 
@@ -56,6 +60,7 @@ class Row(NamedTuple):
         key: the name of the kept result.
         numbers: for each target, the measures by name; None where one is not defined.
         passes, seconds: what the maps cost.
+        reused: whether it is a kept result of an earlier run.
     """
 
     image: int
@@ -65,6 +70,7 @@ class Row(NamedTuple):
     numbers: list[dict[str, float | None]]
     passes: int
     seconds: float
+    reused: bool
 
 
 class Told(NamedTuple):
@@ -92,16 +98,35 @@ class Found:
         run: the run.
         rows: the rows of all images, in order.
         told: what the networks say of the images.
+        bad: numbers of images that could not be read, with --skip-bad.
     """
 
     run: ExplanationRun
     rows: list[Row] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
+    bad: set[int] = field(default_factory=set)
+
+    @property
+    def good(self) -> list[int]:
+        """Numbers of the images that could be read."""
+        return [number for number in range(len(self.names)) if number not in self.bad]
 
     @property
     def names(self) -> list[str]:
         """Names of the images."""
         return self.run.names
+
+
+class _OfImage(NamedTuple):
+    """What a rank found of an image; if it could not be read, why."""
+
+    rows: Sequence[Row] = ()
+    told: Sequence[Told] = ()
+    bad: str = ""
+
+
+# Function that hears of what was found of an image as it comes, on rank 0.
+Hear = Callable[[Sequence[Row], Sequence[Told]], None]
 
 
 class _Ended(Exception):
@@ -130,10 +155,20 @@ class Comparison:
     def __post_init__(self) -> None:
         self._readers = self.run.readers()
         self._read: dict[int, list[ImageInput]] = {}
-        self._boxes = read_boxes(self.settings.boxes) if self.settings.boxes else {}
-        unknown = sorted(set(self._boxes) - set(self.run.names))
+        self._boxes = self._boxes_of_images()
+
+    def _boxes_of_images(self) -> dict[str, ObjectBox]:
+        """Return the boxes by the names of the images; the file may call one by its file's name, too."""
+        given = read_boxes(self.settings.boxes) if self.settings.boxes else {}
+        files = {Path(each).name: name for each, name in zip(self.run.sources, self.run.names, strict=True)}
+        found = {(key if key in self.run.names else files.get(key, key)): box for key, box in given.items()}
+        unknown = sorted(set(found) - set(self.run.names))
         if unknown:
-            raise UserError(f"--boxes {self.settings.boxes}: no image is called {unknown[0]!r}")
+            known = folders.first_few(self.run.names)
+            raise UserError(
+                f"--boxes {self.settings.boxes}: no image is called {unknown[0]!r}; there are {known}"
+            )
+        return found
 
     @cached_property
     def refused(self) -> dict[int, dict[str, str]]:
@@ -156,7 +191,7 @@ class Comparison:
 
     def _why_not(self, network: Network, method: str) -> str:
         """Return why a method cannot explain a network, or nothing; kept, because to see it takes seconds."""
-        key = key_of("check", method, weights_digest(network), network.preprocessing)
+        key = key_of("check", method, digest_of(network), network.preprocessing)
         saved = self.store.find(key)
         if saved is None:
             saved = {"why": comparison_maps.check(network, method)}
@@ -174,10 +209,13 @@ class Comparison:
                 network.check_takes(image.size)
         return self._read[number]
 
-    def do(self) -> Found | None:
+    def do(self, hear: Hear) -> Found | None:
         """Compare on all images; return the results on rank 0.
 
         Ranks share the images.
+
+        Args:
+            hear: what is called with the results of each image as they come, on rank 0.
 
         Raises:
             UserError: an image cannot be read or explained.
@@ -189,7 +227,7 @@ class Comparison:
         with self.signals, self._progress() as bar:
             for first in range(0, len(self.run.names), world):
                 number = first + rank
-                result: tuple[list[Row], list[Told]] = ([], [])
+                result = _OfImage()
                 error: Exception | None = None
                 with distributed.alone():
                     try:
@@ -200,15 +238,22 @@ class Comparison:
                     except (UserError, RunFailed) as caught:
                         error = caught
                 everyone = distributed.gathered((result, error))
-                for (rows, told), _ in everyone:
-                    found.rows += rows
-                    found.told += told
+                for place, (each, _) in enumerate(everyone):
+                    found.rows += each.rows
+                    found.told += each.told
+                    if distributed.is_main() and each.bad:
+                        warn(f"{each.bad}: skipped")
+                        found.bad.add(first + place)
+                    elif distributed.is_main():
+                        hear(each.rows, each.told)
                 if distributed.max_over_ranks(int(error is not None), device):
                     raise next((each for _, each in everyone if each), error or RunFailed("a rank failed"))
                 received = distributed.max_over_ranks(self.signals.received, device)
                 if received:
                     raise Interrupted("interrupted: the same command goes on where it was", received)
             self._readers[-1].warn()
+        if distributed.is_main() and not found.good:
+            raise UserError("none of the images can be read")
         return found if distributed.is_main() else None
 
     @contextmanager
@@ -220,9 +265,26 @@ class Comparison:
         with tqdm(total=own * each, unit=" maps", disable=disable, leave=False) as bar:
             yield bar
 
-    def _of_image(self, number: int, bar: tqdm) -> tuple[list[Row], list[Told]]:
-        others = self.images((number + 1) % len(self.run.names)) if len(self.run.names) > 1 else None
-        own = self.images(number)
+    def _another(self, number: int) -> list[ImageInput] | None:
+        """Return the next image that is not the same picture; None if there is none."""
+        own, count = self.images(number), len(self.run.names)
+        for step in range(1, count):
+            try:
+                other = self.images((number + step) % count)
+            except UserError:  # told of when its turn comes
+                continue
+            if not torch.equal(own[-1].pixels, other[-1].pixels):
+                return other
+        return None
+
+    def _of_image(self, number: int, bar: tqdm) -> _OfImage:
+        try:
+            own = self.images(number)
+        except UserError as error:
+            if not self.run.asked.skip_bad:
+                raise
+            return _OfImage(bad=str(error))
+        others = self._another(number)
         (questions,) = self.run.questions([own])
         (asked_of_others,) = self.run.questions([others]) if others else ([None] * len(own),)
         rows, told = [], []
@@ -230,17 +292,27 @@ class Comparison:
             one = _One(self, number, index, *pair)
             rows += one.rows(bar)
             told.append(one.told)
-        return rows, told
+        return _OfImage(rows, told)
 
     def box(self, number: int, image: ImageInput) -> Any:
         """Return the box of the object in an image's input, as a mask (H, W); None if it is not known."""
         given = self._boxes.get(self.run.names[number])
         if given is None:
             return None
+        height, width = image.size if image.original is None else image.original.size
+        if given.bottom > height or given.right > width:
+            raise UserError(
+                f"--boxes {self.settings.boxes}: the box of {image.name} ends at row {given.bottom:g} and "
+                f"column {given.right:g}, and the image has {height} rows and {width} columns"
+            )
         mask = box_mask(box_in_input(given, image), image.size)
-        if not mask.any():
-            raise UserError(f"--boxes {self.settings.boxes}: the box of {image.name} lies outside the image")
-        return mask
+        if mask.any():
+            return mask
+        warn(
+            f"the box of {image.name} lies outside the part of the image that the network sees, so that "
+            "nothing is located there: --fit pad shows all of it"
+        )
+        return None
 
 
 @dataclass
@@ -279,7 +351,7 @@ class _One:
         pixels = key_of(image.shape, image.tobytes())
         # The name of an image is part of the seed of what is drawn for it.
         name = question.image.name
-        return (weights_digest(network), network.preprocessing, name, pixels, targets, areas)
+        return (digest_of(network), network.preprocessing, name, pixels, targets, areas)
 
     @property
     def told(self) -> Told:
@@ -309,7 +381,8 @@ class _One:
 
     def _row(self, name: str) -> Row | None:
         whole = self.whole
-        is_shown = self.number < whole.settings.shown and whole.settings.format == "html"
+        is_drawn = self.number < whole.settings.shown and whole.settings.format == "html"
+        is_shown = is_drawn or bool(whole.run.files.save_values)
         probed = self.number < whole.settings.probed and whole.asked.wants(
             "max-sensitivity", "randomisation", "randomisation-smooth"
         )
@@ -326,9 +399,11 @@ class _One:
         ]
         key = key_of(*self._identity, *depends)
         saved = whole.store.find(key, with_maps=is_shown)
+        reused = saved is not None
         if saved is None:
             saved = self._computed(name, key, is_shown=is_shown, probed=probed)
-        return Row(self.number, self.index, name, key, saved["numbers"], saved["passes"], saved["seconds"])
+        cost = saved["passes"], saved["seconds"]
+        return Row(self.number, self.index, name, key, saved["numbers"], *cost, reused)
 
     def _computed(self, name: str, key: str, *, is_shown: bool, probed: bool) -> dict[str, Any]:
         if name in CONTROLS:
@@ -349,8 +424,29 @@ class _One:
         return result
 
 
-def warn_of_refused(refused: Mapping[int, Mapping[str, str]], networks: Sequence[Network]) -> None:
-    """Warn of methods that cannot explain a network."""
-    for number, reasons in refused.items():
-        for name, why in reasons.items():
-            warn(f"{METHODS[name].title} is left out for {networks[number].name}: {why}")
+def kept_maps(whole: Comparison, row: Row) -> np.ndarray:
+    """Return the maps (T, H, W) of a row.
+
+    Raises:
+        RunFailed: they have vanished since they were computed.
+    """
+    saved = whole.store.find(row.key, with_maps=True)
+    if saved is None:
+        raise RunFailed(f"the kept maps of {row.method} have vanished meanwhile: run it again")
+    return saved["maps"]
+
+
+def check_refused(whole: Comparison) -> None:
+    """Warn of methods that cannot explain a network, one line for each reason.
+
+    Raises:
+        UserError: a network can be explained by none.
+    """
+    for number, reasons in whole.refused.items():
+        network = whole.run.network_names[number]
+        if len(reasons) == len(whole.settings.method_names):
+            raise UserError(f"no method asked for can explain {network}: {next(iter(reasons.values()))}")
+        for why in dict.fromkeys(reasons.values()):
+            names = [METHODS[name].title for name, reason in reasons.items() if reason == why]
+            are = "is" if len(names) == 1 else "are"
+            warn(f"{', '.join(names)} {are} left out for {network}: {why}")

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lib.evaluation.measures import MEASURES
 from lib.explain.shapley import FEWEST_EVALUATIONS_A_PLAYER
 from lib.runtime import distributed
 from lib.runtime.errors import UserError
 from lib.tasks import comparison_report
-from lib.tasks.comparison import Comparison, ComparisonSettings, warn_of_refused
+from lib.tasks.comparison import Comparison, ComparisonSettings, check_refused
 from lib.tasks.comparison_measures import MeasureSettings
 from lib.tasks.comparison_store import Store
 from lib.tasks.explanation_run import ExplanationRun
@@ -23,13 +24,18 @@ def compare(run: ExplanationRun, flags: Mapping[str, Any]) -> None:
     """
     settings, asked = ComparisonSettings.of(flags), MeasureSettings.of(flags)
     _check_budget(asked)
+    boxed = [name for name in asked.measures or () if name != "all" and MEASURES[name].of_boxes]
+    if boxed and not settings.boxes:
+        raise UserError(
+            f"--measures {boxed[0]} measures where a map lies: say where the objects are with --boxes"
+        )
     path = comparison_report.report_file(settings.report, run.files.out_dir, settings.format)
     masked = comparison_report.were_masked(flags["restore_file"] or (), len(run.networks))
     store = Store(Path(run.files.out_dir) / "kept")
     whole = Comparison(run, settings, asked, store, masked)
     if distributed.is_main():
-        warn_of_refused(whole.refused, run.networks)
-    found = whole.do()
+        check_refused(whole)
+    found = whole.do(comparison_report.RecordLines(run).add)
     if found is not None:
         comparison_report.write(whole, found, path)
 

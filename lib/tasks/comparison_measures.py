@@ -188,20 +188,25 @@ class Judge:
             return {}
         coarse, fine = cell_sums(values, self._coarse), cell_sums(values, self._fine)
         found: dict[str, float] = {}
+        scale = max(abs(known.full[target]), abs(known.empty[target]))
+
+        def changes(of_targets: list) -> Tensor:
+            return faithfulness.or_nothing(_doubles(of_targets[target]), scale, bfloat16=self.asked.amp)
+
         if known.truth:
-            truth = _doubles(known.truth[target])
+            truth = changes(known.truth)
             found["agreement"] = faithfulness.shapley_agreement(coarse, truth)
             best = max(1, round(_OF_PATCHES * len(truth)))
             found["top-share"] = faithfulness.top_share(coarse, truth, best)
         found |= self._by_removals(values, fine, target)
         if known.alone:
-            found["single-deletion"] = faithfulness.single_deletion(coarse, _doubles(known.alone[target]))
+            found["single-deletion"] = faithfulness.single_deletion(coarse, changes(known.alone))
         if known.subsets:
             sums = self._subsets @ fine
-            found["sensitivity-n"] = faithfulness.sensitivity_n(sums, _doubles(known.subsets[target]))
+            found["sensitivity-n"] = faithfulness.sensitivity_n(sums, changes(known.subsets))
         if known.squares:
             sums = (self._squares * values).sum((1, 2))
-            found["infidelity"] = faithfulness.unexplained(sums, _doubles(known.squares[target]))
+            found["infidelity"] = faithfulness.unexplained(sums, changes(known.squares))
         if self.box is not None:
             found["pointing"] = maps.pointing(values, self.box)
             found["mass"] = maps.relevance_mass(values, self.box)

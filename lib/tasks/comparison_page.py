@@ -9,7 +9,7 @@ from lib.evaluation.measures import CONTROLS, MEASURES, Measure
 from lib.figures.explanations import Tile
 from lib.runtime.spelling import printable
 from lib.tasks.comparison_panels import Shown, picture
-from lib.tasks.comparison_table import NOT_BETTER, Cell, Table, single_deletion_note, title_of
+from lib.tasks.comparison_table import NOT_BETTER, PASSES, Cell, Table, title_of
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -17,7 +17,7 @@ _STYLE = """
 body { margin: 0 auto; max-width: 1240px; padding: 1rem; color: #262626; background: #fff;
        font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1.05rem; }
-h1, h2, h3, p, li, dd { overflow-wrap: anywhere; }
+h1, h2, h3, p, li, dd, figcaption { overflow-wrap: anywhere; }
 /* A shadow at the right says that there is more; white covers it at the end. */
 .scroll { overflow-x: auto; border: 1px solid #ccc; background:
   linear-gradient(to left, #fff 30%, transparent) right / 3rem 100% no-repeat local,
@@ -94,8 +94,9 @@ def page(tables: Sequence[Table], panels: Sequence[Shown], settings: Sequence[st
         f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in settings)}</ul>",
         "<p>Means over images with 95 % intervals by bootstrap over images; the rank among methods, and in "
         f'how many draws of the bootstrap it holds. <span class="mark">{NOT_BETTER}</span> marks a method '
-        "that does not beat the best control by its interval. Controls (in italics) know nothing of the "
-        "network's answer. A click on a heading sorts the table.</p>",
+        "that does not beat the best control: the interval of their difference on the same images holds 0. "
+        "Controls (in italics) know nothing of the network's answer. A click on a heading sorts the "
+        f"table.</p><p>Passes: {PASSES}.</p>",
         *(_table(table) for table in tables),
         *(_panels(each) for each in panels),
         "<h2>How to read the numbers</h2>",
@@ -133,17 +134,14 @@ def _table(table: Table) -> str:
             f'<tr{kind}><th scope="row" data-value="{_text(title)}">{_text(title)}</th>'
             f"{''.join(map(_cell, cells))}{cost}</tr>"
         )
-    notes = [table.truth]
-    if any(measure.name == "single-deletion" for measure in table.measures):
-        notes.append(single_deletion_note(table).replace("`", ""))
     said = f"{table.network}, {table.images} image{'s' * (table.images != 1)}"
     return (
         f"<h2>{_text(said)}</h2>\n"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(said)}"><table><thead><tr>'
         f'<th scope="col"><button>method</button></th>{heads}'
-        f'<th scope="col"><button title="passes of the network for the maps of an image">passes</button></th>'
+        f'<th scope="col"><button title="{PASSES}">passes</button></th>'
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        + "".join(f"<p>{_text(note)}</p>" for note in notes if note)
+        + "".join(f"<p>{_text(note.replace('`', ''))}</p>" for note in table.notes)
     )
 
 

@@ -13,9 +13,8 @@ from lib.evaluation.measures import CONTROLS, MEASURES
 from lib.explain.methods import METHODS
 from lib.figures import explanations as pictures
 from lib.figures import frames, style
-from lib.runtime.errors import RunFailed
 from lib.runtime.spelling import readable
-from lib.tasks.comparison import Comparison, Found, Row
+from lib.tasks.comparison import Comparison, Found, Row, kept_maps
 from lib.tasks.comparison_table import title_of
 from lib.tasks.explanation_sheet import MOST_LINES, picture_of
 
@@ -51,12 +50,12 @@ def shown(whole: Comparison, found: Found) -> list[Shown]:
         RunFailed: a kept map has vanished since it was computed.
     """
     result = []
-    for number in range(min(whole.settings.shown, len(found.names))):
+    for number in (each for each in found.good if each < whole.settings.shown):
         images = whole.images(number)
         for told in (each for each in found.told if each.image == number):
             rows = [row for row in found.rows if (row.image, row.network) == (number, told.network)]
-            network = found.run.networks[told.network]
-            kept = [_maps(whole, row) for row in rows]
+            network = found.run.network_names[told.network]
+            kept = [kept_maps(whole, row) for row in rows]
             for target, (name, score) in enumerate(zip(told.targets, told.answers, strict=True)):
                 says = f"{name}, {found.run.asked.score} {readable(score, '.2f')}"
                 is_signed = METHODS[whole.references[told.network]].signed
@@ -64,11 +63,11 @@ def shown(whole: Comparison, found: Found) -> list[Shown]:
                     _tile(row, maps[target], images[told.network], target, found, is_signed)
                     for row, maps in zip(rows, kept, strict=True)
                 ]
-                head = _head([found.names[number], network.name, says], images[told.network], found)
+                head = _head([found.names[number], network, says], images[told.network], found)
                 result.append(
                     Shown(
                         found.names[number],
-                        network.name,
+                        network,
                         says,
                         [row.method for row in rows],
                         [row.numbers[target] for row in rows],
@@ -76,13 +75,6 @@ def shown(whole: Comparison, found: Found) -> list[Shown]:
                     )
                 )
     return result
-
-
-def _maps(whole: Comparison, row: Row) -> np.ndarray:
-    saved = whole.store.find(row.key, with_maps=True)
-    if saved is None:
-        raise RunFailed(f"the kept maps of {row.method} have vanished while they were drawn: run it again")
-    return saved["maps"]
 
 
 def _head(title: Sequence[str], image: ImageInput, found: Found) -> pictures.Tile:
@@ -110,8 +102,8 @@ def _tile(
     return pictures.Tile(title, pixels, drawn, signed, box, smooth=drawn is not values)
 
 
-def sheets(panels: Sequence[Shown], columns: int, folder: Path, *, show: bool) -> list[Path]:
-    """Draw the panels of all images on sheets, without controls; return the files."""
+def sheets(panels: Sequence[Shown], columns: int, stem: Path, *, show: bool) -> list[Path]:
+    """Draw the panels of all images on sheets, without controls; return the files, which `stem` names."""
     pages: list[list[list[pictures.Tile | None]]] = [[]]
     for each in panels:
         tiles = [tile for name, tile in zip(each.names, each.tiles[1:], strict=True) if name not in CONTROLS]
@@ -129,7 +121,8 @@ def sheets(panels: Sequence[Shown], columns: int, folder: Path, *, show: bool) -
     for number, page in enumerate(pages, start=1):
         if page:
             suffix = "" if number == 1 else f"-page-{number}"
-            found.append(style.save(pictures.sheet(page), folder / f"comparison{suffix}.png", show=show))
+            file = stem.with_name(f"{stem.name}{suffix}.png")
+            found.append(style.save(pictures.sheet(page), file, show=show))
     return found
 
 

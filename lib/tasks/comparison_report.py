@@ -11,12 +11,13 @@ import numpy as np
 
 from lib.cli.comparison_flags import INPAINT
 from lib.evaluation.measures import MEASURES
-from lib.runtime import checkpoint
+from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.files import replaced, writable_file, write_atomically
 from lib.tasks import comparison_table
-from lib.tasks.comparison import Comparison, Found
+from lib.tasks.comparison import Comparison, Found, Row, Told, kept_maps
 from lib.tasks.comparison_store import key_of
+from lib.tasks.explanation_run import ExplanationRun
 from lib.tasks.explanation_values import as_json, as_lines
 
 
@@ -49,6 +50,23 @@ def _is_erased(file: str) -> bool:
     return "erase" in (flags.get("augment") or ())
 
 
+class RecordLines:
+    """The records as JSON lines, which are written as they come, if `--json FILE.jsonl` asks for it."""
+
+    def __init__(self, run: ExplanationRun) -> None:
+        named = run.files.json or ""
+        self._run = run
+        self._path = Path(named) if named.endswith(".jsonl") and distributed.is_main() else None
+        if self._path is not None:
+            write_atomically(self._path, b"")
+
+    def add(self, rows: Sequence[Row], told: Sequence[Told]) -> None:
+        """Append the records of an image."""
+        if self._path is not None:
+            with self._path.open("ab") as file:
+                file.write(as_lines(_records(self._run, rows, told)))
+
+
 def write(whole: Comparison, found: Found, path: Path) -> None:
     """Write the report and what else is asked for; log the files. Call it on rank 0.
 
@@ -56,15 +74,14 @@ def write(whole: Comparison, found: Found, path: Path) -> None:
         RunFailed: a file cannot be written.
     """
     run, settings = whole.run, whole.settings
-    tables = comparison_table.tables_of(found, whole.masked)
+    tables = comparison_table.tables_of(found, whole.masked, whole.asked.names)
     said = _settings(whole)
     if run.files.json:
-        records = _records(found)
-        lines = run.files.json.endswith(".jsonl")
-        write_atomically(Path(run.files.json), as_lines(records) if lines else as_json(records))
+        if not run.files.json.endswith(".jsonl"):
+            write_atomically(Path(run.files.json), as_json(_records(run, found.rows, found.told)))
         run.log.event("RECORDS", file=run.files.json)
     if run.files.save_values:
-        _save_values(whole, found, Path(run.files.save_values))
+        _save_values(whole, found)
         run.log.event("VALUES", file=run.files.save_values)
     text = comparison_table.markdown(tables, said)
     table_file = path if settings.format == "md" else path.with_suffix(".md")
@@ -73,7 +90,14 @@ def write(whole: Comparison, found: Found, path: Path) -> None:
     if settings.format == "html":
         for file in _drawn(whole, found, path, tables, text):
             run.log.event("FIGURE", file=file)
-    run.log.event("DONE", images=len(found.names), maps=len(found.rows), reused=whole.store.reused)
+    skipped = {"skipped": len(found.bad)} if found.bad else {}
+    run.log.event(
+        "DONE",
+        images=len(found.good),
+        **skipped,
+        maps=len(found.rows),
+        reused=sum(row.reused for row in found.rows),
+    )
 
 
 def _drawn(
@@ -94,7 +118,7 @@ def _drawn(
     columns = run.sheets.columns or frames.COLUMNS
     panels = comparison_panels.shown(whole, found)
     write_atomically(path, comparison_page.page(tables, panels, _settings(whole)).encode())
-    files = [path, *comparison_panels.sheets(panels, columns, folder, show=run.files.show)]
+    files = [path, *comparison_panels.sheets(panels, columns, path.with_suffix(""), show=run.files.show)]
     content = {"key": key, "files": {str(file): _sha(file) for file in files}}
     note.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(note, json.dumps(content).encode())
@@ -115,60 +139,103 @@ def _sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+_SHOWN = {
+    "blur": "the image, blurred",
+    "mean": "its mean colour",
+    "grey": "grey",
+    "black": "black",
+    "noise": "noise",
+}  # by what removed parts show
+
+
 def _settings(whole: Comparison) -> list[str]:
     """Return what was compared, as sentences."""
     asked, run = whole.asked, whole.run
-    what = run.asked
-    targets = (
-        f"the classes {', '.join(what.target)}" if what.target else f"the {what.top_k} likeliest classes"
-    )
-    if what.top_k == 1 and not what.target:
-        targets = "the likeliest class"
+    count = len(run.names)
+    drawn = f" of {whole.settings.study}, drawn with the seed {asked.seed}" if whole.settings.study else ""
+    said = [
+        f"Network{'s' * (len(run.networks) > 1)}: {', '.join(run.network_names)}. "
+        f"{_many(count, 'image')}{drawn}.",
+        f"Explained: the {run.asked.score} of {_targets(run)}.",
+    ]
     if asked.removal == INPAINT:
         shown = "Removed parts are in-painted; methods that have a baseline get the mean colour."
     else:
-        shown = f"Removed parts show: {asked.removal}, as do methods that have a baseline."
-    return [
-        f"Networks: {', '.join(network.name for network in run.networks)}. "
-        f"{len(whole.run.names)} image{'s' * (len(whole.run.names) != 1)}"
-        + (f" of {whole.settings.study}, drawn with the seed {asked.seed}." if whole.settings.study else "."),
-        f"Explained: the {what.score} of {'the units or areas given' if what.others else targets}.",
-        f"{shown} For single deletion they are black."
-        + (" Their scores are computed in bfloat16." if asked.amp else ""),
-        f"Shapley values: {asked.grid} × {asked.grid} patches, {asked.budget} evaluations at most. Deletion "
-        f"and insertion: {asked.steps} steps. Noise and random weights: "
-        f"{min(whole.settings.probed, len(whole.run.names))} images.",
-    ]
+        shown = f"Removed parts show {_SHOWN[asked.removal]}, the baseline of methods that have one, too."
+    if asked.wants("single-deletion") and asked.removal != "black":
+        shown += " For single deletion they are black."
+    said.append(shown + (" Scores of removals are computed in bfloat16." if asked.amp else ""))
+    how = []
+    if asked.wants("agreement", "top-share"):
+        how.append(
+            f"Shapley values: {asked.grid} × {asked.grid} patches, at most {asked.budget} evaluations."
+        )
+    if asked.wants("deletion", "insertion"):
+        how.append(f"Deletion and insertion: {asked.steps} steps.")
+    if asked.wants("max-sensitivity", "randomisation", "randomisation-smooth"):
+        how.append(f"Noise and random weights: {_many(min(whole.settings.probed, count), 'image')}.")
+    return [*said, *([" ".join(how)] if how else [])]
 
 
-def _records(found: Found) -> list[dict]:
-    told = {(each.image, each.network): each for each in found.told}
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _targets(run: ExplanationRun) -> str:
+    """Return which targets are explained, in words."""
+    asked = run.asked
+    if asked.others:
+        return "the units or areas given"
+    if asked.target:
+        which = f"the class{'es' * (len(asked.target) > 1)} {', '.join(asked.target)}"
+    else:
+        which = "the likeliest class" if asked.top_k == 1 else f"the {asked.top_k} likeliest classes"
+    if not asked.dense:
+        return which
+    region = asked.region or ("the area given" if asked.area else "prediction")
+    return f"{which}, summed over the region: {region}"
+
+
+def _records(run: ExplanationRun, rows: Sequence[Row], told: Sequence[Told]) -> list[dict]:
+    known = {(each.image, each.network): each for each in told}
     return [
         {
-            "image": found.names[row.image],
-            "model": found.run.networks[row.network].name,
+            "image": run.names[row.image],
+            "model": run.network_names[row.network],
             "method": row.method,
-            "target": told[row.image, row.network].targets[target],
-            "score": told[row.image, row.network].answers[target],
+            "target": known[row.image, row.network].targets[target],
+            "score": known[row.image, row.network].answers[target],
             **{name: numbers[name] for name in MEASURES if name in numbers},
             "passes": row.passes,
             "seconds": row.seconds,
         }
-        for row in found.rows
+        for row in rows
         for target, numbers in enumerate(row.numbers)
     ]
 
 
-def _save_values(whole: Comparison, found: Found, path: Path) -> None:
-    """Save the maps of the images that are shown (P, H, W), with names, models, methods and classes (P,)."""
+def _save_values(whole: Comparison, found: Found) -> None:
+    """Save the maps of all images (P, H, W), with names, models, methods and classes (P,).
+
+    Into one file, or in a folder, into one for each image.
+    """
+    files = whole.run.files
+    if files.values_folder is None:
+        _save_maps(whole, found, found.rows, Path(str(files.save_values)))
+        return
+    for number in found.good:
+        rows = [row for row in found.rows if row.image == number]
+        _save_maps(whole, found, rows, files.values_folder / f"{found.names[number]}.npz")
+
+
+def _save_maps(whole: Comparison, found: Found, rows: Sequence[Row], path: Path) -> None:
     columns: dict[str, list] = {name: [] for name in ("maps", "names", "models", "methods", "classes")}
     told = {(each.image, each.network): each for each in found.told}
-    for row in found.rows:
-        saved = whole.store.find(row.key, with_maps=True) if row.image < whole.settings.shown else None
-        for target, values in enumerate([] if saved is None else saved["maps"]):
+    for row in rows:
+        for target, values in enumerate(kept_maps(whole, row)):
             columns["maps"].append(values)
             columns["names"].append(found.names[row.image])
-            columns["models"].append(found.run.networks[row.network].name)
+            columns["models"].append(found.run.network_names[row.network])
             columns["methods"].append(row.method)
             columns["classes"].append(told[row.image, row.network].targets[target])
     if len({values.shape for values in columns["maps"]}) > 1:

@@ -15,7 +15,7 @@ from lib.runtime.errors import warn
 from lib.runtime.files import replaced, write_atomically
 
 # Part of every key: to be raised whenever the same settings would give other numbers.
-VERSION = 2
+VERSION = 3
 
 
 def key_of(*parts: object) -> str:
@@ -27,13 +27,12 @@ class Store:
     """The folder of kept results.
 
     Attributes:
-        reused, damaged: number of results of earlier runs that were found, and that were, but are damaged.
+        damaged: number of results that were found, but are damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.reused = self.damaged = 0
-        self._made: set[str] = set()
+        self.damaged = 0
 
     def find(self, key: str, *, with_maps: bool = False) -> dict[str, Any] | None:
         """Return a result, with its maps (T, H, W) under `maps` if asked for; None if there is none."""
@@ -47,10 +46,10 @@ class Store:
         except Exception as error:  # NumPy and zipfile raise errors of a dozen kinds for a damaged file
             if isinstance(error, FileNotFoundError):  # the image was not shown then
                 return None
-            warn(f"the kept result {path} is damaged: it is computed again")
             self.damaged += 1
+            if self.damaged == 1:  # one line, and not one for each
+                warn(f"the kept result {path} is damaged: it is computed again, as are all that are")
             return None
-        self.reused += key not in self._made
         return found
 
     def save(self, key: str, result: dict[str, Any], maps: np.ndarray | None = None) -> None:
@@ -59,7 +58,6 @@ class Store:
         Raises:
             RunFailed: it cannot be written.
         """
-        self._made.add(key)
         path = self._file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = dict(result)

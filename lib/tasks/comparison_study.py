@@ -10,7 +10,7 @@ import torch
 from lib.cli import CommandLine
 from lib.data import datasets, folders, image_inputs
 from lib.data.datasets import FOLDER
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, warn
 
 
 def line_of(line: CommandLine) -> CommandLine:
@@ -38,6 +38,8 @@ def images_of(flags: Mapping[str, Any]) -> Sequence[str]:
         entry = datasets.find(name)
         read = entry.read(Path(flags["data_dir"]), entry.options({})).splits
         count = len(read[image_inputs.unseen(read)].labels)
+    if flags["images"] > count:
+        warn(f"{name} has {count} images to study: all of them are taken")
     generator = torch.Generator().manual_seed(flags["seed"])
     chosen = torch.randperm(count, generator=generator)[: flags["images"]].sort().values
     return [f"{name}:{number}" for number in chosen.tolist()]

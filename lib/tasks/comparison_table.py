@@ -1,19 +1,29 @@
 """Tables of a comparison: means over images with intervals, marks and ranks, as rows of text and Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lib.evaluation.measures import CONTROLS, MEASURES, PASSES_BELOW, Measure
-from lib.evaluation.resampling import Means, summarise
+from lib.evaluation.resampling import FEWEST, Means, summarise
 from lib.explain.methods import METHODS
 from lib.runtime.spelling import printable, readable
-from lib.tasks.comparison import Found
+from lib.tasks.comparison import Found, Told
 
 NOT_BETTER = "✗"
 _NONE = "–"
+_MOST_ERROR = 10  # per cent
+_IN_DISTRIBUTION = (
+    "Single deletion is in distribution (IDSDS): the network was trained with erased patches "
+    "(`--augment erase`)."
+)
+_OUT_OF_DISTRIBUTION = (
+    "Single deletion leaves the distribution: nothing says that the network was trained with masked patches "
+    "(`--augment erase`)."
+)
+PASSES = "passes of the network, forwards and backwards, that a method takes for the maps of an image"
 _PASS_OR_FAIL = ("randomisation", "randomisation-smooth")
 
 
@@ -46,8 +56,7 @@ class Table:
         cells: for each name, a cell for each measure.
         passes: passes of the network, forwards and backwards, for the maps of an image, for each name (not
             seconds, which differ each time: the same command is to give the same table).
-        truth: one sentence on how the Shapley values were found; empty if there are none.
-        in_distribution: whether the network was trained with masked patches.
+        notes: sentences on how far the numbers can be relied on, in Markdown.
     """
 
     network: str
@@ -56,8 +65,7 @@ class Table:
     measures: list[Measure]
     cells: list[list[Cell]]
     passes: list[int]
-    truth: str
-    in_distribution: bool
+    notes: list[str]
 
 
 def title_of(name: str) -> str:
@@ -65,44 +73,70 @@ def title_of(name: str) -> str:
     return CONTROLS.get(name) or METHODS[name].title
 
 
-def tables_of(found: Found, masked: Sequence[bool]) -> list[Table]:
+def tables_of(found: Found, masked: Sequence[bool], asked: Collection[str]) -> list[Table]:
     """Return a table for each network.
 
     Args:
         found: the results.
         masked: for each network, whether it was trained with masked patches.
+        asked: names of the measures asked for.
     """
-    return [_table(found, number, masked[number]) for number in range(len(found.run.networks))]
+    return [_table(found, number, masked[number], asked) for number in range(len(found.run.networks))]
 
 
-def _table(found: Found, network: int, masked: bool) -> Table:
+def _table(found: Found, network: int, masked: bool, asked: Collection[str]) -> Table:
     rows = [row for row in found.rows if row.network == network]
     names = list(dict.fromkeys(row.method for row in sorted(rows, key=lambda row: _place(row.method))))
     is_control = np.array([name in CONTROLS for name in names])
     column = {name: place for place, name in enumerate(names)}
-    measures, columns = [], []
+    measures, columns, counts = [], [], {}
     for measure in MEASURES.values():
+        if measure.name not in asked:
+            continue
         values = np.full((len(found.names), len(names)), np.nan)
         for row in rows:
             known = [each[measure.name] for each in row.numbers if each.get(measure.name) is not None]
             if known:
                 values[row.image, column[row.method]] = sum(known) / len(known)  # type: ignore[arg-type]
-        asked = ~np.isnan(values).all(1)
-        if asked.any():
+        is_known = ~np.isnan(values).all(1)
+        counts[measure.name] = int(is_known.sum())
+        if is_known.any():
             measures.append(measure)
-            columns.append(_column(measure, values[asked], is_control))
+            columns.append(_column(measure, values[is_known], is_control))
     passes = [max(row.passes for row in rows if row.method == name) for name in names]
     cells = [list(each) for each in zip(*columns, strict=True)] if columns else [[] for _ in names]
     return Table(
-        found.run.networks[network].name,
-        len(found.names),
+        found.run.network_names[network],
+        len(found.good),
         names,
         measures,
         cells,
         passes,
-        _truth(found, network),
-        masked,
+        _notes(found, network, counts, masked=masked),
     )
+
+
+def _notes(found: Found, network: int, counts: Mapping[str, int], *, masked: bool) -> list[str]:
+    images = len(found.good)
+    notes = (
+        [f"Of fewer than {FEWEST} images there are neither intervals nor marks."] if images < FEWEST else []
+    )
+    told = [each for each in found.told if each.network == network and each.truth[0]]
+    if counts.get("agreement") and told:
+        notes.append(_on_shapley_values(told))
+    if counts.get("single-deletion"):
+        notes.append(_IN_DISTRIBUTION if masked else _OUT_OF_DISTRIBUTION)
+    # Measures that lack the same images for the same reason share a sentence.
+    lacking: dict[tuple[int, str], list[str]] = {}
+    for name, count in counts.items():
+        measure = MEASURES[name]
+        is_asked = not measure.of_boxes or count
+        if count < images and is_asked:
+            lacking.setdefault((count, measure.some), []).append(measure.title)
+    for (count, why), titles in lacking.items():
+        of = f"{count} of {images} image{'s' * (images != 1)}" if count else "no image"
+        notes.append(f"Of {of}: {', '.join(titles)} ({why}).")
+    return notes
 
 
 def _place(name: str) -> tuple[bool, int]:
@@ -135,27 +169,16 @@ def _two_places(value: float) -> str:
     return readable(value, ".2f")
 
 
-def _truth(found: Found, network: int) -> str:
-    told = [each for each in found.told if each.network == network and each.truth[0]]
-    if not told:
-        return ""
+def _on_shapley_values(told: Sequence[Told]) -> str:
     if all(each.truth[0] == "exact" for each in told):
         return "Shapley values are exact: all coalitions of the patches were evaluated."
     share = 100 * sum(each.truth[1] for each in told) / len(told)
-    return (
+    said = (
         f"Shapley values are estimates ({told[0].truth[0]}) whose standard error is {share:.0f} % of the "
-        "range of an image's values, on average."
+        "range of an image's values, on average"
     )
-
-
-def single_deletion_note(table: Table) -> str:
-    """Return what single deletion is for this network."""
-    if table.in_distribution:
-        return "Single deletion is in distribution (IDSDS): the network was trained with erased patches."
-    return (
-        "Single deletion leaves the distribution: nothing says that the network was trained with masked "
-        "patches (`--augment erase`)."
-    )
+    much = ", too much to compare methods by: raise `--budget`, or lower `--grid`"
+    return f"{said}{much if share > _MOST_ERROR else ''}."
 
 
 def markdown(tables: Sequence[Table], settings: Sequence[str]) -> str:
@@ -163,17 +186,16 @@ def markdown(tables: Sequence[Table], settings: Sequence[str]) -> str:
     parts = ["# Explanations compared", "\n".join(f"- {line}" for line in settings)]
     for table in tables:
         parts.append(f"## {_escaped(table.network)}, {table.images} image{'s' * (table.images != 1)}")
-        parts += [_means(table), _ranks(table)] if table.measures else ["Nothing was measured."]
-        notes = [table.truth]
-        if any(measure.name == "single-deletion" for measure in table.measures):
-            notes.append(single_deletion_note(table))
-        parts += [note for note in notes if note]
+        parts += [_means(table)] if table.measures else ["Nothing was measured."]
+        parts += [_ranks(table)] if any(measure.ranked for measure in table.measures) else []
+        parts += table.notes
     known = {measure.name: measure for table in tables for measure in table.measures}
     parts.append("## How to read the numbers")
     parts.append(
         "Means over images with 95 % intervals by bootstrap over images, as is the share of draws in which a "
-        f"rank holds. {NOT_BETTER} marks a method that does not beat the best control by its interval (of "
-        "paired differences). Controls know nothing of the network's answer."
+        f"rank holds. {NOT_BETTER} marks a method that does not beat the best control: the interval of their "
+        f"difference on the same images holds 0. Controls know nothing of the network's answer. "
+        f"Passes: {PASSES}."
     )
     parts.append("\n".join(f"- **{each.title}** {_direction(each)} {about(each)}" for each in known.values()))
     return "\n\n".join(parts) + "\n"

@@ -23,9 +23,10 @@ Records = list[dict[str, Any]]
 
 
 @cache
-def weights_digest(network: Network) -> str:
-    """Return a hash of the name and the weights of a network."""
-    digest = hashlib.sha256(network.name.encode())
+def digest_of(network: Network) -> str:
+    """Return a hash of what a network computes: its name, its code, its weights, the kind of its answers."""
+    kind = (network.name, network.code, network.independent, network.views, network.dense)
+    digest = hashlib.sha256(repr(kind).encode())
     for name, tensor in network.module.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -35,8 +36,8 @@ def weights_digest(network: Network) -> str:
 def fingerprint(run: ExplanationRun, images: Sequence[ImageInput], settings: object) -> str:
     """Return a hash of what the explanation of one image depends on.
 
-    That is the weights and the preprocessing of the networks, the image as they see it and its name, the
-    classes and their score, the baseline, the method and its settings.
+    That is the networks, their weights and preprocessing, the image as they see it and its name, the classes
+    and their score, the baseline, the method and its settings.
     """
     asked = run.asked
     classes = asked.target or asked.unit or asked.area or asked.top_k
@@ -48,7 +49,7 @@ def fingerprint(run: ExplanationRun, images: Sequence[ImageInput], settings: obj
         digest.update(Path(asked.baseline).read_bytes())
     for network, image in zip(run.networks, images, strict=True):
         how = (image.name, network.preprocessing, network.epoch, network.classes)
-        digest.update(f"{weights_digest(network)} {how}".encode())
+        digest.update(f"{digest_of(network)} {how}".encode())
         digest.update(image.pixels.contiguous().numpy().data)
     return digest.hexdigest()[:32]
 

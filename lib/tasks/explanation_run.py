@@ -291,6 +291,21 @@ class ExplanationRun:
         """Their names."""
         return image_inputs.names(self.sources)
 
+    @cached_property
+    def network_names(self) -> list[str]:
+        """Names of the networks; those of the same name are told apart by their epochs, or are numbered."""
+        found = []
+        for number, network in enumerate(self.networks):
+            alike = [each for each in self.networks if each.name == network.name]
+            epochs = {each.epoch for each in alike}
+            if len(alike) == 1:
+                found.append(network.name)
+            elif len(epochs) == len(alike) and None not in epochs:
+                found.append(f"{network.name}, epoch {network.epoch}")
+            else:
+                found.append(f"{network.name} ({number + 1})")
+        return found
+
     def readers(self) -> list[Reader]:
         """Return a reader of images for each network."""
         asked = self.asked
