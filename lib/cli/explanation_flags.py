@@ -116,8 +116,9 @@ def _add_question_flags(parser: Parser) -> None:
     add(
         "--region",
         metavar="WHICH",
-        help="of a segmentation: sum the scores of a class over the box of --area, over the pixels of its "
-        "prediction or of its truth (in --mask), over all, or take the pixel Y,X; default: prediction",
+        help="of a segmentation: where the scores of a class are summed: over the box of --area (area), over "
+        "the pixels where it is predicted (prediction) or true (truth, with --mask), over all of them (all), "
+        "or at one pixel (Y,X); default: prediction",
     )
     add("--mask", nargs="+", metavar="IMAGE", help="true masks of the images, for --region truth")
     add(
@@ -144,19 +145,19 @@ def _add_output_flags(parser: Parser) -> None:
         "--scale",
         choices=("row", "panel"),
         default="row",
-        help="what colours are a share of: the strongest value of a row's maps of one method, or of each map",
+        help="what the strongest colour stands for: the strongest value of a method in a row, or in each panel",
     )
     add(
         "--save-values",
         metavar="FILE.npz",
-        help="save the arrays behind the pictures as they were computed; a folder (DIR/) gets one file "
-        "an image, and the same command, once killed, goes on where it was",
+        help="save the maps as they were computed, with the names of what they show; a folder (DIR/) gets a "
+        "file for each image, and the same command goes on where it was killed",
     )
     add(
         "--json",
         metavar="FILE",
-        help="also write the numbers of the panels as JSON records; FILE.jsonl gets a line for each as they "
-        "come, and the same command, once killed, goes on where it was",
+        help="write the numbers of the panels as JSON; FILE.jsonl gets a line for each panel as soon as it is "
+        "known, and the same command goes on where it was killed",
     )
     add("--show", action="store_true", help="open pictures in windows, too")
 
