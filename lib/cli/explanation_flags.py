@@ -145,7 +145,7 @@ def _add_output_flags(parser: Parser) -> None:
         "--scale",
         choices=("row", "panel"),
         default="row",
-        help="what the strongest colour stands for: the strongest value of a method in a row, or in each panel",
+        help="what the strongest colour stands for: a method's strongest value in a row, or in each panel",
     )
     add(
         "--save-values",
@@ -156,8 +156,8 @@ def _add_output_flags(parser: Parser) -> None:
     add(
         "--json",
         metavar="FILE",
-        help="write the numbers of the panels as JSON; FILE.jsonl gets a line for each panel as soon as it is "
-        "known, and the same command goes on where it was killed",
+        help="write the numbers of the panels as JSON; FILE.jsonl gets a line for each panel as soon as "
+        "it is known, and the same command goes on where it was killed",
     )
     add("--show", action="store_true", help="open pictures in windows, too")
 
