@@ -9,7 +9,7 @@ from lib.evaluation.measures import CONTROLS, MEASURES, Measure
 from lib.figures.explanations import Tile
 from lib.runtime.spelling import printable
 from lib.tasks.comparison_panels import Shown, picture
-from lib.tasks.comparison_table import NOT_BETTER, PASSES, Cell, Table, title_of
+from lib.tasks.comparison_table import NOT_BETTER, PASSES, Cell, Table, counted, title_of
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -33,7 +33,7 @@ th button { font: inherit; font-weight: 600; color: inherit; background: none; b
             cursor: pointer; text-align: inherit; }
 th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
-.interval, .rank { display: block; color: #595959; white-space: nowrap; }
+.interval, .rank { display: block; color: #595959; white-space: nowrap; font-weight: normal; }
 .control th { font-weight: normal; font-style: italic; }
 .mark { color: #9a3412; font-weight: 700; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .75rem; }
@@ -120,8 +120,8 @@ def _text(text: str) -> str:
 def _table(table: Table) -> str:
     heads = "".join(
         f'<th scope="col"><button title="{_text(each.reads)}">{_text(each.title)} '
-        f"{'↑' if each.larger_is_better else '↓'}</button></th>"
-        for each in table.measures
+        f"{'↑' if each.larger_is_better else '↓'}</button>{_counted(table, place)}</th>"
+        for place, each in enumerate(table.measures)
     )
     rows = []
     for name, cells, passes in zip(table.names, table.cells, table.passes, strict=True):
@@ -143,6 +143,11 @@ def _table(table: Table) -> str:
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         + "".join(f"<p>{_text(note.replace('`', ''))}</p>" for note in table.notes)
     )
+
+
+def _counted(table: Table, place: int) -> str:
+    count = counted(table, place)
+    return f'<span class="interval">{count} images</span>' if count else ""
 
 
 def _cell(cell: Cell) -> str:

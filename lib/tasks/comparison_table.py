@@ -53,6 +53,7 @@ class Table:
         images: number of images.
         names: methods, then controls.
         measures: the measures that any of them has.
+        counts: of how many images each of the measures is.
         cells: for each name, a cell for each measure.
         passes: passes of the network, forwards and backwards, for the maps of an image, for each name (not
             seconds, which differ each time: the same command is to give the same table).
@@ -63,6 +64,7 @@ class Table:
     images: int
     names: list[str]
     measures: list[Measure]
+    counts: list[int]
     cells: list[list[Cell]]
     passes: list[int]
     notes: list[str]
@@ -110,6 +112,7 @@ def _table(found: Found, network: int, masked: bool, asked: Collection[str]) -> 
         len(found.good),
         names,
         measures,
+        [counts[measure.name] for measure in measures],
         cells,
         passes,
         _notes(found, network, counts, masked=masked),
@@ -118,9 +121,8 @@ def _table(found: Found, network: int, masked: bool, asked: Collection[str]) -> 
 
 def _notes(found: Found, network: int, counts: Mapping[str, int], *, masked: bool) -> list[str]:
     images = len(found.good)
-    notes = (
-        [f"Of fewer than {FEWEST} images there are neither intervals nor marks."] if images < FEWEST else []
-    )
+    has_few = any(0 < count < FEWEST and MEASURES[name].ranked for name, count in counts.items())
+    notes = [f"Of fewer than {FEWEST} images there are neither intervals nor marks."] if has_few else []
     told = [each for each in found.told if each.network == network and each.truth[0]]
     if counts.get("agreement") and told:
         notes.append(_on_shapley_values(told))
@@ -213,12 +215,21 @@ def about(measure: Measure) -> str:
     )
 
 
+def counted(table: Table, place: int) -> str:
+    """Return of how many images a measure is, if not of all."""
+    return "" if table.counts[place] == table.images else f"{table.counts[place]} of {table.images}"
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
 def _means(table: Table) -> str:
-    heads = [f"{each.title} {'↑' if each.larger_is_better else '↓'}" for each in table.measures]
+    heads = []
+    for place, each in enumerate(table.measures):
+        count = counted(table, place)
+        arrow = "↑" if each.larger_is_better else "↓"
+        heads.append(f"{each.title} {arrow}" + (f" ({count} images)" if count else ""))
     lines = [_line(["method", *heads, "passes"]), _line(["---", *["---:"] * (len(heads) + 1)])]
     for name, cells, passes in zip(table.names, table.cells, table.passes, strict=True):
         shown = [cell.text + (f" {NOT_BETTER}" if cell.is_marked else "") for cell in cells]
