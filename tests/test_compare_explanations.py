@@ -235,7 +235,7 @@ def test_a_box_that_the_network_does_not_see_is_told_of_and_left_out(compare, ph
     assert done.status == 0, done.stderr
     assert "the box of a lies outside the part of the image that the network sees" in done.stderr
     text = (tmp_path / TABLE).read_text()
-    assert "Of 1 of 2 images: mass in the box (not all images have a box" in text
+    assert "Mass in the box: 1 of 2 images, the others have no box" in text
     assert rows_of(text)["uniform noise"][0] == "1.00"
 
 
@@ -268,7 +268,7 @@ def test_an_image_of_one_colour_has_no_parts_that_matter(compare, photographs, t
         for name in ("agreement", "top-share", "deletion", "sensitivity-n", "infidelity", "max-sensitivity"):
             assert record[name] is None, (record["method"], name)
     text = (tmp_path / TABLE).read_text()
-    assert "Of no image: deletion, insertion, F-Fidelity (it is not defined where" in text
+    assert "Deletion, insertion, F-Fidelity: no image, not defined where" in text
 
 
 def test_the_same_picture_is_not_another_image(compare, tmp_path):

@@ -18,7 +18,7 @@ class Measure(NamedTuple):
         weakness: one sentence that says what it does not show.
         best, worst: values of a perfect map and of one that knows nothing, as text.
         ranked: whether methods are ranked by it, and compared with controls.
-        some: of which images there is no number, as the end of a sentence.
+        some: why some images have no number, as the end of a sentence.
         of_boxes: whether it needs the box of the object.
     """
 
@@ -31,12 +31,12 @@ class Measure(NamedTuple):
     best: str = "1"
     worst: str = "0"
     ranked: bool = True
-    some: str = "it is not defined where removals do not change the score"
+    some: str = "not defined where removals do not change the score"
     of_boxes: bool = False
 
 
-_NOTHING_TO_REMOVE = "it is not defined where an image scores no higher than with all its parts removed"
-_PROBED = "the first images alone are asked (`--probed`), by methods of few passes"
+_NOTHING_TO_REMOVE = "not defined where an image scores no higher than with all its parts removed"
+_PROBED = "asked of the first images alone (`--probed`), and of methods of few passes"
 
 _TABLE = (
     Measure(
@@ -55,7 +55,7 @@ _TABLE = (
         "Share of the total of the positive Shapley values that the map's best quarter of the patches holds.",
         "Says nothing of the order among these patches, nor of evidence against the class.",
         worst="about 0.25; below 0: the patches speak against the class",
-        some="it is not defined where no patch has a positive Shapley value",
+        some="not defined where no patch has a positive Shapley value",
     ),
     Measure(
         "deletion",
@@ -161,7 +161,7 @@ _TABLE = (
         best="0",
         worst="none",
         ranked=False,
-        some="not all methods promise it",
+        some="promised by some methods alone",
     ),
     Measure(
         "pointing",
@@ -170,7 +170,7 @@ _TABLE = (
         True,
         "Share of images whose strongest pixel lies in the box.",
         "One pixel decides, and a network may rightly look beside the object.",
-        some="not all images have a box of the object in what the network sees",
+        some="the others have no box in what the network sees",
         of_boxes=True,
     ),
     Measure(
@@ -180,7 +180,7 @@ _TABLE = (
         True,
         "Share of the map's positive values in the box (energy-based pointing game).",
         "Large boxes are easy, and a network may rightly look beside the object.",
-        some="not all images have a box of the object in what the network sees",
+        some="the others have no box in what the network sees",
         of_boxes=True,
         worst="the box's share of the image",
     ),
@@ -191,7 +191,7 @@ _TABLE = (
         True,
         "Share of the box's K pixels among the map's K strongest.",
         "Large boxes are easy, and a network may rightly look beside the object.",
-        some="not all images have a box of the object in what the network sees",
+        some="the others have no box in what the network sees",
         of_boxes=True,
         worst="the box's share of the image",
     ),

@@ -136,8 +136,8 @@ def _notes(found: Found, network: int, counts: Mapping[str, int], *, masked: boo
         if count < images and is_asked:
             lacking.setdefault((count, measure.some), []).append(measure.title)
     for (count, why), titles in lacking.items():
-        of = f"{count} of {images} image{'s' * (images != 1)}" if count else "no image"
-        notes.append(f"Of {of}: {', '.join(titles)} ({why}).")
+        of = f"{count} of {images} images" if count else "no image"
+        notes.append(_capital(f"{', '.join(titles)}: {of}, {why}."))
     return notes
 
 
@@ -169,6 +169,10 @@ def _cell(measure: Measure, found: Means, place: int, is_control: bool) -> Cell:
 
 def _two_places(value: float) -> str:
     return readable(value, ".2f")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _on_shapley_values(told: Sequence[Told]) -> str:
