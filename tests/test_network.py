@@ -197,7 +197,12 @@ def test_classes_are_found_by_name_whatever_the_case_and_by_number():
 
 
 def test_a_name_goes_before_a_number():
-    assert find_classes(small(classes=("7", "3", "1", "0")), ["1", "2"]) == [2, 2]
+    network = small(classes=("7", "3", "1", "0"))
+    assert find_classes(network, ["1"]) == find_classes(network, ["2"]) == [2]
+
+
+def test_a_class_that_is_given_twice_is_explained_once():
+    assert find_classes(small(classes=("7", "3", "1", "0")), ["1", "3", "2", "3"]) == [2, 1]
 
 
 def test_an_unknown_class_suggests_the_nearest_by_word_then_by_letters():
