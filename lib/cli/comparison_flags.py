@@ -102,8 +102,8 @@ def _add_report_flags(parser: Parser) -> None:
     add(
         "--report",
         metavar="FILE",
-        help="the report, or a folder for it (DIR/); its tables in Markdown and the sheet lie beside it; "
-        "default: in --out-dir",
+        help="the report, or a folder for it (DIR/); its tables in Markdown and the sheet of the methods' "
+        "maps lie beside it; default: in --out-dir",
     )
     add(
         "--format",

@@ -26,7 +26,8 @@ def add_explanation_flags(parser: Parser) -> None:
         "--restore-file",
         nargs="+",
         metavar="FILE",
-        help="one or more checkpoints of image classifiers, e.g. of several epochs, or of autoencoders",
+        help="one or more checkpoints, e.g. of several epochs: of image classifiers, of networks that segment, "
+        "or of autoencoders",
     )
     add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK)
     group.add(

@@ -9,7 +9,7 @@ from lib.evaluation.measures import CONTROLS, MEASURES, Measure
 from lib.figures.explanations import Tile
 from lib.runtime.spelling import printable
 from lib.tasks.comparison_panels import Shown, picture
-from lib.tasks.comparison_table import NOT_BETTER, PASSES, Cell, Table, counted, title_of
+from lib.tasks.comparison_table import MARKS, NOT_BETTER, PASSES, Cell, Table, counted, title_of
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -93,9 +93,8 @@ def page(tables: Sequence[Table], panels: Sequence[Shown], settings: Sequence[st
         "<h1>Explanations compared</h1>",
         f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in settings)}</ul>",
         "<p>Means over images with 95 % intervals by bootstrap over images; the rank among methods, and in "
-        f'how many draws of the bootstrap it holds. <span class="mark">{NOT_BETTER}</span> marks a method '
-        "that does not beat the best control: the interval of their difference on the same images holds 0. "
-        "Controls (in italics) know nothing of the network's answer. A click on a heading sorts the "
+        f'how many draws of the bootstrap it holds. <span class="mark">{NOT_BETTER}</span> '
+        f"{MARKS} Controls (in italics) know nothing of the network's answer. A click on a heading sorts the "
         f"table.</p><p>Passes: {PASSES}.</p>",
         *(_table(table) for table in tables),
         *(_panels(each) for each in panels),

@@ -23,6 +23,10 @@ _OUT_OF_DISTRIBUTION = (
     "Single deletion leaves the distribution: nothing says that the network was trained with masked patches "
     "(`--augment erase`)."
 )
+MARKS = (
+    "marks a method that does not beat the best control: the interval of their difference, on the same "
+    "images, is not all in its favour."
+)
 PASSES = "passes of the network, forwards and backwards, that a method takes for the maps of an image"
 _PASS_OR_FAIL = ("randomisation", "randomisation-smooth")
 
@@ -199,9 +203,7 @@ def markdown(tables: Sequence[Table], settings: Sequence[str]) -> str:
     parts.append("## How to read the numbers")
     parts.append(
         "Means over images with 95 % intervals by bootstrap over images, as is the share of draws in which a "
-        f"rank holds. {NOT_BETTER} marks a method that does not beat the best control: the interval of their "
-        f"difference on the same images holds 0. Controls know nothing of the network's answer. "
-        f"Passes: {PASSES}."
+        f"rank holds. {NOT_BETTER} {MARKS} Controls know nothing of the network's answer. Passes: {PASSES}."
     )
     parts.append("\n".join(f"- **{each.title}** {_direction(each)} {about(each)}" for each in known.values()))
     return "\n\n".join(parts) + "\n"
