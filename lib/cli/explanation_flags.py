@@ -26,7 +26,7 @@ def add_explanation_flags(parser: Parser) -> None:
         "--restore-file",
         nargs="+",
         metavar="FILE",
-        help="one or more checkpoints, e.g. of several epochs: of image classifiers, of networks that segment, "
+        help="one or more checkpoints, e.g. of several epochs: of classifiers, of networks that segment, "
         "or of autoencoders",
     )
     add("--network", metavar="FILE.py:NAME", help=OWN_NETWORK)
