@@ -92,7 +92,7 @@ class Told(NamedTuple):
 
 @dataclass
 class Found:
-    """The results of a comparison, on rank 0.
+    """The results of a comparison.
 
     Attributes:
         run: the run.
@@ -209,8 +209,8 @@ class Comparison:
                 network.check_takes(image.size)
         return self._read[number]
 
-    def do(self, hear: Hear) -> Found | None:
-        """Compare on all images; return the results on rank 0.
+    def do(self, hear: Hear) -> Found:
+        """Compare on all images; return the results, on all ranks.
 
         Ranks share the images.
 
@@ -252,9 +252,10 @@ class Comparison:
                 if received:
                     raise Interrupted("interrupted: the same command goes on where it was", received)
             self._readers[-1].warn()
-        if distributed.is_main() and not found.good:
+        found = Found(self.run, *distributed.told_by_main((found.rows, found.told, found.bad)))
+        if not found.good:
             raise UserError("none of the images can be read")
-        return found if distributed.is_main() else None
+        return found
 
     @contextmanager
     def _progress(self) -> Iterator[tqdm]:

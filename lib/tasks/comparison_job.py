@@ -36,8 +36,7 @@ def compare(run: ExplanationRun, flags: Mapping[str, Any]) -> None:
     if distributed.is_main():
         check_refused(whole)
     found = whole.do(comparison_report.RecordLines(run).add)
-    if found is not None:
-        comparison_report.write(whole, found, path)
+    comparison_report.write(whole, found, path)
 
 
 def _check_budget(asked: MeasureSettings) -> None:

@@ -102,28 +102,35 @@ def _tile(
     return pictures.Tile(title, pixels, drawn, signed, box, smooth=drawn is not values)
 
 
-def sheets(panels: Sequence[Shown], columns: int, stem: Path, *, show: bool) -> list[Path]:
-    """Draw the panels of all images on sheets, without controls; return the files, which `stem` names."""
-    pages: list[list[list[pictures.Tile | None]]] = [[]]
+Page = list[list[pictures.Tile | None]]
+
+
+def pages(panels: Sequence[Shown], columns: int) -> list[Page]:
+    """Return the lines of panels of each page of the sheet, without controls."""
+    found: list[Page] = [[]]
     for each in panels:
         tiles = [tile for name, tile in zip(each.names, each.tiles[1:], strict=True) if name not in CONTROLS]
-        lines: list[list[pictures.Tile | None]] = []
+        lines: Page = []
         # As many panels on each line of an image, so that none stands alone on the last.
         count = -(-len(tiles) // (columns - 1))
         length = -(-len(tiles) // max(1, count))
         for first in range(0, len(tiles), length or 1):
             head = each.tiles[0] if first == 0 else None
             lines.append([head, *tiles[first : first + length]])
-        if pages[-1] and len(pages[-1]) + len(lines) > MOST_LINES:
-            pages.append([])
-        pages[-1] += lines
-    found = []
-    for number, page in enumerate(pages, start=1):
-        if page:
-            suffix = "" if number == 1 else f"-page-{number}"
-            file = stem.with_name(f"{stem.name}{suffix}.png")
-            found.append(style.save(pictures.sheet(page), file, show=show))
-    return found
+        if found[-1] and len(found[-1]) + len(lines) > MOST_LINES:
+            found.append([])
+        found[-1] += lines
+    return [page for page in found if page]
+
+
+def page_file(stem: Path, number: int) -> Path:
+    """Return the file of a page of the sheet, counted from 0."""
+    return stem.with_name(stem.name + ("" if number == 0 else f"-page-{number + 1}") + ".png")
+
+
+def draw(page: Page, file: Path, *, show: bool) -> None:
+    """Draw a page of the sheet."""
+    style.save(pictures.sheet(page), file, show=show)
 
 
 def picture(tile: pictures.Tile) -> str:

@@ -68,14 +68,27 @@ class RecordLines:
 
 
 def write(whole: Comparison, found: Found, path: Path) -> None:
-    """Write the report and what else is asked for; log the files. Call it on rank 0.
+    """Write the report and what else is asked for; log the files. Ranks share the drawing.
 
     Raises:
         RunFailed: a file cannot be written.
     """
     run, settings = whole.run, whole.settings
     tables = comparison_table.tables_of(found, whole.masked, whole.asked.names)
-    said = _settings(whole)
+    text = comparison_table.markdown(tables, _settings(whole))
+    if distributed.is_main():
+        _write_numbers(whole, found, text, path if settings.format == "md" else path.with_suffix(".md"))
+    if settings.format == "html":
+        for file in _drawn(whole, found, path, tables, text):
+            run.log.event("FIGURE", file=file)
+    skipped = {"skipped": len(found.bad)} if found.bad else {}
+    reused = sum(row.reused for row in found.rows)
+    run.log.event("DONE", images=len(found.good), **skipped, maps=len(found.rows), reused=reused)
+
+
+def _write_numbers(whole: Comparison, found: Found, text: str, table_file: Path) -> None:
+    """Write the table, and the records and the maps if they are asked for."""
+    run = whole.run
     if run.files.json:
         if not run.files.json.endswith(".jsonl"):
             write_atomically(Path(run.files.json), as_json(_records(run, found.rows, found.told)))
@@ -83,45 +96,41 @@ def write(whole: Comparison, found: Found, path: Path) -> None:
     if run.files.save_values:
         _save_values(whole, found)
         run.log.event("VALUES", file=run.files.save_values)
-    text = comparison_table.markdown(tables, said)
-    table_file = path if settings.format == "md" else path.with_suffix(".md")
     write_atomically(table_file, text.encode())
     run.log.event("TABLE", file=table_file)
-    if settings.format == "html":
-        for file in _drawn(whole, found, path, tables, text):
-            run.log.event("FIGURE", file=file)
-    skipped = {"skipped": len(found.bad)} if found.bad else {}
-    run.log.event(
-        "DONE",
-        images=len(found.good),
-        **skipped,
-        maps=len(found.rows),
-        reused=sum(row.reused for row in found.rows),
-    )
 
 
 def _drawn(
     whole: Comparison, found: Found, path: Path, tables: Sequence[comparison_table.Table], text: str
 ) -> list[Path]:
     """Write the page and the sheet, unless those that are there are of the same results; return the files."""
-    run, folder = whole.run, Path(whole.run.files.out_dir)
+    run = whole.run
     parts = (whole.settings.shown, run.sheets.columns, run.sheets.on, path)
     key = key_of(text, [row.key for row in found.rows], *parts)
-    note = folder / "kept" / "drawn.json"
-    known = _intact(note, key)
+    note = Path(run.files.out_dir) / "kept" / "drawn.json"
+    known = distributed.told_by_main(_intact(note, key))
     if known and not run.files.show:
         return known
     # Only here, because they load matplotlib, which takes a second.
     from lib.figures import frames
     from lib.tasks import comparison_page, comparison_panels
 
-    columns = run.sheets.columns or frames.COLUMNS
     panels = comparison_panels.shown(whole, found)
-    write_atomically(path, comparison_page.page(tables, panels, _settings(whole)).encode())
-    files = [path, *comparison_panels.sheets(panels, columns, path.with_suffix(""), show=run.files.show)]
-    content = {"key": key, "files": {str(file): _sha(file) for file in files}}
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json.dumps(content).encode())
+    stem = path.with_suffix("")
+    pages = comparison_panels.pages(panels, run.sheets.columns or frames.COLUMNS)
+    files = [path, *(comparison_panels.page_file(stem, number) for number in range(len(pages)))]
+    # The page costs less than one of the sheet: the ranks that draw most begin at the end.
+    for number in range(len(files))[::-1][distributed.rank() :: distributed.world_size()]:
+        if number:
+            comparison_panels.draw(pages[number - 1], files[number], show=run.files.show)
+        else:
+            content = comparison_page.page(tables, panels, _settings(whole))
+            write_atomically(path, content.encode())
+    distributed.max_over_ranks(0, run.networks[0].device)  # until all are drawn
+    if distributed.is_main():
+        written = {"key": key, "files": {str(file): _sha(file) for file in files}}
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, json.dumps(written).encode())
     return files
 
 
