@@ -259,7 +259,8 @@ class _Path:
         self.evaluations = 0
         # The batch size changes the speed for photographs by up to a half; small inputs fit the caches
         # anyway.
-        measured = batch_size is None and x.dim() == 3 and not batch_sizes.is_small(x)
+        self.is_large = x.dim() == 3 and not batch_sizes.is_small(x)
+        measured = batch_size is None and self.is_large
         self.tuner = BatchSizeTuner(batch_sizes.largest(x), batch_sizes.first(x)) if measured else None
         self.batch_size = batch_size or SMALL_BATCH
 
@@ -298,6 +299,9 @@ class _Path:
     def _gradients(self, alphas: Tensor) -> Iterator[Tensor]:
         """Yield, for each of the T scores, its gradients (S, …) at the points of the path."""
         points = torch.lerp(self.baseline, self.x, alphas.view(-1, *[1] * self.x.dim()))
+        if self.is_large and points.device.type == "cpu":
+            # With channels last, a gradient of SqueezeNet takes a third less time on a CPU.
+            points = points.contiguous(memory_format=torch.channels_last)
         points.requires_grad_()
         with torch.enable_grad():
             # One backward pass for the sum over the points, because each point affects only its own score.

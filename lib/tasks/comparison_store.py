@@ -15,7 +15,7 @@ from lib.runtime.errors import warn
 from lib.runtime.files import replaced, write_atomically
 
 # Part of every key: to be raised whenever the same settings would give other numbers.
-VERSION = 3
+VERSION = 4
 
 
 def key_of(*parts: object) -> str:
