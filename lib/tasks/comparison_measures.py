@@ -15,7 +15,15 @@ from torch import Tensor
 from lib.cli.comparison_flags import INPAINT
 from lib.evaluation import faithfulness, maps
 from lib.evaluation.measures import MEASURES
-from lib.evaluation.removal import Removal, cell_sums, grid, random_cells, random_squares, shown_without
+from lib.evaluation.removal import (
+    Remembered,
+    Removal,
+    cell_sums,
+    grid,
+    random_cells,
+    random_squares,
+    shown_without,
+)
 from lib.explain import batch_size, shapley
 from lib.explain.baselines import baseline
 from lib.explain.games import float32_head
@@ -172,11 +180,11 @@ class Judge:
     asked: MeasureSettings
     known: Shared
     box: Tensor | None = None
-    game: Removal = field(init=False)
+    game: Remembered = field(init=False)
 
     def __post_init__(self) -> None:
         size, seed = self.question.size, self.asked.seed
-        self.game = game_of(self.question, self.asked.removal, self.asked)
+        self.game = Remembered(game_of(self.question, self.asked.removal, self.asked))
         self._coarse, self._fine = grid(size, self.asked.grid), grid(size, FINE)
         self._subsets = subsets_of(size, seed).double()
         self._squares = random_squares(size, _SQUARES, seed).double()
