@@ -117,7 +117,10 @@ def game_of(question: Question, kind: str, asked: MeasureSettings) -> Removal:
     pixels = question.pixels[0]
     shows = None if kind == INPAINT else baseline(kind, pixels, seed=asked.seed)
     return Removal(
-        score_of(question, amp=asked.amp), pixels, shows, batch_size.suited(question.network.module, pixels)
+        score_of(question, amp=asked.amp),
+        pixels,
+        shows,
+        batch_size.suited(question.network.module, pixels, bfloat16=asked.amp),
     )
 
 
