@@ -84,18 +84,12 @@ def test_cifar100_has_two_levels_of_labels(tmp_path, labels, first):
     assert torch.equal((test.images * 255).round().byte(), torch.from_numpy(pixels))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "write", "flags"),
     [
-        pytest.param(
-            MNIST_SCRIPT, write_emnist, ("--dataset", "emnist", "--model", "lenet5"), marks=pytest.mark.long
-        ),
-        pytest.param(
-            IMAGE_SCRIPT,
-            write_cifar100,
-            ("--dataset", "cifar100", "--labels", "coarse", "--model", "lenet5"),
-            marks=pytest.mark.slow,
-        ),
+        (MNIST_SCRIPT, write_emnist, ("--dataset", "emnist", "--model", "lenet5")),
+        (IMAGE_SCRIPT, write_cifar100, ("--dataset", "cifar100", "--labels", "coarse", "--model", "lenet5")),
     ],
 )
 def test_a_network_trains_on_them_is_restored_and_explained(tmp_path, script, write, flags):

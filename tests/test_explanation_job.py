@@ -83,7 +83,7 @@ def test_without_skip_bad_one_line_names_the_image_and_the_way_out(folder):
     assert "--skip-bad" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_kept_of_an_image_that_is_done(folder, monkeypatch):
     alive = []
     add = explanation_output.Output.add

@@ -35,7 +35,7 @@ def test_names_of_classes_do_not_overlap(classes):
         assert not any(boxes_overlap(a, b) for a, b in pairwise(boxes))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_thousand_classes_have_numbers_and_a_picture_that_can_be_opened(tmp_path):
     names = [f"class {index}" for index in range(1000)]
     figure = classification.confusion_matrix(np.eye(1000, dtype=int), names)

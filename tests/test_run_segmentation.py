@@ -139,7 +139,7 @@ def test_curves_of_every_metric_are_drawn(trained, tmp_path):
     assert (tmp_path / "seg-valid-miou.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_give_the_metrics_of_one(trained, tmp_path):
     import subprocess
 

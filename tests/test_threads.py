@@ -27,7 +27,7 @@ def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, 
     monkeypatch.delenv("GOMP_SPINCOUNT")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_logs_its_threads_and_its_resume_keeps_them(tmp_path):
     script, flags = (
         "run-mnist-classification.py",
