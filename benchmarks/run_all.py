@@ -7,7 +7,6 @@ that needs a file or a GPU, is told of in its section, and the others go on. Wit
 one runs: to see that this script works.
 """
 
-import os
 import platform
 import re
 import shlex
@@ -23,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import common  # noqa: E402
 from lib import cli  # noqa: E402
+from lib.runtime import threads  # noqa: E402
 from lib.runtime.errors import UserError  # noqa: E402
 from lib.runtime.files import writable_file, write_atomically  # noqa: E402
 
@@ -78,8 +78,9 @@ def flags_of(extra: Sequence[str]) -> dict[str, list[str]]:
 def machine() -> str:
     """Return the machine and the versions of what the benchmarks use, in one line."""
     versions = [f"{name} {metadata.version(name)}" for name in PACKAGES if _is_there(name)]
-    cores = f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-    return f"{processor()}, {cores}, Python {platform.python_version()}, {', '.join(versions)}"
+    return (
+        f"{processor()}, {threads.cores()} cores, Python {platform.python_version()}, {', '.join(versions)}"
+    )
 
 
 def processor() -> str:

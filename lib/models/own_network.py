@@ -14,7 +14,6 @@ import math
 import site
 import sys
 import sysconfig
-import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from lib.data.preprocessing import Preprocessing
 from lib.models import outputs as answered
 from lib.models.network import Network
 from lib.runtime import checkpoint, weights
-from lib.runtime.errors import UserError, expect_errors_in
+from lib.runtime.errors import UserError, expect_errors_in, told_of_user_code
 from lib.runtime.files import existing_file
 from lib.runtime.settings import Settings
 
@@ -141,7 +140,7 @@ def _make(settings: OwnNetwork) -> tuple[ModuleType, nn.Module]:
         raise UserError(f"{settings.network} cannot be called so: {error}; see --network-args") from None
     except ValueError:  # a callable without a signature
         pass
-    made = _run(lambda: make(**arguments), settings.network, path)
+    made = _run(lambda: make(**arguments), settings.network)
     if not isinstance(made, nn.Module):
         raise UserError(
             f"{settings.network} makes an object of the type {type(made).__name__}, not a torch.nn.Module"
@@ -159,7 +158,7 @@ def _imported(path: Path) -> ModuleType:
     if folder not in sys.path:  # modules beside the file, which it may import at any time
         sys.path.append(folder)
     loader = spec.loader
-    _run(lambda: loader.exec_module(source), str(path), path)
+    _run(lambda: loader.exec_module(source), str(path))
     return source
 
 
@@ -192,16 +191,12 @@ def _is_installed(name: str, file: Path) -> bool:
     return name.partition(".")[0] in ("lib", "__main__") or bool(places & set(file.parents))
 
 
-def _run(call: Any, what: str, path: Path) -> Any:
+def _run(call: Any, what: str) -> Any:
     """Call the user's code; whatever it raises becomes one line with the line number in their file."""
     try:
         return call()
     except (Exception, SystemExit) as error:
-        calls = traceback.extract_tb(error.__traceback__)
-        own = [each.lineno for each in calls if Path(each.filename).resolve() == path.resolve()]
-        where = f" in line {own[-1]}" if own else ""
-        text = " ".join(str(error).split())[:300]
-        raise UserError(f"{what} raises {type(error).__name__}{where}: {text}") from None
+        raise UserError(told_of_user_code(error, what)) from None
 
 
 def _arguments(given: Sequence[str]) -> dict[str, Any]:

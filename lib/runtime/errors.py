@@ -48,14 +48,22 @@ def expect_errors_in(path: Path) -> None:
     _user_files.add(str(path.resolve()))
 
 
-def told_of_user_code(error: BaseException) -> str:
-    """Return an exception that passed through the user's code as one line; empty if it did not."""
+def told_of_user_code(error: BaseException, what: str = "") -> str:
+    """Return an exception of the user's code as one line.
+
+    Args:
+        error: the exception.
+        what: what raises it; by default, the user's file that it passed through, and the line is empty if it
+            passed through none.
+    """
     calls = traceback.extract_tb(error.__traceback__)
     own = [each for each in calls if os.path.realpath(each.filename) in _user_files]
-    if not own:
+    what = what or (own[-1].filename if own else "")
+    if not what:
         return ""
+    where = f" in line {own[-1].lineno}" if own else ""
     text = " ".join(str(error).split())[:300]
-    return f"{own[-1].filename} raises {type(error).__name__} in line {own[-1].lineno}: {text}"
+    return f"{what} raises {type(error).__name__}{where}: {text}"
 
 
 def warn(message: str) -> None:
