@@ -5,17 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib.data import folders
-from lib.data.boxes import ObjectBox, box_in_input, read_boxes
 from lib.data.image_inputs import ImageInput
-from lib.evaluation.maps import box_mask
 from lib.evaluation.measures import CONTROLS, MEASURES
 from lib.explain.methods import METHODS
 from lib.models.network import Network
@@ -24,11 +20,13 @@ from lib.runtime.errors import Interrupted, RunFailed, UserError, warn
 from lib.runtime.interrupts import Signals
 from lib.runtime.settings import Settings
 from lib.tasks import comparison_maps, comparison_measures
+from lib.tasks.comparison_boxes import ImageBoxes
 from lib.tasks.comparison_measures import Judge, MeasureSettings, Shared
 from lib.tasks.comparison_store import Store, key_of
 from lib.tasks.explanation_panels import Question
 from lib.tasks.explanation_records import digest_of
 from lib.tasks.explanation_run import ExplanationRun
+from lib.tasks.run_images import RunImages
 
 
 @dataclass(frozen=True)
@@ -153,22 +151,12 @@ class Comparison:
     signals: Signals = field(default_factory=Signals)
 
     def __post_init__(self) -> None:
-        self._readers = self.run.readers()
-        self._read: dict[int, list[ImageInput]] = {}
-        self._boxes = self._boxes_of_images()
+        self._images = RunImages(self.run, keep=3)  # a few, since each is the other of another
+        self.boxes = ImageBoxes(self.settings.boxes, self.run)
 
-    def _boxes_of_images(self) -> dict[str, ObjectBox]:
-        """Return the boxes by the names of the images; the file may call one by its file's name, too."""
-        given = read_boxes(self.settings.boxes) if self.settings.boxes else {}
-        files = {Path(each).name: name for each, name in zip(self.run.sources, self.run.names, strict=True)}
-        found = {(key if key in self.run.names else files.get(key, key)): box for key, box in given.items()}
-        unknown = sorted(set(found) - set(self.run.names))
-        if unknown:
-            known = folders.first_few(self.run.names)
-            raise UserError(
-                f"--boxes {self.settings.boxes}: no image is called {unknown[0]!r}; there are {known}"
-            )
-        return found
+    def images(self, number: int) -> list[ImageInput]:
+        """Return an image as each network sees it."""
+        return self._images[number]
 
     @cached_property
     def refused(self) -> dict[int, dict[str, str]]:
@@ -197,17 +185,6 @@ class Comparison:
             saved = {"why": comparison_maps.check(network, method)}
             self.store.save(key, saved)
         return str(saved["why"])
-
-    def images(self, number: int) -> list[ImageInput]:
-        """Return an image as each network sees it; a few are kept, since each is the other of another."""
-        if number not in self._read:
-            given, name = self.run.sources[number], self.run.names[number]
-            while len(self._read) > 2:
-                del self._read[next(iter(self._read))]
-            self._read[number] = [reader.read(given, name) for reader in self._readers]
-            for network, image in zip(self.run.networks, self._read[number], strict=True):
-                network.check_takes(image.size)
-        return self._read[number]
 
     def do(self, hear: Hear) -> Found:
         """Compare on all images; return the results, on all ranks.
@@ -251,7 +228,7 @@ class Comparison:
                 received = distributed.max_over_ranks(self.signals.received, device)
                 if received:
                     raise Interrupted("interrupted: the same command goes on where it was", received)
-            self._readers[-1].warn()
+            self._images.warn()
         found = Found(self.run, *distributed.told_by_main((found.rows, found.told, found.bad)))
         if not found.good:
             raise UserError("none of the images can be read")
@@ -295,26 +272,6 @@ class Comparison:
             told.append(one.told)
         return _OfImage(rows, told)
 
-    def box(self, number: int, image: ImageInput) -> Any:
-        """Return the box of the object in an image's input, as a mask (H, W); None if it is not known."""
-        given = self._boxes.get(self.run.names[number])
-        if given is None:
-            return None
-        height, width = image.size if image.original is None else image.original.size
-        if given.bottom > height or given.right > width:
-            raise UserError(
-                f"--boxes {self.settings.boxes}: the box of {image.name} ends at row {given.bottom:g} and "
-                f"column {given.right:g}, and the image has {height} rows and {width} columns"
-            )
-        mask = box_mask(box_in_input(given, image), image.size)
-        if mask.any():
-            return mask
-        warn(
-            f"the box of {image.name} lies outside the part of the image that the network sees, so that "
-            "nothing is located there: --fit pad shows all of it"
-        )
-        return None
-
 
 @dataclass
 class _One:
@@ -338,7 +295,7 @@ class _One:
             saved = asdict(made)
             self.whole.store.save(key, saved)
         self._shared: Shared = comparison_measures.shared_of(saved)
-        self._box = self.whole.box(self.number, self.question.image)
+        self._box = self.whole.boxes.mask(self.question.image)
 
     @cached_property
     def _judge(self) -> Judge:

@@ -5,20 +5,17 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from lib.cli.comparison_flags import INPAINT
 from lib.evaluation.measures import MEASURES
 from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
-from lib.runtime.files import replaced, writable_file, write_atomically
+from lib.runtime.files import writable_file, write_atomically
 from lib.tasks import comparison_table
 from lib.tasks.comparison import Comparison, Found, Row, Told, kept_maps
 from lib.tasks.comparison_store import key_of
 from lib.tasks.explanation_run import ExplanationRun
-from lib.tasks.explanation_values import as_json, as_lines
+from lib.tasks.explanation_values import RowsOfArrays, as_json, as_lines
 
 
 def report_file(report: str | None, out_dir: str, kind: str) -> Path:
@@ -238,17 +235,16 @@ def _save_values(whole: Comparison, found: Found) -> None:
 
 
 def _save_maps(whole: Comparison, found: Found, rows: Sequence[Row], path: Path) -> None:
-    columns: dict[str, list] = {name: [] for name in ("maps", "names", "models", "methods", "classes")}
     told = {(each.image, each.network): each for each in found.told}
+    arrays = RowsOfArrays()
     for row in rows:
-        for target, values in enumerate(kept_maps(whole, row)):
-            columns["maps"].append(values)
-            columns["names"].append(found.names[row.image])
-            columns["models"].append(found.run.network_names[row.network])
-            columns["methods"].append(row.method)
-            columns["classes"].append(told[row.image, row.network].targets[target])
-    if len({values.shape for values in columns["maps"]}) > 1:
-        raise UserError(f"{path} cannot hold maps of different sizes: leave out --fit native")
-    arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
-    with replaced(path) as file:
-        np.savez_compressed(file, **arrays)
+        columns = {
+            "names": found.names[row.image],
+            "models": found.run.network_names[row.network],
+            "methods": row.method,
+        }
+        targets = told[row.image, row.network].targets
+        maps = zip(kept_maps(whole, row), targets, strict=True)
+        arrays.add([{"maps": values, **columns, "classes": target} for values, target in maps], str(path))
+    if arrays:
+        arrays.save(path)

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from lib.data.image_inputs import ImageInput
 from lib.explain.progress import Stopped, Watch
 from lib.figures import style
-from lib.models.network import Network
 from lib.runtime import distributed
 from lib.runtime.errors import Interrupted, RunFailed, UserError
 from lib.runtime.interrupts import Signals
@@ -27,6 +26,7 @@ from lib.tasks.explanation_records import WrittenRecords, fingerprint
 from lib.tasks.explanation_run import ExplanationRun
 from lib.tasks.explanation_sheet import row_of, thumbnail
 from lib.tasks.explanation_values import arrays_of
+from lib.tasks.run_images import RunImages
 
 MOST_ON_A_SHEET = 12  # images
 _BATCHES_A_ROUND = 4
@@ -94,7 +94,7 @@ class Job:
         lines = Path(files.json) if files.json and files.json.endswith(".jsonl") else None
         written = WrittenRecords(lines, files.values_folder)
         output = Output(self.run, written, self.run.names, self.many)
-        worker = _Worker(self, written, _Images(self))
+        worker = _Worker(self, written, RunImages(self.run))
         started = time.perf_counter()
         with Signals() as signals, _watching(self, signals) as (watch, bar):
             try:
@@ -184,48 +184,10 @@ class Job:
         return f"interrupted: {of} are drawn with what is known of them"
 
 
-class _Images:
-    """The images of a job as each network sees them, read when they are needed."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._readers = job, job.run.readers()
-        self._read: dict[int, list[ImageInput]] = {}
-        self._bad: dict[int, str] = {}
-        self._taken: set[tuple[Network, tuple[int, int]]] = set()
-
-    def read_all(self) -> None:
-        """Read all images, so that a bad one is told of before any work is done."""
-        for number in range(len(self._job.run.names)):
-            try:
-                self._read[number] = self[number]
-            except UserError as error:
-                if not self._job.run.asked.skip_bad:
-                    raise
-                self._bad[number] = str(error)
-        self.warn()
-
-    def __getitem__(self, number: int) -> list[ImageInput]:
-        if number in self._bad:
-            raise UserError(self._bad[number])
-        if number in self._read:
-            return self._read[number]
-        given, name = self._job.run.sources[number], self._job.run.names[number]
-        images = [reader.read(given, name) for reader in self._readers]
-        for network, image in zip(self._job.run.networks, images, strict=True):
-            if (network, image.size) not in self._taken:
-                network.check_takes(image.size)
-                self._taken.add((network, image.size))
-        return images
-
-    def warn(self) -> None:
-        """Warn of images that look like negatives."""
-        self._readers[-1].warn()
-
-
 class _Worker:
     """What a rank does: explain images, draw their own figures, and write their own values."""
 
-    def __init__(self, job: Job, written: WrittenRecords, images: _Images) -> None:
+    def __init__(self, job: Job, written: WrittenRecords, images: RunImages) -> None:
         self.job, self.written, self.images = job, written, images
 
     def attempt(
