@@ -14,7 +14,8 @@ from lib.explain.methods import METHODS
 from lib.figures import explanations as pictures
 from lib.figures import frames, style
 from lib.runtime.spelling import readable
-from lib.tasks.comparison import Comparison, Found, Row, kept_maps
+from lib.tasks.comparison import Comparison, kept_maps
+from lib.tasks.comparison_results import Found, Row
 from lib.tasks.comparison_table import title_of
 from lib.tasks.explanation_sheet import MOST_LINES, picture_of
 

@@ -12,7 +12,8 @@ from lib.runtime import checkpoint, distributed
 from lib.runtime.errors import UserError
 from lib.runtime.files import writable_file, write_atomically
 from lib.tasks import comparison_table
-from lib.tasks.comparison import Comparison, Found, Row, Told, kept_maps
+from lib.tasks.comparison import Comparison, kept_maps
+from lib.tasks.comparison_results import Found, Row, Told
 from lib.tasks.comparison_store import key_of
 from lib.tasks.explanation_run import ExplanationRun
 from lib.tasks.explanation_values import RowsOfArrays, as_json, as_lines

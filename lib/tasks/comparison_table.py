@@ -10,7 +10,7 @@ from lib.evaluation.measures import CONTROLS, MEASURES, PASSES_BELOW, Measure
 from lib.evaluation.resampling import FEWEST, Means, summarise
 from lib.explain.methods import METHODS
 from lib.runtime.spelling import printable, readable
-from lib.tasks.comparison import Found, Told
+from lib.tasks.comparison_results import Found, Told
 
 NOT_BETTER = "✗"
 _NONE = "–"
