@@ -11,7 +11,7 @@ from fuzz import Damage, boxes_door
 from PIL import Image
 from test_distributed import torchrun
 
-from lib.data.boxes import ObjectBox, box_in_input
+from lib.data.boxes import ObjectBox, box_in_input, read_boxes
 from lib.data.fitting import Box, Original
 from lib.data.image_inputs import ImageInput
 from lib.evaluation.measures import CONTROLS, MEASURES
@@ -224,6 +224,12 @@ def photographs(tmp_path):
     Image.new("L", (40, 40), 128).save(folder / "plain.png")
     (folder / "torn.png").write_bytes(b"no image")
     return folder
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_boxes_are_read_as_windows_writes_them(tmp_path, encoding):
+    (tmp_path / "boxes.json").write_text('{"cat": [0, 1, 2, 3]}\r\n', encoding=encoding)
+    assert read_boxes(tmp_path / "boxes.json") == {"cat": ObjectBox(0, 1, 2, 3)}
 
 
 def test_a_box_that_the_network_does_not_see_is_told_of_and_left_out(compare, photographs, tmp_path):

@@ -27,8 +27,8 @@ def read_boxes(path: str | Path) -> dict[str, ObjectBox]:
     """
     form = '{"IMAGE": [Y0, X0, Y1, X1], …}'
     try:
-        content = json.loads(existing_file(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deeply
+        content = json.loads(existing_file(path).read_bytes())  # UTF-8 or UTF-16
+    except (OSError, ValueError, RecursionError):  # no text, not JSON, or nested too deeply
         raise UserError(f"--boxes {path} is not JSON of the form {form}") from None
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"--boxes {path} is not of the form {form}")
